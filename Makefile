@@ -1,0 +1,33 @@
+# make setup | reproduce | test | verify: each starts from Python, git and make alone, and reuses .venv afterwards
+PYTHON ?= python3
+STORE  ?= store/reproduce
+BIN    := .venv/bin
+
+.PHONY: setup reproduce test verify check clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# trains what its own store lacks, then prints the verdicts and draws the figures below that store
+reproduce: setup
+	$(BIN)/python -m experiments run keskar2017 --scale quick --store $(STORE)
+	$(BIN)/python -m analysis report keskar2017 --scale quick --store $(STORE)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+test: check
+	$(BIN)/python -m pytest
+
+# everything: the tests, the quick studies from an empty store, and their comparison with what is published
+verify: test
+	$(BIN)/python -m pytest tests/verify --timeout 3600
+
+clean:
+	rm -rf .venv store build

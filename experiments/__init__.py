@@ -1,0 +1,1 @@
+"""Published claims about batch size, sharpness and generalization, as programs: one study a file."""

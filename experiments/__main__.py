@@ -1,0 +1,157 @@
+"""The command line: `python -m experiments`. Without a command it lists the studies, their claims and their state.
+
+Exit status: 0 finished, 1 something failed or is missing, 2 wrong usage, 130 or 143 after Ctrl-C or SIGTERM (checkpoints
+are written; the same command continues).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from experiments.lab import command
+from experiments.lab.config import ConfigError, RunConfig
+from experiments.lab.datasets import DataError
+from experiments.lab.launch import Stopped
+from experiments.lab.plan import UsageError
+from experiments.lab.store import StoreError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
+    """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
+    data_dir: Path | None = None
+    """folder of the data sets (default: $BATCHLAB_DATA_DIR, else the user's cache)"""
+    json: bool = False
+    """print one JSON document on stdout and nothing else"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfStudy(Common):
+    study: tyro.conf.Positional[str]
+    """name of a study"""
+    scale: str
+    """quick, laptop or paper"""
+    seeds: int | None = None
+    """seeds a cell (default: as the study declares; verdicts always want the declared number)"""
+    dataset: str | None = None
+    """another data set than the scale's own"""
+    where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """only runs whose field equals a value, as FIELD=VALUE; may be repeated"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(OfStudy):
+    """List the runs of a study and which of them exist."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status(OfStudy):
+    """Count the runs of a study by stage and status."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(OfStudy):
+    """Train and measure what a study still lacks."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    workers: int | None = None
+    """worker processes of one thread each (default: one a core on cpu, one on cuda)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train(Common):
+    """Train one run, here, and print its summary."""
+
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    device: str = "cpu"
+    threads: int = 1
+    micro_batch: int | None = None
+    """examples a forward pass (default: the whole batch)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Common):
+    """Measure stored runs."""
+
+    run: tyro.conf.Positional[str]
+    """run id, or the beginning of one"""
+    metrics: tuple[str, ...] = ("lambda_max", "phi_full", "phi_subspace")
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreCommand(Common):
+    """Check the records of a store, or move them between machines."""
+
+    action: tyro.conf.Positional[Literal["check", "export", "import"]]
+    file: tyro.conf.Positional[Path | None] = None
+    """archive to write or read (export, import)"""
+
+
+COMMANDS: dict[str, tuple[type[Common], Callable[[Any], tuple[int, Any]]]] = {
+    "plan": (Plan, command.plan),
+    "run": (Run, command.run),
+    "status": (Status, command.status),
+    "train": (Train, command.train),
+    "measure": (Measure, command.measure),
+    "store": (StoreCommand, command.store),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if not arguments or arguments == ["--json"]:
+            status, document = command.overview(Common(json=bool(arguments)))
+            return _print(status, document, as_json=bool(arguments))
+        options = tyro.extras.subcommand_cli_from_dict(
+            {name: kind for name, (kind, _) in COMMANDS.items()},
+            prog="python -m experiments",
+            description=__doc__,
+            args=arguments,
+            config=(tyro.conf.EnumChoicesFromValues, tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
+            if arguments[0] == "train"
+            else (),
+        )
+        action = next(action for kind, action in COMMANDS.values() if type(options) is kind)
+        status, document = action(options)
+        return _print(status, document, as_json=options.json)
+    except (UsageError, ConfigError) as error:
+        return _complain(error, 2)
+    except (StoreError, DataError, OSError) as error:
+        return _complain(error, 1)
+    except Stopped as stopped:
+        print("stopped; checkpoints are written and the same command continues", file=sys.stderr)
+        return 128 + stopped.signal_number
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_study(name: str) -> int:
+    """What `python experiments/<study>.py ...` does: `run` for that study."""
+    return main(["run", name, *sys.argv[1:]])
+
+
+def _print(status: int, document: Any, *, as_json: bool) -> int:
+    print(json.dumps(document, indent=1, sort_keys=True) if as_json else command.readable(document))
+    return status
+
+
+def _complain(error: Exception, status: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The machinery behind the studies: configurations, planning, training, the store."""

@@ -1,0 +1,189 @@
+"""What each command does: options in, (exit status, document) out. Printing is the caller's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from experiments.lab import launch
+from experiments.lab.config import Machine
+from experiments.lab.datasets import DataError
+from experiments.lab.plan import UsageError, find_study, select, studies
+from experiments.lab.plan import plan as make_plan
+from experiments.lab.store import Store, StoreError
+from experiments.lab.study import Request
+
+
+def overview(options: Any) -> tuple[int, Any]:
+    """Every study with its claims, and how many runs of each scale the store has."""
+    store = Store(options.store, create=False)
+    found = []
+    for study in studies().values():
+        scales = []
+        for scale in study.scales:
+            stages = make_plan(study, Request(scale.name), store)
+            finished = sum(record is not None for stage in stages for record in stage.records)
+            runs = sum(stage.at_most for stage in stages)
+            scales.append({"scale": scale.name, "about": scale.about, "cost": scale.cost, "finished": finished, "runs": runs})
+        claims = [
+            {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash, "scales": list(c.scales)}
+            for c in study.claims
+        ]
+        found.append({"study": study.name, "title": study.title, "citation": study.citation, "claims": claims, "scales": scales})
+    return 0, {"studies": found}
+
+
+def plan(options: Any) -> tuple[int, Any]:
+    """Every run of a study with its state; later stages as an upper bound."""
+    study, request, store = _study(options)
+    stages = []
+    for stage in make_plan(study, request, store, options.data_dir):
+        chosen = select(stage.runs or (), options.where)
+        records = dict(zip(stage.runs or (), stage.records, strict=True))
+        runs = [
+            {"run_id": c.run_id, "state": r.status if (r := records[c]) is not None else "missing", "config": c.to_dict()}
+            for c in chosen
+        ]
+        known = stage.runs is not None
+        stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
+    return 0, {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
+
+
+def status(options: Any) -> tuple[int, Any]:
+    """Counts by stage and status. Exit status 1 while runs are missing."""
+    code, document = plan(options)
+    for stage in document["stages"]:
+        counts: dict[str, int] = {}
+        for run_ in stage.pop("runs"):
+            counts[run_["state"]] = counts.get(run_["state"], 0) + 1
+        stage["counts"] = counts
+        code = max(code, int(not stage["known"] or "missing" in counts))
+    return code, document
+
+
+def run(options: Any) -> tuple[int, Any]:
+    """Train and measure what is missing."""
+    study, request, store = _study(options, create=True)
+    cuda = options.device.startswith("cuda")
+    if options.workers is not None and options.workers < 1:
+        raise UsageError(f"--workers is {options.workers}, but must be at least 1")
+    workers = options.workers or (1 if cuda else max(1, len(os.sched_getaffinity(0))))
+    machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
+    result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
+    for sentence in result.failures:
+        print(f"failed: {sentence}", file=sys.stderr)
+    return 0 if result.complete else 1, {
+        "study": study.name, "scale": request.scale, "store": str(options.store), "planned": result.planned,
+        "counts": result.counts, "trained_or_measured_now": result.trained, "pairs_measured_now": result.measured,
+        "failures": result.failures,
+    }  # fmt: skip
+
+
+def train(options: Any) -> tuple[int, Any]:
+    """Train one run in this process."""
+    launch.check_device(options.device)
+    from experiments.lab.datasets import identity
+    from experiments.lab.folder import Interrupted
+    from experiments.lab.worker import Stopper, Train, run_task
+
+    config = options.config
+    if config.dataset.startswith("cifar-bin:") and config.data_sha256 is None:
+        config = config.replace(data_sha256=identity(config.dataset, options.data_dir))
+    machine = Machine(
+        device=options.device, threads=options.threads, micro_batch=options.micro_batch,
+        data_dir=None if options.data_dir is None else str(options.data_dir),
+    )  # fmt: skip
+    machine.check(config)
+    launch.check_data([config], machine)
+    store, stopper, asked = Store(options.store), Stopper(), []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))
+    import torch
+
+    torch.set_num_threads(machine.threads)
+    try:
+        report = run_task(Train(config), store, machine, stopper, None)
+    except Interrupted:
+        raise launch.Stopped(asked[0]) from None
+    if report.kind == "failed":
+        raise StoreError(report.detail)
+    if report.kind == "busy":
+        raise StoreError(f"another process is training run {config.run_id}; wait for it or use another --store")
+    return int(report.kind == "diverged"), store.summary(config.run_id)
+
+
+def measure(options: Any) -> tuple[int, Any]:
+    """Measure a stored run; what is measured already is only printed."""
+    launch.check_device(options.device)
+    from experiments.lab.measure import METRICS, perform, standard
+
+    if unknown := [metric for metric in options.metrics if metric not in METRICS]:
+        raise UsageError(f"there is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
+    store = Store(options.store)
+    run_id = store.resolve(options.run)
+    machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
+    results = []
+    for metric in options.metrics:
+        asked = standard(metric)
+        if store.measurement(asked, [run_id]) is None:
+            perform(store, machine, asked, [run_id])
+        results.append(store.measurement(asked, [run_id]))
+    return 0, {"run_id": run_id, "measurements": results}
+
+
+def store(options: Any) -> tuple[int, Any]:
+    """Check, export or import records."""
+    from experiments.lab import transfer
+
+    if options.action == "check":
+        damaged = transfer.check(Store(options.store, create=False))
+        return int(bool(damaged)), {"store": str(options.store), "damaged": damaged}
+    if options.file is None:
+        raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")
+    if options.action == "export":
+        return 0, {"exported": transfer.export_runs(Store(options.store, create=False), options.file)}
+    return 0, {"imported": transfer.import_runs(Store(options.store), options.file)}
+
+
+def readable(document: Any, indent: int = 0) -> str:
+    """A document as indented text: what a person reads where a program would ask for --json."""
+    pad = "  " * indent
+    if isinstance(document, dict):
+        if "config" in document and "run_id" in document:
+            fields = " ".join(f"{k}={v}" for k, v in document["config"].items())
+            return f"{pad}{document['run_id']}  {document.get('state', ''):8s} {fields}"
+        lines = []
+        for name, value in document.items():
+            if isinstance(value, (dict, list)) and value:
+                lines += [f"{pad}{name}:", readable(value, indent + 1)]
+            else:
+                shown = "none" if value in ({}, []) else f"{value:.6g}" if isinstance(value, float) else value
+                lines.append(f"{pad}{name}: {shown}")
+        return "\n".join(lines)
+    if isinstance(document, list):
+        return "\n".join(readable(item, indent) for item in document)
+    return f"{pad}{document}"
+
+
+def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
+    study = find_study(options.study)
+    if options.seeds is not None and options.seeds < 1:
+        raise UsageError(f"--seeds is {options.seeds}, but must be at least 1")
+    if options.dataset is not None:
+        _check_dataset(options.dataset)
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
+    request = Request(options.scale, options.seeds, options.dataset)
+    from experiments.lab.plan import check_scale
+
+    check_scale(study, request.scale)
+    return study, request, Store(options.store, create=create)
+
+
+def _check_dataset(name: str) -> None:
+    from experiments.lab.datasets import NAMES
+
+    if name not in NAMES and not name.startswith("cifar-bin:"):
+        raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")

@@ -1,0 +1,308 @@
+"""What a training run *is* (`RunConfig`) and how it is computed (`Machine`).
+
+Everything that changes the science of a run is a field of `RunConfig`; its `run_id` is a hash of those fields.
+Everything that changes rounding at most is a field of `Machine` and never enters the hash.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+SCIENCE_VERSION = 1
+"""Raised only when the golden weights of `tests/unit/test_golden.py` change, never by a mere commit."""
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one sentence with the remedy."""
+
+
+class Model(StrEnum):
+    MLP = "mlp"
+    SMALL_CONV = "small-conv"
+    KESKAR_C1 = "keskar-c1"
+    KESKAR_C2 = "keskar-c2"
+
+
+class Norm(StrEnum):
+    NONE = "none"
+    BATCH = "batch"
+    GHOST = "ghost"
+    GROUP = "group"
+
+
+class Optimizer(StrEnum):
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Scaling(StrEnum):
+    """How the learning rate follows the batch size B: peak LR = lr * (B / base_batch_size) ** {none: 0, sqrt: 1/2, linear: 1}."""
+
+    NONE = "none"
+    SQRT = "sqrt"
+    LINEAR = "linear"
+
+
+class Schedule(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    STEP = "step"
+
+
+class Budget(StrEnum):
+    """When training stops. Never defaulted: most disputes about batch size are disputes about the budget."""
+
+    EPOCHS = "epochs"
+    STEPS = "steps"
+    TRAIN_LOSS = "train_loss"
+    PLATEAU = "plateau"
+
+
+class Augment(StrEnum):
+    NONE = "none"
+    CROP_FLIP = "crop-flip"
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT64 = "float64"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that changes the science of one training run.
+
+    Conventions: `lr` is per update of the batch-mean gradient (per batch, not per example); `weight_decay` is added to
+    that gradient for SGD and Adam (coupled, torch's convention) and is decoupled, multiplied by the LR, for AdamW.
+
+    Raises `ConfigError` (one sentence) for a combination that cannot be run.
+    """
+
+    dataset: str = "fashion-mini"
+    """name of the data set, or `cifar-bin:<folder>`"""
+    data_sha256: str | None = None
+    """content hash of a `cifar-bin:` data set; filled in when the run is planned"""
+    n_train: int | None = None
+    """training examples used, the first of the data set's fixed order (none: all that validation leaves)"""
+    n_validation: int = 0
+    """examples held out from the end of the training split for tuning"""
+    augment: Augment = Augment.NONE
+    """crop-flip: 4-pixel zero padding, random crop, horizontal flip; a pure function of (seed, epoch, example)"""
+
+    model: Model = Model.MLP
+    width: int | None = None
+    """units a hidden layer (mlp only; none: 512, Keskar's F1)"""
+    depth: int | None = None
+    """hidden layers (mlp only; none: 5, Keskar's F1)"""
+    norm: Norm = Norm.NONE
+    norm_batch: int | None = None
+    """examples that share normalisation statistics (ghost only); divides batch_size"""
+    dropout: bool = True
+    """the model's own dropout rates (only Keskar's C nets have any), or none at all"""
+
+    batch_size: int
+    """examples an update, B; exact at every step"""
+    optimizer: Optimizer = Optimizer.SGD
+    lr: float
+    """learning rate before the scaling rule, per update"""
+    scaling: Scaling = Scaling.NONE
+    base_batch_size: int | None = None
+    """batch size at which the scaling rule leaves `lr` unchanged"""
+    momentum: float = 0.0
+    """SGD's heavy-ball coefficient, dampening 0"""
+    nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+
+    schedule: Schedule = Schedule.CONSTANT
+    """shape after warm-up; `step` divides by 10 at 1/2 and 3/4 of the budget"""
+    warmup: float = 0.0
+    """fraction of the budget over which the LR rises linearly from 0"""
+    final_lr: float = 0.0
+    """end of the linear or cosine schedule, as a fraction of the peak LR"""
+
+    budget: Budget
+    epochs: float | None = None
+    """budget `epochs`: passes over the training set"""
+    steps: int | None = None
+    """budget `steps`: updates"""
+    train_loss: float | None = None
+    """budget `train_loss`: target of the evaluation-mode mean cross-entropy (nats) on training examples"""
+    patience: float | None = None
+    """budget `plateau`: epochs without a 1% improvement of that cross-entropy"""
+    max_epochs: float | None = None
+    """cap of the budgets `train_loss` and `plateau`; a run that meets it is recorded as `capped`"""
+
+    precision: Precision = Precision.FLOAT32
+    """bfloat16: autocast forward and backward, float32 weights"""
+    tf32: bool = False
+    seed: int = 0
+    """initial weights, data order, augmentation and dropout"""
+    parent: str | None = None
+    """run_id whose final weights are the initial ones (none: fresh initialisation)"""
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate after the scaling rule, per update."""
+        if self.scaling is Scaling.NONE or self.base_batch_size is None:
+            return self.lr
+        ratio = self.batch_size / self.base_batch_size
+        return self.lr * (ratio if self.scaling is Scaling.LINEAR else math.sqrt(ratio))
+
+    @property
+    def run_id(self) -> str:
+        """First 20 hex digits of the SHA-256 of `canonical`: the run's name everywhere."""
+        return hashlib.sha256(self.canonical().encode()).hexdigest()[:20]
+
+    def canonical(self) -> str:
+        """Canonical JSON of the fields away from their frozen defaults, so that a new field keeps old ids.
+
+        A `cifar-bin:` folder counts by its content: moved, it is the same data; edited, it is not.
+        """
+        fields = self.to_dict()
+        if self.data_sha256 is not None:
+            fields["dataset"] = "cifar-bin"
+        return json.dumps({"science_version": SCIENCE_VERSION, **fields}, sort_keys=True, allow_nan=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only the fields that differ from their defaults; `from_dict` restores the config."""
+        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {f.name: changed[f.name] for f in dataclasses.fields(self) if changed[f.name] != f.default}
+
+    def full_dict(self) -> dict[str, Any]:
+        """Every field, defaults included: one row of the `runs` table."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def replace(self, **changes: Any) -> RunConfig:
+        return dataclasses.replace(self, **changes)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> RunConfig:
+        """Inverse of `to_dict`; raises `ConfigError` for an unknown field or value."""
+        known = {f.name: f for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - set(known)):
+            raise ConfigError(f"a run has no field {unknown[0]!r}; the fields are {', '.join(known)}")
+        try:
+            return cls(**{name: _typed(name, value) for name, value in fields.items()})
+        except TypeError as error:
+            raise ConfigError(f"this run configuration is incomplete: {error}") from error
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "model": Model, "norm": Norm, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,
+    "budget": Budget, "augment": Augment, "precision": Precision,
+}  # fmt: skip
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name not in _ENUMS:
+        return value
+    try:
+        return _ENUMS[name](value)
+    except ValueError:
+        choices = ", ".join(_ENUMS[name])
+        raise ConfigError(f"{name} is {value!r}, but must be one of {choices}") from None
+
+
+_POSITIVE = ("n_train", "width", "depth", "norm_batch", "batch_size", "lr", "base_batch_size", "epochs", "steps",
+             "train_loss", "patience", "max_epochs", "eps")  # fmt: skip
+_FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr")
+_BUDGET_FIELDS = {
+    Budget.EPOCHS: {"epochs"},
+    Budget.STEPS: {"steps"},
+    Budget.TRAIN_LOSS: {"train_loss", "max_epochs"},
+    Budget.PLATEAU: {"patience", "max_epochs"},
+}
+
+
+def _validate(c: RunConfig) -> None:
+    for name in _POSITIVE:
+        value = getattr(c, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise ConfigError(f"{name} is {value}, but must be a positive finite number")
+    for name in _FRACTIONS:
+        upper_ok = getattr(c, name) < 1 or (name == "final_lr" and getattr(c, name) == 1)
+        if not (getattr(c, name) >= 0 and upper_ok):
+            raise ConfigError(f"{name} is {getattr(c, name)}, but must be at least 0 and below 1")
+    if not (math.isfinite(c.weight_decay) and c.weight_decay >= 0):
+        raise ConfigError(f"weight_decay is {c.weight_decay}, but must be finite and not negative")
+    if c.seed < 0 or c.n_validation < 0:
+        raise ConfigError("seed and n_validation must not be negative")
+    if c.n_train is not None and c.batch_size > c.n_train:
+        raise ConfigError(
+            f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"
+        )
+    _validate_budget(c)
+    _validate_combinations(c)
+
+
+def _validate_budget(c: RunConfig) -> None:
+    needed = _BUDGET_FIELDS[c.budget]
+    for name in sorted(set().union(*_BUDGET_FIELDS.values())):
+        given = getattr(c, name) is not None
+        if given != (name in needed):
+            verb = "needs" if name in needed else "takes no"
+            raise ConfigError(f"budget {c.budget} {verb} {name}; it is set by {' and '.join(sorted(needed))}")
+    if c.budget in (Budget.TRAIN_LOSS, Budget.PLATEAU) and (c.schedule is not Schedule.CONSTANT or c.warmup):
+        raise ConfigError(
+            f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
+            "use budget epochs or steps for a schedule"
+        )
+
+
+def _validate_combinations(c: RunConfig) -> None:
+    if (c.norm is Norm.GHOST) != (c.norm_batch is not None):
+        raise ConfigError("norm_batch belongs to norm ghost: give both or neither")
+    if c.norm_batch is not None and c.batch_size % c.norm_batch:
+        raise ConfigError(f"norm_batch {c.norm_batch} does not divide batch_size {c.batch_size}; choose a divisor")
+    if (c.scaling is not Scaling.NONE) != (c.base_batch_size is not None):
+        raise ConfigError("base_batch_size belongs to scaling sqrt or linear: give both or neither")
+    if c.model is not Model.MLP and (c.width or c.depth):
+        raise ConfigError(f"width and depth are for model mlp, not {c.model}; leave them out")
+    if c.nesterov and not c.momentum:
+        raise ConfigError("nesterov needs a momentum above 0")
+    if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
+        raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """How a run is computed; changes rounding at most."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    threads: int = 1
+    """threads of one worker; one a core with one worker a core is fastest on CPU"""
+    micro_batch: int | None = None
+    """examples a forward pass (none: the whole batch); a multiple of norm_batch"""
+    data_dir: str | None = None
+
+    @property
+    def data_path(self) -> Path | None:
+        return None if self.data_dir is None else Path(self.data_dir)
+
+    def check(self, config: RunConfig) -> None:
+        """Raise `ConfigError` where `micro_batch` would change the science of `config`."""
+        if self.micro_batch is None:
+            return
+        if self.micro_batch < 1:
+            raise ConfigError(f"micro_batch is {self.micro_batch}, but must be positive")
+        if config.norm is Norm.BATCH and self.micro_batch < config.batch_size:
+            raise ConfigError("norm batch normalises over the whole batch, so micro_batch cannot split it; use ghost")
+        if config.norm_batch and self.micro_batch % config.norm_batch:
+            raise ConfigError(f"micro_batch {self.micro_batch} is not a multiple of norm_batch {config.norm_batch}")

@@ -1,0 +1,119 @@
+"""The traces of one run on disk, written by the process that holds its lease."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.config import SCIENCE_VERSION, Machine, RunConfig
+from experiments.lab.lease import TOUCH, Lease, acquire
+from experiments.lab.provenance import commit, hardware, provenance
+from experiments.lab.store import Store, StoreError, to_json, write_atomic
+from experiments.lab.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint, save_tensors
+from experiments.lab.training.state import Checkpoint
+from experiments.lab.training.train import Outcome
+
+CHECKPOINT_SECONDS = 30.0
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+class RunFolder:
+    """The `Log` of a run. Use `open_run`, which takes the lease."""
+
+    def __init__(self, store: Store, config: RunConfig, machine: Machine, lease: Lease, stop: Callable[[], bool],
+                 report: Callable[[int], None], checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:  # fmt: skip
+        self.path: Path = store.folder(config.run_id)
+        self.config, self.machine, self.lease = config, machine, lease
+        self.stop, self.report, self.checkpoint_seconds = stop, report, checkpoint_seconds
+        self.started = self.saved = self.touched = time.monotonic()
+        write_atomic(self.path / "config.json", to_json({"science_version": SCIENCE_VERSION, **config.to_dict()}))
+        write_atomic(self.path / "provenance.json", to_json(provenance(machine)))
+
+    def load(self) -> Checkpoint | None:
+        """The newest whole checkpoint; the history is cut back to it."""
+        checkpoint = load_checkpoint(self.path)
+        length = checkpoint.history_bytes if checkpoint else 0
+        self.history = open(self.path / "history.jsonl", "ab")
+        self.history.truncate(length)
+        self.history.seek(0, os.SEEK_END)
+        if self.history.tell() < length:
+            raise StoreError(f"{self.history.name} is shorter than its checkpoint; delete {self.path} and run again")
+        return checkpoint
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.history.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def history_bytes(self) -> int:
+        self.history.flush()
+        return self.history.tell()
+
+    def wants_checkpoint(self, step: int) -> bool:
+        """True when the time has come or a stop was asked for; keeps the lease warm and progress flowing."""
+        now = time.monotonic()
+        if now - self.touched > TOUCH:
+            self.lease.touch()
+            self.touched = now
+        self.report(step)
+        return self.stop() or now - self.saved > self.checkpoint_seconds
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Write a checkpoint; raises `Interrupted` after it when a stop was asked for."""
+        self.history.flush()
+        os.fsync(self.history.fileno())
+        save_checkpoint(self.path, checkpoint)
+        self.saved = time.monotonic()
+        if self.stop():
+            raise Interrupted(self.config.run_id)
+
+    def publish(self, outcome: Outcome) -> bool:
+        """Write weights, predictions and, last, the summary. False when another owner published first."""
+        self.history.flush()
+        os.fsync(self.history.fileno())
+        files = {"final.safetensors": save_tensors(self.path / "final.safetensors", outcome.weights)}
+        if outcome.predictions:
+            files["predictions.safetensors"] = save_tensors(self.path / "predictions.safetensors", outcome.predictions)
+        summary = {
+            "run_id": self.config.run_id,
+            "status": outcome.status,
+            "reason": outcome.reason,
+            **outcome.values,
+            "seconds": time.monotonic() - self.started,
+            "commit": commit(),
+            "device": self.machine.device,
+            "hardware": hardware(self.machine.device),
+            "files": files,
+        }
+        if not self.lease.held():
+            return False
+        draft = self.path / f".summary.{self.lease.token}"
+        write_atomic(draft, to_json(summary))
+        try:
+            os.link(draft, self.path / "summary.json")
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink(missing_ok=True)
+        clear_checkpoints(self.path)
+        return True
+
+    def close(self) -> None:
+        with contextlib.suppress(AttributeError):
+            self.history.close()
+        self.lease.release()
+
+
+def open_run(store: Store, config: RunConfig, machine: Machine, stop: Callable[[], bool],
+             report: Callable[[int], None]) -> RunFolder | None:  # fmt: skip
+    """The folder of `config`, leased; None while another live process computes it."""
+    path = store.folder(config.run_id)
+    path.mkdir(exist_ok=True)
+    lease = acquire(path)
+    return None if lease is None else RunFolder(store, config, machine, lease, stop, report)

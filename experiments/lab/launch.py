@@ -1,0 +1,266 @@
+"""Runs a study: workers on this machine take its missing runs and measurements, stage by stage."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+from experiments.lab.config import Machine, RunConfig
+from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
+from experiments.lab.progress import Progress, Sweep, describe, expected_steps
+from experiments.lab.store import Store
+from experiments.lab.study import Request, Study
+from experiments.lab.worker import Observe, Report, Task, Train, serve
+
+BUSY_SECONDS = 2.0
+"""pause before a run that another process holds is asked for again"""
+STOP_SECONDS = 60.0
+"""how long workers may take to write their checkpoints"""
+
+
+class Stopped(Exception):
+    """The user asked to stop; `signal_number` says how."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+@dataclass
+class Result:
+    """How a sweep ended: runs by status, one sentence a failure."""
+
+    planned: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    trained: int = 0
+    measured: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not self.failures and sum(self.counts.values()) == self.planned
+
+
+def check_device(device: str) -> None:
+    """Raise `UsageError` for a device this machine does not have."""
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError(f"there is no device {device!r}; use cpu, cuda or cuda:N")
+    if kind == "cuda":
+        import torch
+
+        if int(index or 0) >= torch.cuda.device_count():
+            raise UsageError(f"device {device} is not on this machine, which has {torch.cuda.device_count()} GPUs; use cpu")
+
+
+def run_study(study: Study, request: Request, store: Store, machine: Machine, *, workers: int,
+              where: Sequence[str] = (), quiet: bool = False) -> Result:  # fmt: skip
+    """Train and measure what `study` still lacks at `request.scale`; returns how it ended.
+
+    Raises `UsageError`, `ConfigError` or `DataError` before anything is started, and `Stopped` after a signal, once
+    every worker has written its checkpoint.
+    """
+    check_device(machine.device)
+    result = Result()
+    with Workers(store.root, machine, workers) as pool:
+        for index in range(len(study.stages)):
+            stage = plan(study, request, store, machine.data_path)[index]
+            if stage.runs is None:
+                result.planned += stage.at_most
+                continue
+            chosen = select(stage.runs, where)
+            check_data(chosen, machine)
+            tasks = _tasks(stage, chosen, request, store)
+            execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
+            stage = plan(study, request, store, machine.data_path)[index]
+            runs = {config.run_id for config in chosen}
+            pairs = [
+                Observe(measure, run_ids)
+                for measure, run_ids in measurements_due(stage, request, store)
+                if len(run_ids) > 1 and runs.issuperset(run_ids)
+            ]
+            execute(pool, pairs, f"{study.name} {request.scale} pairs of runs", result, quiet=quiet)
+            result.planned += len(chosen)
+            for config in chosen:
+                if (record := store.record(config)) is not None:
+                    result.counts[record.status] = result.counts.get(record.status, 0) + 1
+    return result
+
+
+def check_data(configs: Sequence[RunConfig], machine: Machine) -> None:
+    """Read every data set once, here, so that a damaged or missing file stops the sweep before any training."""
+    from experiments.lab.datasets import load
+
+    for name in dict.fromkeys(config.dataset for config in configs):
+        dataset = load(name, machine.data_path)
+        for config in configs:
+            if config.dataset == name:
+                check_fits(config, len(dataset.train.labels))
+                machine.check(config)
+
+
+def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Task]:
+    unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
+    missing = {config.run_id for config in stage.missing()}
+    return [
+        Train(config, tuple(stage.stage.measures(config)))
+        for config in chosen
+        if config.run_id in missing or config.run_id in unmeasured
+    ]
+
+
+@dataclass
+class Worker:
+    process: BaseProcess
+    pipe: Connection
+    task: Task | None = None
+    since: float = 0.0
+    step: int = 0
+
+
+class Workers:
+    """Local worker processes, started when the first task needs them and stopped on leaving, checkpoints written."""
+
+    def __init__(self, root: Path, machine: Machine, count: int) -> None:
+        self.root, self.machine, self.count = root, machine, count
+        self.workers: list[Worker] = []
+        self.signal_number: int | None = None
+
+    def __enter__(self) -> Workers:
+        self.handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        deadline = time.monotonic() + STOP_SECONDS
+        for worker in self.workers:
+            if worker.task is not None:
+                worker.process.terminate()
+            else:
+                with contextlib.suppress(BrokenPipeError, OSError):
+                    worker.pipe.send(None)
+        for worker in self.workers:
+            while worker.process.is_alive() and time.monotonic() < deadline:
+                with contextlib.suppress(EOFError, OSError):
+                    while worker.pipe.poll(0.05):  # a full pipe would keep the worker from leaving
+                        worker.pipe.recv()
+                worker.process.join(0.05)
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.signal_number = number
+
+    def start(self) -> Worker:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, self.root, self.machine), daemon=False)
+        ignored = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C must not break a worker's start
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, ignored)
+        theirs.close()
+        worker = Worker(process, ours)
+        self.workers.append(worker)
+        return worker
+
+    def idle(self, tasks: int) -> Iterator[Worker]:
+        """Workers without a task, new ones started up to the number of `tasks`."""
+        yield from [worker for worker in self.workers if worker.task is None][:tasks]
+        free = sum(worker.task is None for worker in self.workers)
+        for _ in range(min(self.count - len(self.workers), tasks - free)):
+            yield self.start()
+
+
+def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool) -> None:
+    """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
+    if not tasks:
+        return
+    waiting = [(0.0, task) for task in tasks]
+    sweep = Sweep(len(tasks), pool.count)
+    for task in tasks:
+        sweep.pending[_kind(task)] = sweep.pending.get(_kind(task), 0) + 1
+    with Progress(sweep, label, quiet=quiet) as progress:
+        while sweep.done < len(tasks):
+            if pool.signal_number is not None:
+                raise Stopped(pool.signal_number)
+            ready = [entry for entry in waiting if entry[0] <= time.monotonic()]
+            for worker, entry in zip(pool.idle(len(ready)), ready, strict=False):
+                waiting.remove(entry)
+                worker.task, worker.since, worker.step = entry[1], time.monotonic(), 0
+                worker.pipe.send(entry[1])
+            busy = {worker.pipe: worker for worker in pool.workers if worker.task is not None}
+            if not busy:
+                time.sleep(0.1)
+            for pipe in wait(list(busy), timeout=0.25):
+                assert isinstance(pipe, Connection)
+                worker = busy[pipe]
+                assert worker.task is not None
+                report = _receive(worker, pool)
+                if report.kind == "step":
+                    worker.step = report.detail
+                elif report.kind == "busy":
+                    waiting.append((time.monotonic() + BUSY_SECONDS, worker.task))
+                    worker.task = None
+                else:
+                    sweep.finish(_kind(worker.task), time.monotonic() - worker.since)
+                    if report.kind in ("failed", "stopped"):
+                        result.failures.append(f"{_name(worker.task)}: {report.detail or 'stopped from outside'}")
+                    elif isinstance(worker.task, Train):
+                        result.trained += 1
+                    else:
+                        result.measured += 1
+                    worker.task = None
+            progress.update(*_status(pool))
+        progress.update(*_status(pool), force=True)
+
+
+def _receive(worker: Worker, pool: Workers) -> Report:
+    try:
+        return worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join(5)
+        pool.workers.remove(worker)
+        code = worker.process.exitcode
+        return Report("failed", f"its worker process died (exit code {code}); out of memory is the usual cause")
+
+
+def _status(pool: Workers) -> tuple[dict[int, str], float]:
+    now, lines, spent = time.monotonic(), {}, 0.0
+    for number, worker in enumerate(pool.workers):
+        if worker.task is not None:
+            spent += now - worker.since
+            lines[number] = f"{_name(worker.task)}{_fraction(worker)}, {now - worker.since:.0f} s"
+    return lines, spent
+
+
+def _fraction(worker: Worker) -> str:
+    if not isinstance(worker.task, Train) or not worker.step:
+        return ""
+    config = worker.task.config
+    total = expected_steps(config, config.n_train) if config.n_train else config.steps
+    if total is None:
+        return f", step {worker.step}"
+    left = (total - worker.step) * (time.monotonic() - worker.since) / worker.step
+    return f", step {worker.step} of {total}, ETA {left:.0f} s"
+
+
+def _kind(task: Task) -> str:
+    return f"{task.config.model} {task.config.batch_size}" if isinstance(task, Train) else task.measure.metric
+
+
+def _name(task: Task) -> str:
+    if isinstance(task, Train):
+        return describe(task.config)
+    return f"{task.measure.metric} of {' and '.join(run_id[:8] for run_id in task.run_ids)}"

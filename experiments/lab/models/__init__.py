@@ -1,0 +1,36 @@
+"""`build`: the network that a RunConfig names, initialised from its seed."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from experiments.lab.config import Model, RunConfig
+from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
+from experiments.lab.models.dropout import number_dropout_layers
+from experiments.lab.models.mlp import mlp
+from experiments.lab.models.norms import Normalizer
+
+__all__ = ["build"]
+
+
+def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
+    """The network of `config` for inputs [B, *shape] and outputs [B, classes], on the CPU in float32.
+
+    Weights follow torch's default initialisers, drawn from a stream of `config.seed` alone: the caller's global random
+    state is left as it was, and the weights are the same whatever device computes with them afterwards.
+    """
+    normalizer = Normalizer(config.norm, config.norm_batch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        match config.model:
+            case Model.MLP:
+                model = mlp(shape, classes, normalizer, width=config.width or 512, depth=config.depth or 5)
+            case Model.SMALL_CONV:
+                model = small_conv(shape, classes, normalizer)
+            case Model.KESKAR_C1:
+                model = keskar_c1(shape, classes, normalizer, dropout=config.dropout)
+            case Model.KESKAR_C2:
+                model = keskar_c2(shape, classes, normalizer, dropout=config.dropout)
+    number_dropout_layers(model)
+    return model

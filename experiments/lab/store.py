@@ -1,0 +1,145 @@
+"""The store: one folder a run, shared by many processes, in which only `summary.json` means finished.
+
+    <store>/runs/<run_id>/config.json          canonical JSON of the RunConfig
+                          provenance.json      versions, machine, commit
+                          lease.json           who is computing it now
+                          history.jsonl        one row an observation
+                          checkpoint.<k>.safetensors   the last two
+                          final.safetensors    weights
+                          predictions.safetensors      per test example
+                          measurements/<id>.json
+                          summary.json         written last, atomically
+    <store>/measurements/<id>.json             measurements of pairs of runs
+
+Files appear whole or not at all: written beside their place, synced, renamed. A summary is published by a hard link, so
+the first owner wins and a stale one cannot replace it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.config import RunConfig
+from experiments.lab.study import Measure, Record
+
+FINISHED = ("done", "diverged", "capped")
+
+
+class StoreError(Exception):
+    """The store cannot be used as asked; the message is one sentence with the remedy."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, sync, rename: after a crash at any instant the old or the new file is whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_json(document: Any) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
+    """Name of a measurement: a hash of the metric, its options and the runs, in order."""
+    text = json.dumps([measure.metric, list(measure.options), list(run_ids)], sort_keys=True)
+    return f"{measure.metric}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+class Store:
+    """A folder of runs. Opening creates it; raises `StoreError` when it cannot be written."""
+
+    def __init__(self, root: Path, *, create: bool = True) -> None:
+        self.root = Path(root)
+        if create:
+            try:
+                for folder in (self.root / "runs", self.root / "measurements"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                probe = self.root / f".probe.{os.getpid()}.{secrets.token_hex(4)}"
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                raise StoreError(
+                    f"the store {self.root} cannot be written ({error.strerror}); choose another with --store"
+                ) from error
+
+    def folder(self, run_id: str) -> Path:
+        return self.root / "runs" / run_id
+
+    def finished(self, run_id: str) -> bool:
+        return (self.folder(run_id) / "summary.json").exists()
+
+    def summary(self, run_id: str) -> dict[str, Any] | None:
+        """The summary of a finished run, or None. Raises `StoreError` when it cannot be read back."""
+        return _read_json(self.folder(run_id) / "summary.json")
+
+    def config(self, run_id: str) -> RunConfig | None:
+        document = _read_json(self.folder(run_id) / "config.json")
+        return None if document is None else RunConfig.from_dict(_without_version(document))
+
+    def record(self, config: RunConfig) -> Record | None:
+        summary = self.summary(config.run_id)
+        return None if summary is None else Record(config, summary["status"], summary)
+
+    def history(self, run_id: str) -> list[dict[str, Any]]:
+        """Rows of the history in order of step; a torn last line is left out."""
+        path = self.folder(run_id) / "history.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_bytes().split(b"\n")[:-1]
+        return [json.loads(line) for line in lines]
+
+    def measurement_path(self, measure: Measure, run_ids: Sequence[str]) -> Path:
+        name = f"{measurement_id(measure, run_ids)}.json"
+        if len(run_ids) == 1:
+            return self.folder(run_ids[0]) / "measurements" / name
+        return self.root / "measurements" / name
+
+    def measurement(self, measure: Measure, run_ids: Sequence[str]) -> dict[str, Any] | None:
+        return _read_json(self.measurement_path(measure, run_ids))
+
+    def write_measurement(self, measure: Measure, run_ids: Sequence[str], result: Mapping[str, Any]) -> None:
+        """Record one measurement: its metric, options and runs, beside `result` (value, residual, products, ...)."""
+        path = self.measurement_path(measure, run_ids)
+        path.parent.mkdir(exist_ok=True)
+        head = {"metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
+        write_atomic(path, to_json({**head, **result}))
+
+    def run_ids(self) -> Iterator[str]:
+        """Every run with a folder, finished or not."""
+        yield from sorted(entry.name for entry in os.scandir(self.root / "runs") if entry.is_dir())
+
+    def resolve(self, prefix: str) -> str:
+        """The one run whose id starts with `prefix`; raises `StoreError` when there is none or several."""
+        found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
+        if len(found) != 1:
+            state = "no run" if not found else f"{len(found)} runs"
+            raise StoreError(f"the store {self.root} has {state} whose id starts with {prefix!r}; give one id whole")
+        return found[0]
+
+
+def _without_version(document: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != "science_version"}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); check the folder's permissions") from error

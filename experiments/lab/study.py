@@ -1,0 +1,130 @@
+"""What a study declares: a paper's claims, the runs that test them at each scale, the measurements and the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.lab.claims import Claim
+from experiments.lab.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of a study: a scale, and what they chose to override."""
+
+    scale: str
+    seeds: int | None = None
+    """seeds a cell (none: as the study declares)"""
+    dataset: str | None = None
+    """another data set than the scale's own"""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One measurement to make: a metric of `experiments.lab.measure` and its options, as sorted (name, value) pairs."""
+
+    metric: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+def measure(metric: str, **options: Any) -> Measure:
+    return Measure(metric, tuple(sorted(options.items())))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A measurement of two finished runs, such as the path between their minima."""
+
+    first: RunConfig
+    second: RunConfig
+    measure: Measure
+
+
+@dataclass(frozen=True)
+class Record:
+    """A finished run as later stages see it: its config, status and summary values (missing is None, never 0)."""
+
+    config: RunConfig
+    status: str
+    values: Mapping[str, Any]
+
+
+Runs = Callable[[Request, Sequence[Record]], Sequence[RunConfig]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A pure function from earlier stages' records to the runs of this one.
+
+    `runs` receives the records of all earlier stages in declared order (empty for the first): tuning grids come first,
+    fresh seeds of the winners after; a warm start names its parent's `run_id`.
+    """
+
+    name: str
+    runs: Runs
+    at_most: Callable[[Request], int] | None = None
+    """upper bound of the number of runs, for plans made before earlier stages are known (none: `runs(request, ())`)"""
+    measures: Callable[[RunConfig], Sequence[Measure]] = lambda config: ()
+    """measurements of each run"""
+    pairs: Callable[[Request, Sequence[RunConfig]], Sequence[Pair]] = lambda request, configs: ()
+    """measurements of pairs among this stage's runs"""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size at which a study can run, and what it takes."""
+
+    name: str
+    about: str
+    """one sentence: data, net, seeds"""
+    cost: str
+    """measured duration with its hardware, or an estimate that says so"""
+    seeds: int
+
+
+@dataclass(frozen=True)
+class PaperRow:
+    """One line of a published table, for the table ours-vs-paper."""
+
+    table: str
+    network: str
+    quantity: str
+    small_batch: float
+    large_batch: float
+    small_batch_sd: float | None = None
+    large_batch_sd: float | None = None
+    source: str = "read"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the study: a module of `analysis.figures` and the values it needs, as (name, value) pairs."""
+
+    name: str
+    kind: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """One paper. See `experiments/keskar2017.py` for a whole one."""
+
+    name: str
+    title: str
+    citation: str
+    scales: tuple[Scale, ...]
+    stages: tuple[Stage, ...]
+    claims: tuple[Claim, ...]
+    figures: tuple[Figure, ...] = ()
+    paper: tuple[PaperRow, ...] = ()
+    module: str = ""
+    """where it is declared, for the list of deviations (`# Deviation:` comments)"""
+
+    def scale(self, name: str) -> Scale:
+        """Raises `KeyError` for a scale the study does not have."""
+        return {scale.name: scale for scale in self.scales}[name]
+
+    def claims_at(self, scale: str) -> tuple[Claim, ...]:
+        return tuple(claim for claim in self.claims if claim.at(scale))

@@ -1,0 +1,1 @@
+"""One training run, from a RunConfig to weights."""

@@ -1,0 +1,48 @@
+"""Which examples step t takes: [tB, (t+1)B) of the concatenated epoch permutations."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ORDER, AUGMENT = 0, 1
+"""What a counter-based stream is for; part of its key, so that no two purposes share numbers."""
+
+
+def stream(seed: int, purpose: int, epoch: int) -> np.random.Generator:
+    """The random stream of (seed, purpose, epoch): counter-based (Philox), so no other stream's use can move it."""
+    return np.random.Generator(np.random.Philox(key=[seed, (purpose << 32) + epoch]))
+
+
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """[n] int64: the order of the training examples in `epoch`, a pure function of its arguments."""
+    return stream(seed, ORDER, epoch).permutation(n)
+
+
+class Order:
+    """Positions of any step's examples. B is exact at every step: nothing is dropped, no batch is ragged.
+
+    Caches the permutations of the last two epochs used and nothing else, so asking in any sequence gives the same answer.
+    """
+
+    def __init__(self, seed: int, n: int, batch_size: int) -> None:
+        self.seed, self.n, self.batch_size = seed, n, batch_size
+        self._cache: dict[int, Tensor] = {}
+
+    def _epoch(self, epoch: int) -> Tensor:
+        if epoch not in self._cache:
+            self._cache = {k: v for k, v in self._cache.items() if k == epoch - 1}
+            self._cache[epoch] = torch.from_numpy(permutation(self.seed, epoch, self.n))
+        return self._cache[epoch]
+
+    def at(self, step: int) -> list[tuple[int, Tensor]]:
+        """The batch of `step` as (epoch, positions [b]) pieces, one piece unless the batch crosses an epoch's end."""
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        pieces = []
+        while first < last:
+            epoch, offset = divmod(first, self.n)
+            taken = min(last - first, self.n - offset)
+            pieces.append((epoch, self._epoch(epoch)[offset : offset + taken]))
+            first += taken
+        return pieces

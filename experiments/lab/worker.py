@@ -1,0 +1,159 @@
+"""The process that trains and measures: takes tasks from a pipe until it is closed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.config import ConfigError, Machine, RunConfig
+from experiments.lab.study import Measure
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train `config` if nobody did, then make `measures` of it."""
+
+    config: RunConfig
+    measures: tuple[Measure, ...] = ()
+
+
+@dataclass(frozen=True)
+class Observe:
+    """Make one measurement of finished runs."""
+
+    measure: Measure
+    run_ids: tuple[str, ...]
+
+
+Task = Train | Observe
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker tells: `started`, `step` (with the step), `done` (status), `busy`, `failed` (sentence), `stopped`."""
+
+    kind: str
+    detail: Any = None
+
+
+class Stopper:
+    """Remembers a signal. A training run looks at `asked`; a measurement is cut short, because it leaves nothing half done."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.measuring = False
+
+    def __call__(self, number: int, frame: object) -> None:
+        from experiments.lab.folder import Interrupted
+
+        self.asked = True
+        if self.measuring:
+            raise Interrupted("measurement")
+
+
+def serve(pipe: Connection, root: Path, machine: Machine) -> None:
+    """Work until the pipe closes, a signal comes, or the parent dies (checked each second: no orphan keeps a lease)."""
+    stopper = Stopper()
+    signal.signal(signal.SIGTERM, stopper)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent passes it on in order
+    parent = os.getppid()
+    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+
+    import torch
+
+    from experiments.lab.folder import Interrupted
+    from experiments.lab.store import Store
+
+    torch.set_num_threads(machine.threads)
+    store = Store(root, create=False)
+    try:
+        while not stopper.asked:
+            if not pipe.poll(0.2):
+                continue
+            task = pipe.recv()
+            if task is None:
+                return
+            pipe.send(run_task(task, store, machine, stopper, pipe))
+    except (EOFError, BrokenPipeError):
+        return
+    except Interrupted:
+        pass
+    pipe.send(Report("stopped"))
+
+
+def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> Report:
+    """One task, whatever comes of it. Only `Interrupted` escapes."""
+    from experiments.lab.datasets import DataError
+    from experiments.lab.measure import perform
+    from experiments.lab.store import StoreError
+
+    try:
+        status = "done"
+        observations = [task] if isinstance(task, Observe) else [Observe(m, (task.config.run_id,)) for m in task.measures]
+        if isinstance(task, Train):
+            status = train_one(task.config, store, machine, stopper, pipe)
+        if status in ("busy", "diverged"):
+            return Report(status)
+        stopper.measuring = True
+        if not stopper.asked:
+            for observation in observations:
+                if store.measurement(observation.measure, observation.run_ids) is None:
+                    perform(store, machine, observation.measure, observation.run_ids)
+        stopper.measuring = False
+        return Report(status)
+    except (ConfigError, StoreError, DataError, OSError) as error:
+        return Report("failed", str(error))
+    except (MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
+        return Report("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+    finally:
+        stopper.measuring = False
+
+
+def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
+    """Train and record one run; returns its status, or `busy` while another process holds it."""
+    from experiments.lab.datasets import load
+    from experiments.lab.folder import open_run
+    from experiments.lab.store import StoreError
+    from experiments.lab.training.checkpoint import load_tensors
+    from experiments.lab.training.data import prepare
+    from experiments.lab.training.train import train
+
+    if (summary := store.summary(config.run_id)) is not None:
+        return summary["status"]
+    parent = None
+    if config.parent is not None:
+        loaded = load_tensors(store.folder(config.parent) / "final.safetensors")
+        if loaded is None:
+            raise StoreError(f"the parent run {config.parent} has no weights in {store.root}; run it first")
+        parent = loaded[0]
+    data = prepare(config, machine, load(config.dataset, machine.data_path))
+    told = 0.0
+
+    def report(step: int) -> None:
+        nonlocal told
+        if pipe is not None and time.monotonic() - told > 0.5:
+            told = time.monotonic()
+            pipe.send(Report("step", step))
+
+    folder = open_run(store, config, machine, lambda: stopper.asked, report)
+    if folder is None:
+        return "busy"
+    try:
+        if (summary := store.summary(config.run_id)) is not None:  # recorded while we waited for the lease
+            return summary["status"]
+        result = train(config, machine, data, folder, parent)
+        return result.status if folder.publish(result) else "busy"
+    finally:
+        folder.close()
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
