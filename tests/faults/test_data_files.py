@@ -1,0 +1,403 @@
+"""Missing, damaged, altered, mislabelled and hostile data files: one clear sentence, nothing written."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import lzma
+import shutil
+import tarfile
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.lab import datasets
+from experiments.lab.datasets import DataError, cifar, cifar_archive, embedded, idx, mnist
+from experiments.lab.datasets.compressed import read_exactly
+from experiments.lab.datasets.tar_stream import read_members
+
+RECORDS = 2
+TRAIN, TEST = "cifar-10-batches-bin/data_batch_1.bin", "cifar-10-batches-bin/test_batch.bin"
+SIZES = {TRAIN: RECORDS * 3073, TEST: RECORDS * 3073}
+MEGABYTE = 1 << 20
+ONE_SENTENCE = r"^[^\n]*; [^\n]*\.$"  # what was found and expected; the remedy
+
+
+def records(label: int = 3, count: int = RECORDS) -> bytes:
+    """Whole CIFAR-10 records, all of one label."""
+    return (bytes([label]) + bytes(range(256)) * 12) * count
+
+
+def regular(name: str, content: bytes) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    return info, content
+
+
+def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info, b""
+
+
+def write_archive(
+    path: Path, *members: tuple[tarfile.TarInfo, bytes], tar_format: int = tarfile.GNU_FORMAT
+) -> Path:
+    with tarfile.open(path, "w:gz", format=tar_format) as tar:
+        for info, content in members:
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def spec_of(path: Path) -> cifar_archive.ArchiveSpec:
+    """The specification by which the small archive at `path` is the official one."""
+    return replace(
+        cifar_archive.CIFAR10,
+        file=path.name,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        urls=(),
+        train_members=((TRAIN, RECORDS),),
+        test_member=(TEST, RECORDS),
+    )
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    """A small archive in order."""
+    return write_archive(tmp_path / "cifar.tar.gz", regular(TRAIN, records()), regular(TEST, records()))
+
+
+@contextlib.contextmanager
+def at_most(peak: int) -> Iterator[None]:
+    """Fails when Python allocates more than `peak` bytes at a time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < peak
+    finally:
+        tracemalloc.stop()
+
+
+# --- archives ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_good_archive_loads_without_unpacking(tmp_path: Path, tar_format: int) -> None:
+    """Breaks when archives of one of the tar dialects can no longer be read, or something is unpacked."""
+    readme = regular("cifar-10-batches-bin/readme.html", b"x" * 700)
+    folder = special("cifar-10-batches-bin", tarfile.DIRTYPE)
+    members = (folder, regular(TEST, records(5)), readme, regular(TRAIN, records()))
+    path = write_archive(tmp_path / "cifar.tar.gz", *members, tar_format=tar_format)
+    data = cifar_archive.load_archive(spec_of(path), tmp_path)
+    assert data.train.labels.tolist() == [3, 3] and data.test.labels.tolist() == [5, 5]
+    assert data.train.images[0].tobytes() == bytes(range(256)) * 12
+    assert data.sha256 == hashlib.sha256(records() + records(5)).hexdigest()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        regular("../escaped.bin", b"evil"),
+        regular("/tmp/escaped.bin", b"evil"),
+        regular("cifar-10-batches-bin/../../escaped.bin", b"evil"),
+        special("link", tarfile.SYMTYPE, "/etc/passwd"),
+        special("hard", tarfile.LNKTYPE, "../escaped.bin"),
+        special("device", tarfile.CHRTYPE),
+        special("pipe", tarfile.FIFOTYPE),
+        regular("x" * 300, b"evil"),
+    ],
+    ids=lambda member: member[0].name[:30],
+)
+def test_unexpected_members_are_skipped(tmp_path: Path, member: tuple[tarfile.TarInfo, bytes]) -> None:
+    """Breaks when a path that leaves the folder, a link or a device in an archive has any effect."""
+    inside = tmp_path / "data"
+    inside.mkdir()
+    path = write_archive(
+        inside / "cifar.tar.gz", member, regular(TRAIN, records()), member, regular(TEST, records())
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert read_members(path, SIZES, "remedy") == {TRAIN: records(), TEST: records()}
+    assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/escaped.bin").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
+def test_expected_member_must_be_a_regular_file(tmp_path: Path, kind: bytes) -> None:
+    """Breaks when a link or device takes the place of a data file."""
+    path = write_archive(tmp_path / "a.tar.gz", special(TRAIN, kind, "/etc/passwd"), regular(TEST, records()))
+    with pytest.raises(DataError, match="not a regular file"):
+        read_members(path, SIZES, "remedy")
+
+
+def test_duplicate_member_is_refused(tmp_path: Path) -> None:
+    """Breaks when a second copy of a member silently replaces the first."""
+    members = (regular(TRAIN, records()), regular(TEST, records()), regular(TRAIN, records(4)))
+    with pytest.raises(DataError, match="there twice"):
+        read_members(write_archive(tmp_path / "a.tar.gz", *members), SIZES, "remedy")
+
+
+@pytest.mark.parametrize("count", [RECORDS - 1, RECORDS + 1, 0])
+def test_member_of_another_size_is_refused(tmp_path: Path, count: int) -> None:
+    """Breaks when a shorter or longer member is taken."""
+    path = write_archive(
+        tmp_path / "a.tar.gz", regular(TRAIN, records(count=count)), regular(TEST, records())
+    )
+    with pytest.raises(DataError, match=rf"{count * 3073} bytes, expected {RECORDS * 3073}"):
+        read_members(path, SIZES, "remedy")
+
+
+def test_missing_member_is_named(tmp_path: Path) -> None:
+    """Breaks when an archive without its test file is taken."""
+    with pytest.raises(DataError, match=r"test_batch\.bin is missing"):
+        read_members(write_archive(tmp_path / "a.tar.gz", regular(TRAIN, records())), SIZES, "remedy")
+
+
+@pytest.mark.parametrize("where", ["member", "after", "header"])
+def test_bomb_is_refused_in_bounded_memory(tmp_path: Path, where: str) -> None:
+    """Breaks when an archive that expands to 64 MB, in any place, takes more than a few MB of memory."""
+    path = tmp_path / "bomb.tar.gz"
+    good = io.BytesIO()
+    with tarfile.open(fileobj=good, mode="w") as tar:
+        for info, content in (regular(TRAIN, records()), regular(TEST, records())):
+            tar.addfile(info, io.BytesIO(content))
+    bomb = tarfile.TarInfo("readme.html")
+    bomb.size = 64 * MEGABYTE
+    if where == "header":  # an extended header of 64 MB, which ordinary readers hold in memory
+        bomb.type = tarfile.XHDTYPE
+    with gzip.open(path, "wb", compresslevel=1) as stream:
+        if where != "after":
+            stream.write(bomb.tobuf(tarfile.USTAR_FORMAT))
+        else:
+            stream.write(good.getvalue())
+        for _ in range(64):
+            stream.write(bytes(MEGABYTE))
+    with at_most(2 * MEGABYTE), pytest.raises(DataError, match="more data than it should"):
+        read_members(path, SIZES, "remedy")
+
+
+@pytest.mark.parametrize("field", [b"\x80" + bytes(3) + b"\xff" * 8, b"99999999999\0", b"-0000000001\0"])
+def test_absurd_size_in_a_header_is_refused(tmp_path: Path, field: bytes) -> None:
+    """Breaks when a header's size that is negative, not octal or astronomic is believed."""
+    header = bytearray(tarfile.TarInfo(TRAIN).tobuf(tarfile.USTAR_FORMAT)[:512])
+    header[124:136] = field
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(bytes(header) + bytes(1024)))
+    with pytest.raises(DataError, match="not octal"):
+        read_members(tmp_path / "a.tar.gz", SIZES, "remedy")
+
+
+def test_every_truncation_of_an_archive_is_noticed(good: Path) -> None:
+    """Breaks when a download that stopped early is read as if complete, with the hash or without."""
+    spec, content = spec_of(good), good.read_bytes()
+    for length in (0, 1, 10, len(content) // 2, len(content) - 8, len(content) - 1):
+        good.write_bytes(content[:length])
+        with pytest.raises(DataError, match=ONE_SENTENCE):
+            cifar_archive.load_archive(spec, good.parent)
+        with pytest.raises(DataError, match=ONE_SENTENCE):
+            read_members(good, SIZES, "remedy")
+
+
+def test_every_flipped_byte_of_an_archive_is_noticed(good: Path) -> None:
+    """Breaks when a damaged archive is used."""
+    spec, content = spec_of(good), good.read_bytes()
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 0x10
+        good.write_bytes(damaged)
+        with pytest.raises(DataError, match="SHA-256"):
+            cifar_archive.load_archive(spec, good.parent)
+
+
+def test_random_damage_never_escapes_as_another_error(good: Path) -> None:
+    """Breaks when some damage makes the reader itself fail with a traceback instead of a DataError."""
+    raw = gzip.decompress(good.read_bytes())
+    generator = np.random.default_rng(0)
+    for _ in range(300):
+        damaged = bytearray(raw)
+        for position in generator.integers(0, 1024, 3):
+            damaged[position] = generator.integers(0, 256)
+        good.write_bytes(gzip.compress(bytes(damaged), compresslevel=1))
+        with contextlib.suppress(DataError):
+            assert set(read_members(good, SIZES, "remedy")) == set(SIZES)
+
+
+def test_label_out_of_range_in_an_archive(tmp_path: Path) -> None:
+    """Breaks when a mislabelled record reaches training."""
+    path = write_archive(tmp_path / "a.tar.gz", regular(TRAIN, records(10)), regular(TEST, records()))
+    with pytest.raises(DataError, match=r"data_batch_1\.bin holds the label 10, expected 0 to 9; "):
+        cifar_archive.load_archive(spec_of(path), tmp_path)
+
+
+def test_missing_archive_says_where_to_put_it(good: Path, tmp_path: Path) -> None:
+    """Breaks when offline users are not told which file is expected where."""
+    spec = spec_of(good)
+    with pytest.raises(DataError, match=r"elsewhere/cifar\.tar\.gz is missing.*copy the file there"):
+        cifar_archive.load_archive(spec, tmp_path / "elsewhere")
+
+
+# --- loose CIFAR files ------------------------------------------------------------------------------------
+
+
+def small_pinned_folder(folder: Path) -> cifar.PinnedFolder:
+    """Six small files in `folder`, and their specification."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (*cifar.JPEG_COPY.train_files, cifar.JPEG_COPY.test_file)
+    for label, name in enumerate(names):
+        (folder / name).write_bytes(records(label))
+    content = b"".join((folder / name).read_bytes() for name in names)
+    return replace(cifar.JPEG_COPY, sha256=hashlib.sha256(content).hexdigest(), records_per_file=RECORDS)
+
+
+@pytest.mark.parametrize("place", ["", "cifar-10-batches-bin"])
+def test_pinned_folder_is_found_and_checked(tmp_path: Path, place: str) -> None:
+    """Breaks when cifar10-jpeg is not found in one of its places, or damage goes unnoticed."""
+    spec = small_pinned_folder(tmp_path / place)
+    assert cifar.load_pinned_folder(spec, tmp_path).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    path = tmp_path / place / "data_batch_3.bin"
+    content = bytearray(path.read_bytes())
+    content[5000] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"is not cifar10-jpeg.*expected.*copy"):
+        cifar.load_pinned_folder(spec, tmp_path)
+    path.write_bytes(content[:-1])
+    with pytest.raises(DataError, match=r"data_batch_3\.bin has 6145 bytes, expected 6146; copy"):
+        cifar.load_pinned_folder(spec, tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=r"lacks a file of cifar10-jpeg.*BATCHLAB_DATA_DIR"):
+        cifar.load_pinned_folder(spec, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (records()[:-1], "6145 bytes, expected whole records of 3073"),
+        (b"", "0 bytes, expected whole records of 3073"),
+        (records(10), "holds the label 10, expected 0 to 9"),
+    ],
+)
+def test_damaged_cifar_folder(tmp_path: Path, content: bytes, message: str) -> None:
+    """Breaks when a cut, empty or mislabelled file of the user's own data is trained on."""
+    (tmp_path / "data_batch_1.bin").write_bytes(content)
+    (tmp_path / "test_batch.bin").write_bytes(records())
+    with pytest.raises(DataError, match=rf"data_batch_1\.bin.*{message}; "):
+        datasets.load(f"cifar-bin:{tmp_path}")
+
+
+@pytest.mark.parametrize("label", [b"\x14\x00", b"\x00\x64"])
+def test_both_labels_of_cifar100_are_checked(tmp_path: Path, label: bytes) -> None:
+    """Breaks when a shifted or damaged CIFAR-100 style file passes because only one label is looked at."""
+    (tmp_path / "train.bin").write_bytes(label + bytes(3072))
+    (tmp_path / "test.bin").write_bytes(bytes(3074))
+    with pytest.raises(DataError, match=r"train\.bin holds the label"):
+        datasets.load(f"cifar-bin:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ((), "neither"),
+        (("data_batch_1.bin",), "neither"),
+        (("test_batch.bin",), "neither"),
+        (("data_batch_1.bin", "test_batch.bin", "train.bin", "test.bin"), "both"),
+    ],
+)
+def test_folder_in_no_single_layout(tmp_path: Path, files: tuple[str, ...], message: str) -> None:
+    """Breaks when a folder is guessed at instead of refused."""
+    for name in files:
+        (tmp_path / name).write_bytes(records())
+    for call in (datasets.load, datasets.identity):
+        with pytest.raises(DataError, match=message):
+            call(f"cifar-bin:{tmp_path}")
+    assert not datasets.available(f"cifar-bin:{tmp_path}")
+
+
+def test_folder_that_is_none(tmp_path: Path) -> None:
+    """Breaks when a mistyped folder is a traceback."""
+    with pytest.raises(DataError, match="nowhere is not a folder"):
+        datasets.load(f"cifar-bin:{tmp_path / 'nowhere'}")
+
+
+# --- IDX files --------------------------------------------------------------------------------------------
+
+
+def one_idx_file(content: bytes) -> mnist.IdxSpec:
+    """A specification whose first file has `content`; two images."""
+    digest = hashlib.sha256(content).hexdigest()
+    return replace(mnist.MNIST, files=(("images.gz", digest),), train_count=2)
+
+
+def test_every_damage_of_a_gzipped_file_is_noticed(tmp_path: Path) -> None:
+    """Breaks when a truncated or altered download of MNIST is read silently."""
+    content = idx.encode_images(np.arange(2 * 784, dtype=np.uint8).reshape(2, 1, 28, 28))
+    spec, path = one_idx_file(content), tmp_path / "images.gz"
+    packed = gzip.compress(content, mtime=0)
+    path.write_bytes(packed)
+    assert mnist.read_file(spec, 0, path) == content
+    for length in range(0, len(packed), 5):
+        path.write_bytes(packed[:length])
+        with pytest.raises(DataError, match=ONE_SENTENCE):
+            mnist.read_file(spec, 0, path)
+    for position in range(10, len(packed), 5):  # before lies gzip's own header, which holds no data
+        damaged = bytearray(packed)
+        damaged[position] ^= 0x10
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=ONE_SENTENCE):
+            mnist.read_file(spec, 0, path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "xz"])
+def test_compressed_bomb_is_refused_in_bounded_memory(tmp_path: Path, kind: str) -> None:
+    """Breaks when a small file that expands to 64 MB is expanded."""
+    path = tmp_path / "bomb"
+    compress = gzip.compress if kind == "gz" else lzma.compress
+    path.write_bytes(compress(bytes(64 * MEGABYTE)))
+    with at_most(16 * MEGABYTE), pytest.raises(DataError, match="holds more bytes, expected 1000"):
+        read_exactly(path, 1000, "gz" if kind == "gz" else "xz", "remedy")
+
+
+def test_wrong_magic_count_and_label(tmp_path: Path) -> None:
+    """Breaks when labels are read as images, counts disagree, or a label is out of range."""
+    images = idx.encode_images(np.zeros((2, 1, 28, 28), np.uint8))
+    path = tmp_path / "file"
+    assert idx.decode_images(images, 2, path, "remedy").shape == (2, 1, 28, 28)
+    swapped = b"\0\0\x08\x01" + images[4:]
+    for content, count in ((swapped, 2), (images, 3), (images[:-1], 2), (images + b"\0", 2), (b"", 0)):
+        with pytest.raises(DataError, match="not an IDX file of"):
+            idx.decode_images(content, count, path, "remedy")
+    labels = idx.encode_labels(np.array([3, 10]))
+    for content, count in ((images[:10], 2), (labels, 1), (labels[:-1], 2)):
+        with pytest.raises(DataError, match="not an IDX file of"):
+            idx.decode_labels(content, count, 10, path, "remedy")
+    with pytest.raises(DataError, match="holds the label 10, expected 0 to 9; remedy"):
+        idx.decode_labels(labels, 2, 10, path, "remedy")
+
+
+# --- the embedded data ------------------------------------------------------------------------------------
+
+
+def test_damaged_embedded_data_is_noticed(tmp_path: Path) -> None:
+    """Breaks when a bad clone or an edited label in the embedded data is trained on."""
+    folder = tmp_path / "fashion_mini"
+    shutil.copytree(embedded.FOLDER, folder)
+    path = folder / "train-labels-idx1-ubyte.xz"
+    content = bytearray(lzma.decompress(path.read_bytes()))
+    content[-1] = (content[-1] + 1) % 10
+    path.write_bytes(lzma.compress(bytes(content)))
+    with pytest.raises(DataError, match=r"was altered.*SHA-256.*git checkout"):
+        embedded.load_fashion_mini(folder)
+    path.write_bytes(lzma.compress(bytes(content[:-1])))
+    with pytest.raises(DataError, match=r"only 10007 bytes, expected 10008.*git checkout"):
+        embedded.load_fashion_mini(folder)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"cannot be read as a \.xz file.*git checkout"):
+        embedded.load_fashion_mini(folder)
+    path.unlink()
+    with pytest.raises(DataError, match=r"train-labels-idx1-ubyte\.xz is missing; .*git checkout"):
+        embedded.load_fashion_mini(folder)
