@@ -124,13 +124,9 @@ def measure(options: Any) -> tuple[int, Any]:
     store = Store(options.store)
     run_id = store.resolve(options.run)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
-    results = []
-    for metric in options.metrics:
-        asked = standard(metric)
-        if store.measurement(asked, [run_id]) is None:
-            perform(store, machine, asked, [run_id])
-        results.append(store.measurement(asked, [run_id]))
-    return 0, {"run_id": run_id, "measurements": results}
+    measures = [standard(metric) for metric in options.metrics]
+    perform(store, machine, measures, [run_id])
+    return 0, {"run_id": run_id, "measurements": [store.measurement(measure, [run_id]) for measure in measures]}
 
 
 def store(options: Any) -> tuple[int, Any]:

@@ -41,7 +41,7 @@ class RunFolder:
         """The newest whole checkpoint; the history is cut back to it."""
         checkpoint = load_checkpoint(self.path)
         length = checkpoint.history_bytes if checkpoint else 0
-        self.history = open(self.path / "history.jsonl", "ab")
+        self.history = open(self.path / "history.jsonl", "ab")  # noqa: SIM115 - open as long as the run; see close
         self.history.truncate(length)
         self.history.seek(0, os.SEEK_END)
         if self.history.tell() < length:

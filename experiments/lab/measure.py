@@ -37,15 +37,14 @@ class Subject:
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     """Model, weights and data of a stored run; raises `StoreError` where its weights are missing or altered."""
     from experiments.lab import models
-    from experiments.lab.datasets import load
     from experiments.lab.training.checkpoint import load_tensors
-    from experiments.lab.training.data import dtype_of, prepare
+    from experiments.lab.training.data import dtype_of, prepare, read
 
     config, path = store.config(run_id), store.folder(run_id) / "final.safetensors"
     loaded = load_tensors(path)
     if config is None or loaded is None:
         raise StoreError(f"{path} is missing or altered; delete {path.parent} and run its study again")
-    data = prepare(config, machine, load(config.dataset, machine.data_path))
+    data = prepare(config, machine, read(config.dataset, machine.data_path))
     model = models.build(config, data.shape, data.classes).to(machine.device, dtype_of(config))
     model.load_state_dict(loaded[0])
     return Subject(config, model.eval(), loaded[0], data)
@@ -140,12 +139,14 @@ def standard(metric: str) -> Measure:
     return measure(metric, **DEFAULTS.get(metric, {}))
 
 
-def perform(store: Store, machine: Machine, measure: Measure, run_ids: Sequence[str]) -> None:
-    """Make one measurement and record it."""
-    if measure.metric not in METRICS:
-        raise ConfigError(f"there is no metric {measure.metric!r}; the metrics are {', '.join(METRICS)}")
-    subjects = [load_subject(store, run_id, machine) for run_id in run_ids]
-    store.write_measurement(measure, run_ids, METRICS[measure.metric](*subjects, **dict(measure.options)))
+def perform(store: Store, machine: Machine, measures: Sequence[Measure], run_ids: Sequence[str]) -> None:
+    """Make and record those of `measures` of the runs `run_ids` (one, or a pair) that the store lacks."""
+    if unknown := [measure.metric for measure in measures if measure.metric not in METRICS]:
+        raise ConfigError(f"there is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
+    due = [measure for measure in measures if store.measurement(measure, run_ids) is None]
+    subjects = [load_subject(store, run_id, machine) for run_id in run_ids] if due else []
+    for measure in due:
+        store.write_measurement(measure, run_ids, METRICS[measure.metric](*subjects, **dict(measure.options)))
 
 
 def _subset(subject: Subject, examples: int) -> tuple[Any, Any]:

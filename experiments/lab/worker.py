@@ -95,16 +95,15 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 
     try:
         status = "done"
-        observations = [task] if isinstance(task, Observe) else [Observe(m, (task.config.run_id,)) for m in task.measures]
+        measures = (task.measure,) if isinstance(task, Observe) else task.measures
+        run_ids = task.run_ids if isinstance(task, Observe) else (task.config.run_id,)
         if isinstance(task, Train):
             status = train_one(task.config, store, machine, stopper, pipe)
         if status in ("busy", "diverged"):
             return Report(status)
         stopper.measuring = True
         if not stopper.asked:
-            for observation in observations:
-                if store.measurement(observation.measure, observation.run_ids) is None:
-                    perform(store, machine, observation.measure, observation.run_ids)
+            perform(store, machine, measures, run_ids)
         stopper.measuring = False
         return Report(status)
     except (ConfigError, StoreError, DataError, OSError) as error:
@@ -117,11 +116,10 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 
 def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
     """Train and record one run; returns its status, or `busy` while another process holds it."""
-    from experiments.lab.datasets import load
     from experiments.lab.folder import open_run
     from experiments.lab.store import StoreError
     from experiments.lab.training.checkpoint import load_tensors
-    from experiments.lab.training.data import prepare
+    from experiments.lab.training.data import prepare, read
     from experiments.lab.training.train import train
 
     if (summary := store.summary(config.run_id)) is not None:
@@ -132,7 +130,7 @@ def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper,
         if loaded is None:
             raise StoreError(f"the parent run {config.parent} has no weights in {store.root}; run it first")
         parent = loaded[0]
-    data = prepare(config, machine, load(config.dataset, machine.data_path))
+    data = prepare(config, machine, read(config.dataset, machine.data_path))
     told = 0.0
 
     def report(step: int) -> None:

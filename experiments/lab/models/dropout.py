@@ -47,7 +47,7 @@ class Dropout(nn.Module):
         super().__init__()
         self.p = p
         self.layer = 0
-        self.seed_and_step = (0, 0)
+        self.seed_and_step: tuple[int, int] = (0, 0)
         self.first_example = 0
 
     def forward(self, x: Tensor) -> Tensor:

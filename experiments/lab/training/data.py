@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from experiments.lab.config import Machine, Model, Precision, RunConfig
-from experiments.lab.datasets import Dataset
+from experiments.lab.datasets import Dataset, load
 from experiments.lab.plan import check_fits
 
 
@@ -37,6 +39,12 @@ class Data:
     def shape(self) -> tuple[int, int, int]:
         c, h, w = self.train.inputs.shape[1:]
         return c, h, w
+
+
+@functools.lru_cache(maxsize=1)
+def read(name: str, data_dir: Path | None) -> Dataset:
+    """`datasets.load`, remembering the last: a worker trains many runs on the same examples."""
+    return load(name, data_dir)
 
 
 def dtype_of(config: RunConfig) -> torch.dtype:

@@ -56,7 +56,8 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
     Raises `ConfigError` where `machine` would change the science.
     """
     machine.check(config)
-    n, passes, above, below = len(data.train), (), None, None
+    n, above, below = len(data.train), None, None
+    passes: tuple[Pass, ...] = ()
     state = initial_state(config, machine, data, parent)
     start = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     batches = Batches(config, data.train)
