@@ -62,8 +62,8 @@ class Contrast:
 class Gate:
     """A condition without which a comparison says nothing: its failure makes the verdict inconclusive.
 
-    kind: `min_seeds` (runs with a value in every group), `matched` (geometric means of `value` over the groups agree
-    within the factor 1 + limit, and each run lies within it of the common target), `status` (at most the fraction
+    kind: `min_seeds` (runs with a value in every group), `matched` (the groups' geometric means of `value` agree
+    within the factor 1 + limit), `status` (at most the fraction
     `limit` of runs is neither done nor diverged), `converged` (at most the fraction `limit` of the measurements of
     `value` is not converged), `edge_lr` (the tuned LR of no group stands on the edge of its grid).
     """

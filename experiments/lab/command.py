@@ -69,9 +69,12 @@ def run(options: Any) -> tuple[int, Any]:
     cuda = options.device.startswith("cuda")
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
-    workers = options.workers or (1 if cuda else max(1, len(os.sched_getaffinity(0))))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = options.workers or (1 if cuda else cores)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
+    if result.planned == 0:
+        raise UsageError(f"--where {' '.join(options.where)} keeps no run; see plan {study.name} --scale {request.scale}")
     for sentence in result.failures:
         print(f"failed: {sentence}", file=sys.stderr)
     return 0 if result.complete else 1, {
@@ -121,7 +124,7 @@ def measure(options: Any) -> tuple[int, Any]:
 
     if unknown := [metric for metric in options.metrics if metric not in METRICS]:
         raise UsageError(f"there is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
-    store = Store(options.store)
+    store = Store(options.store, create=False)
     run_id = store.resolve(options.run)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
     measures = [standard(metric) for metric in options.metrics]

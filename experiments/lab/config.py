@@ -12,6 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,8 @@ class RunConfig:
     """run_id whose final weights are the initial ones (none: fresh initialisation)"""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
         _validate(self)
 
     @property
@@ -198,7 +201,7 @@ class RunConfig:
         if unknown := sorted(set(fields) - set(known)):
             raise ConfigError(f"a run has no field {unknown[0]!r}; the fields are {', '.join(known)}")
         try:
-            return cls(**{name: _typed(name, value) for name, value in fields.items()})
+            return cls(**fields)
         except TypeError as error:
             raise ConfigError(f"this run configuration is incomplete: {error}") from error
 
@@ -209,14 +212,24 @@ _ENUMS: dict[str, type[StrEnum]] = {
 }  # fmt: skip
 
 
-def _typed(name: str, value: Any) -> Any:
-    if name not in _ENUMS:
-        return value
-    try:
-        return _ENUMS[name](value)
-    except ValueError:
-        choices = ", ".join(_ENUMS[name])
-        raise ConfigError(f"{name} is {value!r}, but must be one of {choices}") from None
+def _typed(name: str, kind: str, value: Any) -> Any:
+    """`value` in the type `kind` of its field: 400 and 400.0 epochs are one run, not two."""
+    kind, _, optional = kind.partition(" | ")
+    if optional and value is None:
+        return None
+    if name in _ENUMS:
+        try:
+            return _ENUMS[name](value)
+        except ValueError:
+            choices = ", ".join(_ENUMS[name])
+            raise ConfigError(f"{name} is {value!r}, but must be one of {choices}") from None
+    if kind == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if kind == "float" and isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    if type(value).__name__ != kind:
+        raise ConfigError(f"{name} is {value!r}, but must be of type {kind}")
+    return value
 
 
 _POSITIVE = ("n_train", "width", "depth", "norm_batch", "batch_size", "lr", "base_batch_size", "epochs", "steps",
@@ -241,8 +254,10 @@ def _validate(c: RunConfig) -> None:
             raise ConfigError(f"{name} is {getattr(c, name)}, but must be at least 0 and below 1")
     if not (math.isfinite(c.weight_decay) and c.weight_decay >= 0):
         raise ConfigError(f"weight_decay is {c.weight_decay}, but must be finite and not negative")
-    if c.seed < 0 or c.n_validation < 0:
-        raise ConfigError("seed and n_validation must not be negative")
+    if c.n_validation < 0:
+        raise ConfigError(f"n_validation is {c.n_validation}, but must not be negative")
+    if not 0 <= c.seed < 2**63:
+        raise ConfigError(f"seed is {c.seed}, but must be at least 0 and below 2**63")
     if c.n_train is not None and c.batch_size > c.n_train:
         raise ConfigError(
             f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"
@@ -276,6 +291,10 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError(f"width and depth are for model mlp, not {c.model}; leave them out")
     if c.nesterov and not c.momentum:
         raise ConfigError("nesterov needs a momentum above 0")
+    if c.momentum and c.optimizer is not Optimizer.SGD:
+        raise ConfigError(f"momentum is for optimizer sgd; {c.optimizer} has beta1")
+    if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
+        raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
         raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
 
@@ -298,6 +317,8 @@ class Machine:
 
     def check(self, config: RunConfig) -> None:
         """Raise `ConfigError` where `micro_batch` would change the science of `config`."""
+        if self.threads < 1:
+            raise ConfigError(f"threads is {self.threads}, but must be positive")
         if self.micro_batch is None:
             return
         if self.micro_batch < 1:

@@ -25,27 +25,33 @@ class Interrupted(Exception):
     """The run was asked to stop; its checkpoint is written."""
 
 
+class LeaseLost(Exception):
+    """This process stood still for so long that another one took the run over."""
+
+
 class RunFolder:
     """The `Log` of a run. Use `open_run`, which takes the lease."""
 
     def __init__(self, store: Store, config: RunConfig, machine: Machine, lease: Lease, stop: Callable[[], bool],
-                 report: Callable[[int], None], checkpoint_seconds: float = CHECKPOINT_SECONDS) -> None:  # fmt: skip
+                 report: Callable[[int], None]) -> None:  # fmt: skip
         self.path: Path = store.folder(config.run_id)
         self.config, self.machine, self.lease = config, machine, lease
-        self.stop, self.report, self.checkpoint_seconds = stop, report, checkpoint_seconds
+        self.stop, self.report = stop, report
         self.started = self.saved = self.touched = time.monotonic()
-        write_atomic(self.path / "config.json", to_json({"science_version": SCIENCE_VERSION, **config.to_dict()}))
-        write_atomic(self.path / "provenance.json", to_json(provenance(machine)))
 
     def load(self) -> Checkpoint | None:
         """The newest whole checkpoint; the history is cut back to it."""
+        for torn in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            torn.unlink(missing_ok=True)
+        config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
+        write_atomic(self.path / "config.json", to_json(config))
+        write_atomic(self.path / "provenance.json", to_json(provenance(self.machine)))
         checkpoint = load_checkpoint(self.path)
         length = checkpoint.history_bytes if checkpoint else 0
         self.history = open(self.path / "history.jsonl", "ab")  # noqa: SIM115 - open as long as the run; see close
-        self.history.truncate(length)
-        self.history.seek(0, os.SEEK_END)
-        if self.history.tell() < length:
+        if os.fstat(self.history.fileno()).st_size < length:
             raise StoreError(f"{self.history.name} is shorter than its checkpoint; delete {self.path} and run again")
+        self.history.truncate(length)
         return checkpoint
 
     def row(self, row: dict[str, Any]) -> None:
@@ -62,10 +68,12 @@ class RunFolder:
             self.lease.touch()
             self.touched = now
         self.report(step)
-        return self.stop() or now - self.saved > self.checkpoint_seconds
+        return self.stop() or now - self.saved > CHECKPOINT_SECONDS
 
     def save(self, checkpoint: Checkpoint) -> None:
-        """Write a checkpoint; raises `Interrupted` after it when a stop was asked for."""
+        """Write a checkpoint; raises `Interrupted` after it when a stop was asked for. Only the lease's owner may."""
+        if not self.lease.held():
+            raise LeaseLost(self.config.run_id)
         self.history.flush()
         os.fsync(self.history.fileno())
         save_checkpoint(self.path, checkpoint)
@@ -74,7 +82,9 @@ class RunFolder:
             raise Interrupted(self.config.run_id)
 
     def publish(self, outcome: Outcome) -> bool:
-        """Write weights, predictions and, last, the summary. False when another owner published first."""
+        """Write weights, predictions and, last, the summary. False when the lease went to another owner."""
+        if not self.lease.held():
+            return False
         self.history.flush()
         os.fsync(self.history.fileno())
         files = {"final.safetensors": save_tensors(self.path / "final.safetensors", outcome.weights)}
@@ -105,7 +115,7 @@ class RunFolder:
         return True
 
     def close(self) -> None:
-        with contextlib.suppress(AttributeError):
+        with contextlib.suppress(AttributeError, OSError):  # not opened yet; no space for the last rows
             self.history.close()
         self.lease.release()
 

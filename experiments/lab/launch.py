@@ -199,7 +199,8 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
             for worker, entry in zip(pool.idle(len(ready)), ready, strict=False):
                 waiting.remove(entry)
                 worker.task, worker.since, worker.step = entry[1], time.monotonic(), 0
-                worker.pipe.send(entry[1])
+                with contextlib.suppress(ConnectionError):  # a worker that died while idle: the next receive says so
+                    worker.pipe.send(entry[1])
             busy = {worker.pipe: worker for worker in pool.workers if worker.task is not None}
             if not busy:
                 time.sleep(0.1)
@@ -215,6 +216,8 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                     worker.task = None
                 else:
                     sweep.finish(_kind(worker.task), time.monotonic() - worker.since)
+                    if report.kind == "stopped":
+                        pool.workers.remove(worker)
                     if report.kind in ("failed", "stopped"):
                         result.failures.append(f"{_name(worker.task)}: {report.detail or 'stopped from outside'}")
                     elif isinstance(worker.task, Train):

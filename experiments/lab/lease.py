@@ -34,8 +34,9 @@ class Lease:
         return owner is not None and owner.get("token") == self.token
 
     def touch(self) -> None:
-        with contextlib.suppress(OSError):
-            os.utime(self.path)
+        if self.held():
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
 
     def release(self) -> None:
         if self.held():

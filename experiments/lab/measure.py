@@ -37,12 +37,14 @@ class Subject:
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     """Model, weights and data of a stored run; raises `StoreError` where its weights are missing or altered."""
     from experiments.lab import models
-    from experiments.lab.training.checkpoint import load_tensors
+    from experiments.lab.training.checkpoint import digest, load_tensors
     from experiments.lab.training.data import dtype_of, prepare, read
 
     config, path = store.config(run_id), store.folder(run_id) / "final.safetensors"
-    loaded = load_tensors(path)
-    if config is None or loaded is None:
+    summary, loaded = store.summary(run_id), load_tensors(path)
+    if summary is None:
+        raise StoreError(f"run {run_id} is not finished; run its study first")
+    if config is None or loaded is None or digest(loaded[0]) != summary["files"][path.name]:
         raise StoreError(f"{path} is missing or altered; delete {path.parent} and run its study again")
     data = prepare(config, machine, read(config.dataset, machine.data_path))
     model = models.build(config, data.shape, data.classes).to(machine.device, dtype_of(config))
@@ -145,8 +147,8 @@ def perform(store: Store, machine: Machine, measures: Sequence[Measure], run_ids
         raise ConfigError(f"there is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
     due = [measure for measure in measures if store.measurement(measure, run_ids) is None]
     subjects = [load_subject(store, run_id, machine) for run_id in run_ids] if due else []
-    for measure in due:
-        store.write_measurement(measure, run_ids, METRICS[measure.metric](*subjects, **dict(measure.options)))
+    for wanted in due:
+        store.write_measurement(wanted, run_ids, METRICS[wanted.metric](*subjects, **dict(wanted.options)))
 
 
 def _subset(subject: Subject, examples: int) -> tuple[Any, Any]:

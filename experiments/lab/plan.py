@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import experiments
@@ -132,7 +132,7 @@ def select(configs: Sequence[RunConfig], where: Sequence[str]) -> tuple[RunConfi
         name, separator, value = condition.partition("=")
         if not separator:
             raise ConfigError(f"--where takes FIELD=VALUE, not {condition!r}; for example batch_size=500")
-        if kept and name not in kept[0].full_dict():
+        if name not in {field.name for field in fields(RunConfig)}:
             raise ConfigError(f"--where names {name!r}, which is no field of a run; see train --help for the fields")
         kept = [c for c in kept if _same(c.full_dict()[name], value)]
     return tuple(kept)

@@ -83,7 +83,11 @@ class Store:
 
     def summary(self, run_id: str) -> dict[str, Any] | None:
         """The summary of a finished run, or None. Raises `StoreError` when it cannot be read back."""
-        return _read_json(self.folder(run_id) / "summary.json")
+        path = self.folder(run_id) / "summary.json"
+        summary = _read_json(path)
+        if summary is not None and not (isinstance(summary, dict) and summary.get("status") in FINISHED):
+            raise StoreError(f"{path} is not the summary of a run; delete it and run the same command again")
+        return summary
 
     def config(self, run_id: str) -> RunConfig | None:
         document = _read_json(self.folder(run_id) / "config.json")
@@ -99,7 +103,10 @@ class Store:
         if not path.exists():
             return []
         lines = path.read_bytes().split(b"\n")[:-1]
-        return [json.loads(line) for line in lines]
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and run again") from error
 
     def measurement_path(self, measure: Measure, run_ids: Sequence[str]) -> Path:
         name = f"{measurement_id(measure, run_ids)}.json"
@@ -119,7 +126,8 @@ class Store:
 
     def run_ids(self) -> Iterator[str]:
         """Every run with a folder, finished or not."""
-        yield from sorted(entry.name for entry in os.scandir(self.root / "runs") if entry.is_dir())
+        if (self.root / "runs").is_dir():
+            yield from sorted(entry.name for entry in os.scandir(self.root / "runs") if entry.is_dir())
 
     def resolve(self, prefix: str) -> str:
         """The one run whose id starts with `prefix`; raises `StoreError` when there is none or several."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -50,10 +51,10 @@ class Stopper:
         self.measuring = False
 
     def __call__(self, number: int, frame: object) -> None:
-        from experiments.lab.folder import Interrupted
-
         self.asked = True
-        if self.measuring:
+        if self.measuring:  # not before: an import here could break off the one that the signal interrupted
+            from experiments.lab.folder import Interrupted
+
             raise Interrupted("measurement")
 
 
@@ -80,11 +81,12 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
             if task is None:
                 return
             pipe.send(run_task(task, store, machine, stopper, pipe))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return
     except Interrupted:
         pass
-    pipe.send(Report("stopped"))
+    with contextlib.suppress(ConnectionError):
+        pipe.send(Report("stopped"))
 
 
 def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> Report:
@@ -116,7 +118,7 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 
 def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
     """Train and record one run; returns its status, or `busy` while another process holds it."""
-    from experiments.lab.folder import open_run
+    from experiments.lab.folder import LeaseLost, open_run
     from experiments.lab.store import StoreError
     from experiments.lab.training.checkpoint import load_tensors
     from experiments.lab.training.data import prepare, read
@@ -147,6 +149,8 @@ def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper,
             return summary["status"]
         result = train(config, machine, data, folder, parent)
         return result.status if folder.publish(result) else "busy"
+    except LeaseLost:
+        return "busy"
     finally:
         folder.close()
 

@@ -90,7 +90,7 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
     def observe(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, BatchNorm)
-        var, mean = torch.var_mean(args[0].float(), [0, *range(2, args[0].dim())], correction=0)
+        var, mean = torch.var_mean(args[0].to(layer.running_mean.dtype), [0, *range(2, args[0].dim())], correction=0)
         sums[layer][0] += mean
         sums[layer][1] += var
 

@@ -63,7 +63,7 @@ def next_pass(config: RunConfig, n: int, passes: Sequence[Pass]) -> int | None:
         return max(last + 1, math.ceil((round(last / epoch) + 1) * epoch))
     assert config.train_loss is not None
     before, last = passes[-2:]
-    fall = math.log(before.loss / last.loss) / (last.step - before.step) if last.loss > 0 else 0.0
+    fall = math.log(before.loss / last.loss) / (last.step - before.step) if before.loss > 0 < last.loss else 0.0
     ahead = math.log(last.loss / config.train_loss) / fall / 2 if fall > 0 else epoch
     if last.loss <= config.train_loss:
         ahead = 0.0

@@ -47,5 +47,5 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
     finally:
         model.train(mode)
     loss, predicted = torch.cat(losses), torch.cat(predictions)
-    correct = (predicted == targets).double().mean()
-    return Scores(loss.double().mean().item(), 100 * correct.item(), loss.cpu(), predicted.cpu())
+    correct = int((predicted == targets).sum())
+    return Scores(loss.double().mean().item(), 100 * correct / len(targets), loss.cpu(), predicted.cpu())

@@ -29,7 +29,7 @@ CURVE = 2000
 
 
 class Log(Protocol):
-    """Where a run leaves its traces; see `experiments.lab.lease.RunFolder` for the one on disk."""
+    """Where a run leaves its traces; see `experiments.lab.folder.RunFolder` for the one on disk."""
 
     def load(self) -> Checkpoint | None: ...
     def row(self, row: dict[str, Any]) -> None: ...
@@ -56,6 +56,7 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
     Raises `ConfigError` where `machine` would change the science.
     """
     machine.check(config)
+    set_arithmetic(config)
     n, above, below = len(data.train), None, None
     passes: tuple[Pass, ...] = ()
     state = initial_state(config, machine, data, parent)
@@ -79,16 +80,16 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
             write_curve_point(state, config, data, log)
         if state.step == check:
             passes = (*passes, Pass(state.step, checked_loss(state.model, data)))
-            log.row({"kind": "check", **position(state.step, config, n), "train_loss": passes[-1].loss})
             if not math.isfinite(passes[-1].loss):
                 return outcome("diverged", "the training loss is not finite", state, start, config, data)
+            log.row({"kind": "check", **position(state.step, config, n), "train_loss": passes[-1].loss})
             if config.train_loss is not None and passes[-1].loss > config.train_loss:
                 above, below = state.copy(), None
             elif config.train_loss is not None and below is None:
                 below = state.copy()
         if budget.crossed(config, passes):
             assert below is not None
-            find_crossing(state, config, machine, batches, data, above, below, passes[-2].loss)
+            find_crossing(state, config, machine, batches, data, above, below, passes)
             return outcome("done", None, state, start, config, data)
         if budget.levelled_off(config, n, passes) or state.step == total:
             return outcome("done", None, state, start, config, data)
@@ -145,23 +146,29 @@ class Batches:
 
 def find_crossing(
     state: State, config: RunConfig, machine: Machine, batches: Batches, data: Data,
-    above: Snapshot | None, below: Snapshot, loss: float,
+    above: Snapshot | None, below: Snapshot, passes: tuple[Pass, ...],
 ) -> None:  # fmt: skip
     """Bring `state` to an update whose training loss is in the target's band, by bisection between the two snapshots.
 
-    Invariant: the loss is above the target at `above` and `loss`, at or below it, at `below`. Updates are replayed
-    exactly, so the trajectory is the one that was seen. Ends at the first midpoint in the band, or at neighbouring updates.
+    Invariant: the loss is above the target at `above`, at or below it at `below`. Updates are replayed exactly, so the
+    trajectory is the one that was seen. Where even neighbouring updates jump over the band, the nearer one is taken.
     """
-    while not budget.in_band(config, loss) and above is not None and below.step - above.step > 1:
+    losses = {p.step: p.loss for p in passes}
+    target = config.train_loss
+    assert target is not None
+    while above is not None and not budget.in_band(config, losses[below.step]) and below.step - above.step > 1:
         state.restore(above)
         for _ in range((below.step - above.step) // 2):
             update(state, config, machine, batches, config.peak_lr)
-        middle = checked_loss(state.model, data)
-        if config.train_loss is not None and middle > config.train_loss:
+        losses[state.step] = checked_loss(state.model, data)
+        if losses[state.step] > target:
             above = state.copy()
         else:
-            below, loss = state.copy(), middle
-    state.restore(below)
+            below = state.copy()
+    ends = [end for end in (below, above) if end is not None]
+    if budget.in_band(config, losses[below.step]):
+        ends = [below]
+    state.restore(min(ends, key=lambda end: abs(math.log(max(losses[end.step], 1e-300) / target))))
 
 
 def initial_state(config: RunConfig, machine: Machine, data: Data, parent: Tensors | None) -> State:
@@ -172,6 +179,13 @@ def initial_state(config: RunConfig, machine: Machine, data: Data, parent: Tenso
     if data.train.inputs.is_contiguous(memory_format=torch.channels_last):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     return State(model, optimizers.build(config, model), dropout_layers(model))
+
+
+def set_arithmetic(config: RunConfig) -> None:
+    """TF32 on CUDA only where the config says so (torch lets convolutions use it unasked), and cuDNN's repeatable kernels."""
+    backends: Any = torch.backends
+    backends.cuda.matmul.fp32_precision = backends.cudnn.conv.fp32_precision = "tf32" if config.tf32 else "ieee"
+    backends.cudnn.deterministic = True
 
 
 def precision(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -243,6 +257,8 @@ def outcome(
         values["gap_loss"] = values["test_loss"] - values["train_loss"]
         moved = [(p.detach().double() - start[name].double()).square().sum() for name, p in state.model.named_parameters()]
         values["distance_from_start"] = math.sqrt(sum(square.item() for square in moved))
+        if not all(math.isfinite(value) for value in values.values() if value is not None):
+            return outcome("diverged", "the final weights or losses are not finite", state, start, config, data)
     facts = {"steps": state.step, **{k: v for k, v in position(state.step, config, len(data.train)).items() if k != "step"}}
     facts["epochs"] = facts.pop("epoch")
     weights = {name: value.detach().cpu().contiguous() for name, value in state.model.state_dict().items()}

@@ -1,0 +1,234 @@
+"""Extreme eigenvalues of a symmetric operator by Lanczos, with residuals and a look for missed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sharpness.krylov import KrylovSpace, NonFiniteProductError
+
+Which = Literal["LA", "SA", "LM"]
+Status = Literal["converged", "precision", "max_matvecs", "nonfinite"]
+Vector = NDArray[np.float64]
+
+_KEYS: dict[str, Callable[[Vector], Vector]] = {"LA": lambda t: t, "SA": lambda t: -t, "LM": np.abs}
+_BASIS_BYTES = 2**30
+
+
+class Operator(Protocol):
+    """Anything symmetric with a shape and a product: a Hessian, a numpy matrix, a scipy LinearOperator."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __matmul__(self, v: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """The k extreme eigenvalues of an operator, and how far to trust them.
+
+    Attributes:
+        values: [k] float64; LA: largest algebraic first, SA: smallest first, LM: largest magnitude first.
+        vectors: [k, n] unit Ritz vectors, or None when a product was not finite.
+        residuals: [k] ||H v_i - lambda_i v_i||: some eigenvalue lies within residuals[i] of values[i].
+        matvecs: products used, the second look included.
+        converged: status is "converged".
+        status: "converged"; "precision" (as exact as the products' dtype allows, which is less than `tol`
+            asks); "max_matvecs" (budget spent before convergence or before the second look ended);
+            "nonfinite" (a product held NaN or infinity: values and residuals are NaN).
+        which, tol, seed: as asked.
+        dtype: the precision of the products.
+    """
+
+    values: Vector
+    vectors: Vector | None
+    residuals: Vector
+    matvecs: int
+    converged: bool
+    status: Status
+    which: Which
+    tol: float
+    seed: int
+    dtype: str
+
+    @property
+    def value(self) -> float:
+        """The first of the values."""
+        return float(self.values[0])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the vectors, ready for JSON; what is not a number is None."""
+        facts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "vectors"}
+        return facts | {"values": _finite_list(self.values), "residuals": _finite_list(self.residuals)}
+
+
+def top_eigenvalues(
+    op: Operator,
+    k: int = 1,
+    *,
+    which: Which = "LA",
+    tol: float = 1e-3,
+    max_matvecs: int | None = None,
+    seed: int = 0,
+) -> Eigenvalues:
+    """The k largest (LA), smallest (SA) or largest in magnitude (LM) eigenvalues of a symmetric [n, n].
+
+    Lanczos with full two-pass reorthogonalisation; basis and coefficients in float64 whatever the
+    operator's precision (Parlett, The Symmetric Eigenvalue Problem, ch. 13). An eigenpair is accepted when
+    its residual is at most tol times its magnitude, which proves that an eigenvalue lies that near. When
+    all k are accepted, a second Lanczos run starts from a fresh random vector orthogonal to everything
+    seen, works on the operator with that space projected out, and ends when its own extreme Ritz value plus
+    residual is no better than the k-th value (by more than tol), after at least half as many steps as the
+    first run. Whatever it finds joins the same Rayleigh-Ritz problem, and the search goes on until a fresh
+    run finds nothing: so copies of multiple eigenvalues are all returned.
+
+    What "converged" certifies: each value is within tol (relative) of an eigenvalue, up to the rounding of
+    the products. What it does not certify: that no eigenvalue beyond the k-th was missed. That is only very
+    probable: an eigenvector stays hidden when two independent random vectors both happen to be nearly
+    orthogonal to it.
+
+    Memory: at most max(3 k + 20, min(200, 1 GiB / 8 n)) basis vectors of 8 n bytes; a full basis is
+    compressed to its best Ritz vectors (thick restart, Wu & Simon 2000).
+
+    Args:
+        op: has `shape` and `@`; products may be of any real dtype, and `op.dtype`, if there, is taken as
+            their precision.
+        tol: relative error of each eigenvalue. An eigenvalue so small that tol times it is below the
+            rounding error of the products (8 eps ||H||, or four times the asymmetry seen among the
+            products) gets status "precision".
+        max_matvecs: most products; None means 300 + 20 k.
+        seed: of the random starts; the global generators are never used.
+
+    Raises:
+        ValueError: k not in 1..n, non-square operator, budget below k, or an operator found not to be
+            symmetric.
+    """
+    n = _check(op, k, which, tol)
+    budget = 300 + 20 * k if max_matvecs is None else max_matvecs
+    if budget < min(k, n):
+        raise ValueError(f"max_matvecs is {budget} and k is {k}: at least k products are needed")
+    dtype = np.dtype(getattr(op, "dtype", None) or np.float64)
+    eps = float(np.finfo(dtype if dtype.kind == "f" else np.float64).eps)
+    limit = min(n, max(3 * k + 20, min(200, _BASIS_BYTES // (8 * n))))
+    space = KrylovSpace(lambda v: np.asarray(op @ v, dtype=np.float64), n, limit, np.random.default_rng(seed))
+    search = _Search(space, k, _KEYS[which], tol, eps)
+    try:
+        status = search.run(budget)
+    except NonFiniteProductError:
+        nan = np.full(k, np.nan)
+        return Eigenvalues(
+            nan, None, nan.copy(), space.products, False, "nonfinite", which, tol, seed, dtype.name
+        )
+    values, residuals, coordinates = search.wanted()
+    vectors = coordinates.T @ space.vectors
+    done = status == "converged"
+    return Eigenvalues(values, vectors, residuals, space.products, done, status, which, tol, seed, dtype.name)
+
+
+class _Search:
+    """The decisions: are the wanted pairs good enough, is it time for a second look, has that look ended?"""
+
+    def __init__(
+        self, space: KrylovSpace, k: int, key: Callable[[Vector], Vector], tol: float, eps: float
+    ) -> None:
+        self.space, self.k, self.key, self.tol, self.eps = space, k, key, tol, eps
+        self.looking = False  # a second look is under way
+        self.looked = False  # one has ended without a find
+        self.steps = 0  # products since the last fresh start
+        self.first_run = 0  # most products that a run needed until all wanted pairs stood
+        self.reference = np.zeros(0)  # the wanted values when the second look began
+
+    def run(self, budget: int) -> Status:
+        """Expand the space until the wanted pairs stand or the budget is spent."""
+        space = self.space
+        while not self._settled():
+            if space.products >= budget:
+                return "max_matvecs"
+            if space.size == space.limit:
+                space.compress(self._best)
+                if self.looking:  # the basis was too small to end the look: look again from what it found
+                    self._look()
+            self._expand()
+            self.steps += 1
+        values, _, _ = self.wanted()
+        return "converged" if np.all(self.tol * np.abs(values) >= self._floor()) else "precision"
+
+    def wanted(self) -> tuple[Vector, Vector, Vector]:
+        """Values [k], residuals [k] and coordinates [m, k] of the wanted Ritz pairs, best first."""
+        values, coordinates = self.space.ritz()
+        order = np.argsort(-self.key(values), kind="stable")[: self.k]
+        return values[order], self.space.residuals(coordinates[:, order]), coordinates[:, order]
+
+    def _expand(self) -> None:
+        """A second look follows its own chain; else the tail that holds the worst wanted pair back."""
+        if self.space.size < self.k or self.looking:
+            return self.space.expand()
+        values, residuals, coordinates = self.wanted()
+        worst = int(np.argmax(residuals - self._allowed(values)))
+        self.space.expand(self.space.heaviest_tail(coordinates[:, worst]))
+
+    def _settled(self) -> bool:
+        """Judge the space after a product. A find comes first: it counts even where the look would end."""
+        space = self.space
+        if space.size < self.k or space.size == space.n:
+            return space.size == space.n
+        values, residuals, _ = self.wanted()
+        accepted = bool(np.all(residuals <= self._allowed(values)))
+        if self.looking or self.looked:
+            gain = self.key(values) - self.key(self.reference)
+            if np.any(gain > self._allowed(self.reference)):
+                self.looking = self.looked = False
+            elif self.looking and self._nothing_beyond(values):
+                self.looking, self.looked = False, True
+        elif accepted:
+            self.first_run, self.reference, self.looking = max(self.first_run, self.steps), values, True
+            if space.size > space.limit // 2 and space.limit < space.n:
+                space.compress(self._best)
+            self._look()
+        return self.looked and accepted
+
+    def _look(self) -> None:
+        self.steps = 0
+        self.space.start_fresh()
+
+    def _nothing_beyond(self, values: Vector) -> bool:
+        """The fresh chain's best value, with its residual, does not reach past the k-th wanted one."""
+        if self.space.exhausted:
+            return True
+        if self.steps < max(4, self.first_run // 2):
+            return False
+        theirs, residuals = self.space.fresh_ritz()
+        return bool(np.max(self.key(theirs) + residuals) <= self.key(values)[-1] + self._allowed(values)[-1])
+
+    def _best(self, values: Vector) -> NDArray[np.intp]:
+        """The Ritz values to keep in a thick restart."""
+        return np.argsort(-self.key(values), kind="stable")[: max(self.k + 5, self.space.limit // 2 - self.k)]
+
+    def _allowed(self, values: Vector) -> Vector:
+        return np.maximum(self.tol * np.abs(values), self._floor())
+
+    def _floor(self) -> float:
+        """What rounding of the products hides: at least 8 eps ||H||, more where it shows as asymmetry."""
+        return max(8 * self.eps * self.space.scale, 4 * self.space.asymmetry)
+
+
+def _check(op: Operator, k: int, which: str, tol: float) -> int:
+    shape = tuple(op.shape)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
+        raise ValueError(f"op has shape {shape}: top_eigenvalues needs a square symmetric operator")
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= shape[0]:
+        raise ValueError(f"k is {k!r}: it must be an integer from 1 to n = {shape[0]}")
+    if which not in _KEYS:
+        raise ValueError(f"which is {which!r}: it must be 'LA', 'SA' or 'LM'")
+    if not 0 < tol < 1:
+        raise ValueError(f"tol is {tol!r}: it is a relative error and must lie between 0 and 1")
+    return int(shape[0])
+
+
+def _finite_list(values: Vector) -> list[float | None]:
+    return [float(v) if np.isfinite(v) else None for v in values]

@@ -1,0 +1,237 @@
+"""The (C_eps, A)-sharpness of Keskar et al. 2017 (arXiv 1609.04836), metric 2.1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from sharpness.box import Start, maximise_in_box
+from sharpness.curvature import HessianOperator
+from sharpness.eigen import top_eigenvalues
+from sharpness.guard import Mode
+from sharpness.problem import Data, Loss, Problem, make_problem
+
+Vector = NDArray[np.float64]
+
+STARTS = ("origin", "interior", "eigenvector", "sign-ascent")
+_EIGENVECTOR_PRODUCTS = 12
+_EIGENVECTOR_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class SharpnessStart:
+    """One search: `value` is its phi in percent, None if no loss was finite; the rest as in `Ascent`."""
+
+    name: str
+    value: float | None
+    evaluations: int
+    iterations: int
+    status: str
+    message: str
+
+
+@dataclass(frozen=True)
+class EpsilonSharpness:
+    """phi = 100 (max_{y in C_eps} f(x + A y) - f(x)) / (1 + f(x)), in percent; a lower bound, as every
+    found maximum is.
+
+    Attributes:
+        value: the best over all starts, at least 0.
+        value_origin: from the paper's literal start y = 0 alone (None if "origin" was not among the
+            starts): 0 at an exact minimum, where the gradient vanishes and L-BFGS-B stops at once.
+        start: the start that won.
+        starts: what each search did.
+        loss, maximum: f(x) and the largest f found.
+        epsilon, subspace (p, None for the full space), iterations, seed, mode: as asked.
+        n, examples: numbers of parameters and of examples.
+        evaluations: of the loss with its gradient, over all examples; hessian_products come on top
+            (eigenvector start).
+        dtype: of the parameters. Loss and gradient are accumulated over batches in float64.
+        status: "ok", or "nonfinite" when a search met a loss that is not finite; its finite values still
+            count.
+    """
+
+    value: float
+    value_origin: float | None
+    start: str
+    starts: tuple[SharpnessStart, ...]
+    loss: float
+    maximum: float
+    epsilon: float
+    subspace: int | None
+    iterations: int
+    seed: int
+    mode: Mode
+    n: int
+    examples: int
+    evaluations: int
+    hessian_products: int
+    dtype: str
+    status: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it, ready for JSON."""
+        return asdict(self) | {"starts": [asdict(start) for start in self.starts]}
+
+
+def epsilon_sharpness(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    *,
+    epsilon: float = 1e-3,
+    subspace: int | None = None,
+    iterations: int = 10,
+    starts: Sequence[str] = STARTS,
+    params: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
+) -> EpsilonSharpness:
+    """Keskar's sharpness of `model` at its present weights x in R^n: how far f can rise in a small box
+    around x.
+
+    phi = 100 (max_{y in C_eps} f(x + A y) - f(x)) / (1 + f(x)) in percent, with
+    C_eps = {y in R^p : |y_i| <= eps (|(A+ x)_i| + 1)}; f is the mean loss over `data`. Full space: A = I.
+    Subspace: A is [n, p] with independent N(0, 1) entries, and A+ x is the least-squares solution. The
+    paper says only that A is random; because of the "+ 1" phi depends on the scale of its columns, and N(0,
+    1) is inferred from the published magnitudes.
+
+    The paper maximises by 10 iterations of L-BFGS-B from y = 0. At a minimum that start has no gradient to
+    follow, so more starts are tried, and both the best value and the literal one are kept: "interior", a
+    random point of the box; "eigenvector", the two corners that the leading Hessian eigenvector points to;
+    "sign-ascent", another random point. The last two first go from vertex to vertex along the gradient's
+    signs. Each start but the origin may use `iterations` evaluations. phi depends on n: do not compare
+    networks of different size by it.
+
+    Args:
+        epsilon: half-width of the box; the paper uses 1e-3 and 5e-4.
+        subspace: p; the paper uses 100. None is the full space. A takes 8 n p bytes.
+        starts: a choice of the names above.
+        params, batch_size, mode, data, loss: as in `hessian`.
+        seed: of A, of the random starts and of dropout in train mode.
+
+    Raises:
+        ValueError: wrong input, or f(x) not finite or not above -1.
+    """
+    _check(epsilon, subspace, iterations, starts)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    x = problem.weights()
+    basis = (
+        None if subspace is None else np.random.default_rng([seed, 0]).standard_normal((problem.n, subspace))
+    )
+    coordinates = x if basis is None else _least_squares(basis, x)
+    radius = epsilon * (np.abs(coordinates) + 1.0)
+    eigenvector, products = _leading_eigenvector(problem, seed) if "eigenvector" in starts else (None, 0)
+    points = _starting_points(
+        starts, radius, iterations, eigenvector, basis, np.random.default_rng([seed, 1])
+    )
+
+    def objective(y: Vector) -> tuple[float, Vector]:
+        problem.move_to(x + (y if basis is None else basis @ y))
+        value, gradient = problem.mean_loss_and_gradient()
+        return value, gradient if basis is None else basis.T @ gradient
+
+    with problem.guard(), problem.movable():
+        at_x = problem.mean_loss()
+        if not (np.isfinite(at_x) and at_x > -1):
+            raise ValueError(f"loss is {at_x} at the weights given: the metric needs a finite loss above -1")
+        best = maximise_in_box(objective, -radius, radius, points, iterations=iterations)
+
+    def percent(maximum: float) -> float:
+        return 100.0 * max(maximum - at_x, 0.0) / (1.0 + at_x)
+
+    facts = tuple(
+        SharpnessStart(
+            a.start,
+            None if a.value is None else percent(a.value),
+            a.evaluations,
+            a.iterations,
+            a.status,
+            a.message,
+        )
+        for a in best.ascents
+    )
+    return EpsilonSharpness(
+        value=percent(best.value),
+        value_origin=next((s.value for s in facts if s.name == "origin"), None),
+        start=best.start or "none",
+        starts=facts,
+        loss=at_x,
+        maximum=max(best.value, at_x),
+        epsilon=epsilon,
+        subspace=subspace,
+        iterations=iterations,
+        seed=seed,
+        mode=mode,
+        n=problem.n,
+        examples=problem.examples,
+        evaluations=1 + sum(s.evaluations for s in facts),
+        hessian_products=products,
+        dtype=problem.dtype.name,
+        status="nonfinite" if any(s.status == "nonfinite" for s in facts) else "ok",
+    )
+
+
+def _least_squares(basis: Vector, x: Vector) -> Vector:
+    """A+ x. Tall Gaussian matrices are so well conditioned that the normal equations lose nothing."""
+    n, p = basis.shape
+    if n < 4 * p:
+        return np.linalg.lstsq(basis, x, rcond=None)[0]
+    return np.linalg.solve(basis.T @ basis, basis.T @ x)
+
+
+def _starting_points(
+    names: Sequence[str],
+    radius: Vector,
+    iterations: int,
+    eigenvector: Vector | None,
+    basis: Vector | None,
+    rng: np.random.Generator,
+) -> list[Start]:
+    """The origin, the paper's protocol, has all its line searches; others `iterations` evaluations."""
+    interior, before_signs = (
+        rng.uniform(-radius, radius),
+        rng.uniform(-radius, radius),
+    )  # drawn whatever is chosen
+    signs = max(iterations - 1, 1)
+    points: list[Start] = []
+    if "origin" in names:
+        points.append(Start("origin", np.zeros_like(radius)))
+    if "interior" in names:
+        points.append(Start("interior", interior, 0, iterations))
+    if eigenvector is not None:
+        along = eigenvector if basis is None else basis.T @ eigenvector
+        corner = np.where(along >= 0, radius, -radius)
+        points.append(Start("eigenvector+", corner, signs, iterations))
+        points.append(Start("eigenvector-", -corner, signs, iterations))
+    if "sign-ascent" in names:
+        points.append(Start("sign-ascent", before_signs, signs, iterations))
+    return points
+
+
+def _leading_eigenvector(problem: Problem, seed: int) -> tuple[Vector | None, int]:
+    """A rough one will do: only signs are used."""
+    op = HessianOperator(problem)
+    top = top_eigenvalues(op, 1, tol=_EIGENVECTOR_TOLERANCE, max_matvecs=_EIGENVECTOR_PRODUCTS, seed=seed)
+    return (None if top.vectors is None else top.vectors[0]), top.matvecs
+
+
+def _check(epsilon: float, subspace: int | None, iterations: int, starts: Sequence[str]) -> None:
+    if not (np.isfinite(epsilon) and epsilon > 0):
+        raise ValueError(f"epsilon is {epsilon!r}: it must be a positive number, such as the paper's 1e-3")
+    if subspace is not None and (isinstance(subspace, bool) or not isinstance(subspace, int) or subspace < 1):
+        raise ValueError(
+            f"subspace is {subspace!r}: it must be a positive number of columns, or None for the full space"
+        )
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        raise ValueError(
+            f"iterations is {iterations!r}: it must be a positive integer, such as the paper's 10"
+        )
+    if isinstance(starts, str) or not starts or not set(starts) <= set(STARTS):
+        raise ValueError(f"starts is {starts!r}: pass one or more of {', '.join(STARTS)} in a list")

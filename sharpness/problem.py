@@ -1,0 +1,299 @@
+"""What every measurement shares: a model, a loss, data, the parameters that count, and the average."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sharpness.guard import Mode, movable_weights, seed_generators, untouched
+
+Loss = Callable[[Any, Tensor], Tensor]
+Batches = Iterable[tuple[Any, Tensor]]
+Data = tuple[Tensor, Tensor] | Batches
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """f(w) = sum_b (n_b / N) loss(model_w(inputs_b), targets_b), with w the selected parameters, flattened
+    in order.
+
+    A pass is a deterministic function of w: each one starts from the same seed of torch's generators (which
+        the guard restores), so that dropout masks and a shuffling DataLoader without its own generator
+        repeat themselves.
+    """
+
+    model: nn.Module
+    loss: Loss
+    data: Batches
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    mode: Mode
+    seed: int
+    examples: int  # N
+    batches: int
+
+    @property
+    def n(self) -> int:
+        """Number of selected scalars."""
+        return sum(p.numel() for p in self.parameters)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The coarsest precision among the selected parameters."""
+        coarse = any(p.dtype == torch.float32 for p in self.parameters)
+        return np.dtype(np.float32 if coarse else np.float64)
+
+    def guard(self) -> AbstractContextManager[None]:
+        """The context in which everything is computed, and after which the model is as before."""
+        return untouched(self.model, self.parameters, self.mode)
+
+    def movable(self) -> AbstractContextManager[None]:
+        """The context, inside `guard`, in which `move_to` may be called."""
+        return movable_weights(self.parameters)
+
+    def weights(self) -> Vector:
+        """w, flattened, float64 [n]."""
+        return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters]).numpy()
+
+    def move_to(self, w: Vector) -> None:
+        """Write w [n] into the parameters, rounded to their dtype; only inside `movable`."""
+        for parameter, part in zip(self.parameters, self.split(torch.from_numpy(w)), strict=True):
+            parameter.data.copy_(part)
+
+    def split(self, v: Tensor) -> list[Tensor]:
+        """A flat [n] vector as tensors of the parameters' shapes, dtypes and devices."""
+        parts = torch.split(v, [p.numel() for p in self.parameters])
+        return [q.reshape(p.shape).to(p) for q, p in zip(parts, self.parameters, strict=True)]
+
+    def passes(self) -> Iterator[tuple[Any, Tensor, float]]:
+        """One pass: (inputs, targets, weight n_b / N) on the model's device. Inside `guard` only."""
+        seed_generators(self.parameters, self.seed)
+        device, seen = self.parameters[0].device, 0
+        for inputs, targets in self.data:
+            length = int(targets.shape[0])
+            seen += length
+            if length:
+                yield _to_device(inputs, device), targets.to(device), length / self.examples
+        if seen != self.examples:
+            raise ValueError(
+                f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
+                "the same examples each time it is iterated, such as a list or a DataLoader"
+            )
+
+    def batch_loss(self, inputs: Any, targets: Tensor) -> Tensor:
+        """The loss of one batch, checked to be a scalar."""
+        return _scalar(self.loss(self.model(inputs), targets))
+
+    def mean_loss(self) -> float:
+        """f(w) at the present weights, accumulated in float64. Inside `guard` only."""
+        with torch.no_grad():
+            return sum(weight * self.batch_loss(x, t).item() for x, t, weight in self.passes())
+
+    def mean_loss_and_gradient(self) -> tuple[float, Vector]:
+        """f(w) and its gradient [n] at the present weights, accumulated in float64. Inside `guard` only."""
+        value = 0.0
+        gradient = torch.zeros(self.n, dtype=torch.float64, device=self.parameters[0].device)
+        for inputs, targets, weight in self.passes():
+            loss = self.batch_loss(inputs, targets)
+            value += weight * loss.item()
+            if loss.requires_grad:
+                gradient += weight * self.flatten(
+                    torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                )
+        return value, gradient.cpu().numpy()
+
+    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Tensors shaped like the parameters as one float64 vector [n]; None stands for zeros."""
+        pairs = zip(tensors, self.parameters, strict=True)
+        full = [torch.zeros_like(p) if t is None else t for t, p in pairs]
+        return torch.cat([t.detach().reshape(-1).double() for t in full])
+
+
+def make_problem(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    *,
+    params: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
+) -> Problem:
+    """Check everything that can be checked before measuring, and build the `Problem`.
+
+    Goes through `data` once to count its examples, and runs the model forward on the first batch. `params`
+    names the parameters (frozen ones may be named); None means all with `requires_grad`. Averages weight
+    each batch by its number of targets' rows, which is exact for a loss that is the mean over rows. A loss
+    whose value doubles when a batch is repeated twice is sum-reduced and refused: its curvature would scale
+    with the batch size.
+
+    Raises ValueError, in one sentence, for anything of the wrong kind.
+    """
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode is {mode!r}: it must be 'eval' or 'train'")
+    names, parameters = _select(model, params)
+    batches = _as_batches(data, batch_size)
+    with untouched(model, parameters, mode):
+        seed_generators(parameters, seed)
+        lengths, first = _survey(batches)
+        problem = Problem(
+            model, loss, batches, names, parameters, mode, seed, sum(lengths), sum(n > 0 for n in lengths)
+        )
+        seed_generators(parameters, seed)
+        with torch.no_grad():
+            inputs, targets = _to_device(first[0], parameters[0].device), first[1].to(parameters[0].device)
+            _refuse_sum_reduction(loss, model(inputs), targets)
+    return problem
+
+
+def _select(
+    model: nn.Module, params: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
+    known = dict(model.named_parameters(remove_duplicate=False))
+    if isinstance(params, str):
+        raise ValueError(f"params is the string {params!r}: pass a list of parameter names")
+    if params is None:
+        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError(
+                "model has no parameter with requires_grad: name the frozen ones to measure in params"
+            )
+    else:
+        unknown = [name for name in params if name not in known]
+        if unknown or not params:
+            raise ValueError(
+                f"params {unknown or '[]'} names no parameter of the model: choose among {list(known)[:8]}"
+            )
+        chosen = {name: known[name] for name in params}
+        if len({id(p) for p in chosen.values()}) < len(params):
+            raise ValueError("params names the same parameter twice: name each (a tied one too) once")
+    for name, p in chosen.items():
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
+    for name, p in known.items():
+        if not torch.isfinite(p).all():
+            raise ValueError(
+                f"parameter {name!r} of the model contains NaN or infinity: measure finite weights"
+            )
+    return tuple(chosen), tuple(chosen.values())
+
+
+@dataclass(frozen=True)
+class _TensorBatches:
+    """A pair of tensors, split into consecutive batches; the last may be shorter."""
+
+    inputs: Tensor
+    targets: Tensor
+    batch_size: int
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(self.inputs.split(self.batch_size), self.targets.split(self.batch_size), strict=True)
+
+
+def _as_batches(data: Data, batch_size: int | None) -> Batches:
+    if batch_size is not None and (
+        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
+    ):
+        raise ValueError(f"batch_size is {batch_size!r}: it must be a positive integer or None")
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        inputs, targets = data
+        assert isinstance(inputs, Tensor) and isinstance(targets, Tensor)
+        if inputs.ndim == 0 or targets.ndim == 0 or len(inputs) != len(targets):
+            raise ValueError(
+                f"data has inputs of shape {tuple(inputs.shape)} and targets of shape "
+                f"{tuple(targets.shape)}: both need the same number of examples in their first dimension"
+            )
+        return _TensorBatches(inputs, targets, batch_size or max(len(inputs), 1))
+    if batch_size is not None:
+        raise ValueError(
+            "batch_size splits a pair of tensors, and data is an iterable of batches: leave batch_size None"
+        )
+    try:
+        one_shot = iter(data) is data
+    except TypeError:
+        _refuse_data(data)
+    if one_shot:
+        raise ValueError(
+            "data is a one-shot iterator and is needed several times: pass a list of it or a DataLoader"
+        )
+    return data  # pyright: ignore[reportReturnType]
+
+
+def _survey(batches: Batches) -> tuple[list[int], tuple[Any, Tensor]]:
+    """The length of each batch, and the first batch that is not empty."""
+    lengths: list[int] = []
+    first: tuple[Any, Tensor] | None = None
+    for batch in batches:
+        if not (
+            isinstance(batch, (tuple, list))
+            and len(batch) == 2
+            and isinstance(batch[1], Tensor)
+            and batch[1].ndim
+        ):
+            _refuse_data(batch)
+        lengths.append(len(batch[1]))
+        if first is None and lengths[-1]:
+            first = (batch[0], batch[1])
+    if first is None:
+        raise ValueError("data has no examples: pass at least one")
+    return lengths, first
+
+
+def _refuse_data(found: Any) -> NoReturn:
+    raise ValueError(
+        f"data holds a {type(found).__name__} where a batch (inputs, targets) belongs, targets a tensor "
+        "with the batch first: pass a pair of tensors, or a list or DataLoader of such pairs"
+    )
+
+
+def _scalar(loss: Any) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
+        )
+    return loss
+
+
+def _refuse_sum_reduction(loss: Loss, outputs: Any, targets: Tensor) -> None:
+    """Compare the loss of the first batch with that of the batch repeated twice, on the outputs, so that BN
+    has no say.
+
+    At a loss of exactly zero the outputs are replaced by their mean, which is in the loss's domain whenever
+    they are. A loss that does not accept the repeated batch, or outputs that are not a tensor, cannot be
+    checked.
+    """
+    once = _scalar(loss(outputs, targets)).item()
+    if not np.isfinite(once):
+        raise ValueError(f"loss is {once} on the first batch: measure where the loss is finite")
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+        return
+    if once == 0.0:
+        outputs = outputs.mean(dim=0, keepdim=True).expand_as(outputs)
+        once = loss(outputs, targets).item()
+    try:
+        twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets])).item()
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return
+    if once != 0.0 and abs(twice - 2 * once) < 1e-3 * abs(once):
+        raise ValueError(
+            "loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'"
+        )
+
+
+def _to_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _to_device(part, device) for key, part in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_to_device(part, device) for part in value)
+    return value
