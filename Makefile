@@ -27,7 +27,7 @@ test: check
 
 # everything: the tests, the quick studies from an empty store, and their comparison with what is published
 verify: test
-	$(BIN)/python -m pytest tests/verify --timeout 3600
+	$(BIN)/python -m pytest -m verify tests/studies
 
 clean:
 	rm -rf .venv store build

@@ -32,20 +32,19 @@ from experiments.lab.study import Figure, Measure, Pair, PaperRow, Record, Reque
 TARGET = 0.01
 """training cross-entropy in nats at which the matched arm stops (Jiang et al. 2020)"""
 
-
-PLATEAU = (("budget", Budget.PLATEAU), ("patience", 5), ("max_epochs", 400))
-MATCHED = (("budget", Budget.TRAIN_LOSS), ("train_loss", TARGET), ("max_epochs", 400))
-
-Fields = tuple[tuple[str, Any], ...]
+PLATEAU = RunConfig(budget=Budget.PLATEAU, patience=5, max_epochs=400, optimizer=Optimizer.ADAM, lr=1e-3, batch_size=1)
+MATCHED = RunConfig(
+    budget=Budget.TRAIN_LOSS, train_loss=TARGET, max_epochs=400, optimizer=Optimizer.ADAM, lr=1e-3, batch_size=1
+)
+"""the two stop rules, with what every run shares; networks, data and batch sizes are filled in below"""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One network under one stop rule: the runs' common fields, the two batch sizes compared, and those in between."""
+    """One network under one stop rule: the two batch sizes that the claims compare, and others for the figures."""
 
     network: str
-    fields: Fields
-    budget: Fields
+    base: RunConfig
     small: int
     large: int
     seeds: int
@@ -54,39 +53,34 @@ class Arm:
 
     def runs(self, request: Request) -> list[RunConfig]:
         """The batch sizes compared come first, every seed in turn, so that an early look is a balanced one."""
-        fields = dict(self.fields) | dict(self.budget) | ({"dataset": request.dataset} if request.dataset else {})
+        base = self.base if request.dataset is None else self.base.replace(dataset=request.dataset)
         seeds = request.seeds or self.seeds
         cells = [(seed, size) for seed in range(seeds) for size in (self.small, self.large)]
         cells += [(seed, size) for seed in range(min(seeds, self.other_seeds)) for size in self.others]
-        return [
-            RunConfig(**fields, optimizer=Optimizer.ADAM, lr=1e-3, batch_size=size, seed=seed) for seed, size in cells
-        ]
+        return [base.replace(batch_size=size, seed=seed) for seed, size in cells]
 
 
-def _paper_arm(network: str, dataset: str, model: Model, large: int, budget: Fields) -> Arm:
-    fields = (("dataset", dataset), ("model", model), ("norm", Norm.BATCH))
-    return Arm(network, fields, budget, small=256, large=large, seeds=8)
-
-
-QUICK = (("dataset", "fashion-mini"), ("n_train", 5000), ("model", Model.MLP), ("width", 128), ("depth", 2))
-LAPTOP = (("dataset", "cifar10-jpeg"), ("n_train", 2500), ("model", Model.KESKAR_C1), ("norm", Norm.BATCH),
-          ("precision", Precision.BFLOAT16))  # fmt: skip
+QUICK = MATCHED.replace(dataset="fashion-mini", n_train=5000, model=Model.MLP, width=128, depth=2)
+LAPTOP = {"dataset": "cifar10-jpeg", "n_train": 2500, "model": Model.KESKAR_C1, "norm": Norm.BATCH,
+          "precision": Precision.BFLOAT16}  # fmt: skip
+NETWORKS = (
+    ("F1", "mnist", Model.MLP, 6000),
+    ("C1", "cifar10", Model.KESKAR_C1, 5000),
+    ("C2", "cifar10", Model.KESKAR_C2, 5000),
+    ("C3", "cifar100", Model.KESKAR_C1, 5000),
+    ("C4", "cifar100", Model.KESKAR_C2, 5000),
+)
+"""the paper's networks with their data and large batch, 10% of it"""
 ARMS: dict[str, tuple[Arm, ...]] = {
-    "quick": (Arm("F1 in small", QUICK, MATCHED, 32, 500, seeds=12, others=(16, 64, 128, 256), other_seeds=4),),
+    "quick": (Arm("F1 in small", QUICK, 32, 500, seeds=12, others=(16, 64, 128, 256), other_seeds=4),),
     "laptop": (
-        Arm("C1", LAPTOP, MATCHED, 25, 250, seeds=8, others=(50, 100, 150), other_seeds=2),
-        Arm("C1", LAPTOP, PLATEAU, 25, 250, seeds=8),
+        Arm("C1", MATCHED.replace(**LAPTOP), 25, 250, seeds=8, others=(50, 100, 150), other_seeds=2),
+        Arm("C1", PLATEAU.replace(**LAPTOP), 25, 250, seeds=8),
     ),
     "paper": tuple(
-        _paper_arm(network, dataset, model, large, budget)
-        for network, dataset, model, large in (
-            ("F1", "mnist", Model.MLP, 6000),
-            ("C1", "cifar10", Model.KESKAR_C1, 5000),
-            ("C2", "cifar10", Model.KESKAR_C2, 5000),
-            ("C3", "cifar100", Model.KESKAR_C1, 5000),
-            ("C4", "cifar100", Model.KESKAR_C2, 5000),
-        )
-        for budget in (PLATEAU, MATCHED)
+        Arm(network, rule.replace(dataset=dataset, model=model, norm=Norm.BATCH), 256, large, seeds=8)
+        for network, dataset, model, large in NETWORKS
+        for rule in (PLATEAU, MATCHED)
     ),
 }
 
@@ -142,15 +136,15 @@ def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | Non
     Margins: 0.1 percentage points of test accuracy (half of F1's published gap of 0.22, the smallest of the paper's),
     ln 1.25 for ratios.
     """
-    model, dataset = dict(arm.fields)["model"], dict(arm.fields)["dataset"]
-    where = (("model", model.value), ("dataset", dataset), ("budget", dict(arm.budget)["budget"].value))
+    where = (("model", arm.base.model.value), ("dataset", arm.base.dataset), ("budget", arm.base.budget.value))
+    matched = arm.base.budget is Budget.TRAIN_LOSS
     large = Group(f"B {arm.large}", 1.0, (*where, ("batch_size", arm.large)))
     small = Group(f"B {arm.small}", -1.0, (*where, ("batch_size", arm.small)))
     gates = (Gate("min_seeds", 8), Gate("status", 0.1))
-    if arm.budget is MATCHED:
+    if matched:
         gates += (Gate("matched", 0.1, "train_loss"),)
     published = {row.quantity: row for row in PAPER if row.network == arm.network.split()[0]}
-    rule = "" if scale == "quick" else f", {'matched training loss' if arm.budget is MATCHED else 'stop at a plateau'}"
+    rule = "" if scale == "quick" else f", {'matched training loss' if matched else 'stop at a plateau'}"
 
     def claim(id: str, sentence: str, contrast: Contrast, quantity: str | None = None, **options: Any) -> Claim:
         logarithmic, row = contrast.scale is ValueScale.LOG, published.get(quantity or "")
@@ -159,7 +153,7 @@ def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | Non
             effect = log(row.large_batch / row.small_batch) if logarithmic else row.small_batch - row.large_batch
             effect = round(effect, 4)  # of two numbers printed with two decimals
         settings: dict[str, Any] = {
-            "id": "-".join([scale, *arm.network.lower().split()[:1], dict(arm.budget)["budget"].value, id]),
+            "id": "-".join([scale, *arm.network.lower().split()[:1], arm.base.budget.value, id]),
             "sentence": f"{arm.network}{rule}: batch size {arm.large} {sentence} than batch size {arm.small}",
             "kind": Kind.DIRECTIONAL,
             "contrast": contrast,
@@ -191,11 +185,11 @@ def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | Non
 POWER = Power(effect=0.45, sd=0.34, pilot="seeds 1000 to 1009 at batch sizes 32 and 500", seeds=12)
 CLAIMS = (
     *claims_of("quick", ARMS["quick"][0], primary=True, power=POWER),
-    *(claim for arm in ARMS["laptop"] for claim in claims_of("laptop", arm, primary=arm.budget is MATCHED)),
+    *(claim for arm in ARMS["laptop"] for claim in claims_of("laptop", arm, primary=arm.base.budget is Budget.TRAIN_LOSS)),
     *(
         claim
         for arm in ARMS["paper"]
-        for claim in claims_of("paper", arm, primary=arm.network == "C1" and arm.budget is PLATEAU)
+        for claim in claims_of("paper", arm, primary=arm.network == "C1" and arm.base.budget is Budget.PLATEAU)
     ),
 )
 

@@ -182,8 +182,8 @@ def _least_squares(basis: Vector, x: Vector) -> Vector:
     """A+ x. Tall Gaussian matrices are so well conditioned that the normal equations lose nothing."""
     n, p = basis.shape
     if n < 4 * p:
-        return np.linalg.lstsq(basis, x, rcond=None)[0]
-    return np.linalg.solve(basis.T @ basis, basis.T @ x)
+        return np.asarray(np.linalg.lstsq(basis, x, rcond=None)[0], np.float64)
+    return np.asarray(np.linalg.solve(basis.T @ basis, basis.T @ x), np.float64)
 
 
 def _starting_points(

@@ -77,8 +77,8 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
                 result.planned += stage.at_most
                 continue
             chosen = select(stage.runs, where)
-            check_data(chosen, machine)
             tasks = _tasks(stage, chosen, request, store)
+            check_data([task.config for task in tasks], machine)
             execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
             stage = plan(study, request, store, machine.data_path)[index]
             runs = {config.run_id for config in chosen}
@@ -107,7 +107,7 @@ def check_data(configs: Sequence[RunConfig], machine: Machine) -> None:
                 machine.check(config)
 
 
-def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Task]:
+def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
     return [

@@ -8,7 +8,6 @@ comparison against it. So neither a resume, a micro-batch nor a curvature produc
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from experiments.lab.config import Norm
 
 EPS = 1e-5
-MAX_GROUPS = 32
+GROUP_CHANNELS = 16
 
 
 class BatchNorm(nn.Module):
@@ -71,7 +70,12 @@ class Normalizer:
             case Norm.BATCH | Norm.GHOST:
                 return BatchNorm(channels, self.norm_batch)
             case Norm.GROUP:
-                return nn.GroupNorm(math.gcd(MAX_GROUPS, channels), channels, eps=EPS)
+                return nn.GroupNorm(_groups(channels), channels, eps=EPS)
+
+
+def _groups(channels: int) -> int:
+    """Groups of at least 16 channels (Wu & He 2018, Table 3): smaller ones leave of a feature vector little but signs."""
+    return max(g for g in range(1, channels + 1) if channels % g == 0 and (g == 1 or channels // g >= GROUP_CHANNELS))
 
 
 @torch.no_grad()
