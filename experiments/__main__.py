@@ -72,7 +72,7 @@ class Run(OfStudy):
 class Train(Common):
     """Train one run, here, and print its summary."""
 
-    config: Annotated[RunConfig, tyro.conf.arg(name="")]
+    config: Annotated[tyro.conf.FlagConversionOff[RunConfig], tyro.conf.arg(name="")]
     device: str = "cpu"
     threads: int = 1
     micro_batch: int | None = None
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
             prog="python -m experiments",
             description=__doc__,
             args=arguments,
-            config=(tyro.conf.EnumChoicesFromValues, tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
+            config=(tyro.conf.EnumChoicesFromValues, tyro.conf.OmitArgPrefixes)
             if arguments[0] == "train"
             else (),
         )

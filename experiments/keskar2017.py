@@ -16,7 +16,7 @@ from typing import Any
 
 from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.config import Budget, Model, Norm, Optimizer, Precision, RunConfig
-from experiments.lab.study import Figure, Measure, Pair, PaperRow, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.study import Comparison, Figure, Measure, Pair, PaperRow, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: TIMIT, and with it the paper's network F2, is left out: the corpus is licensed.
 # Deviation: the columns of A in Metric 2.1 are iid N(0, 1); the paper does not state their distribution, and this one
@@ -112,23 +112,39 @@ def slices(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
     return pairs
 
 
-def _rows(quantity: str, table: str, *values: tuple[str, float, float, float | None, float | None]) -> tuple[PaperRow, ...]:
-    return tuple(PaperRow(table, network, quantity, sb, lb, sb_sd, lb_sd) for network, sb, lb, sb_sd, lb_sd in values)
+Printed = tuple[str, float, float, float | None, float | None]
+"""network, small batch, large batch, and their standard deviations"""
+
+
+def _rows(quantity: str, value: str, table: str, *values: Printed) -> tuple[PaperRow, ...]:
+    return tuple(PaperRow(table, network, quantity, value, sb, lb, sb_sd, lb_sd) for network, sb, lb, sb_sd, lb_sd in values)
 
 
 PAPER = (
-    *_rows("test accuracy", "Table 2",
+    *_rows("test accuracy", "test_accuracy", "Table 2",
            ("F1", 98.03, 97.81, 0.07, 0.07), ("F2", 64.02, 59.45, 0.2, 1.05), ("C1", 80.04, 77.26, 0.12, 0.42),
            ("C2", 89.24, 87.26, 0.12, 0.07), ("C3", 49.58, 46.45, 0.39, 0.43), ("C4", 63.08, 57.81, 0.5, 0.17)),
-    *_rows("phi, full space, 1e-3", "Table 3",
+    *_rows("phi, full space, 1e-3", "phi_full", "Table 3",
            ("F1", 1.23, 205.14, None, None), ("F2", 1.39, 310.64, None, None), ("C1", 28.58, 707.23, None, None),
            ("C2", 8.68, 925.32, None, None), ("C3", 29.85, 258.75, None, None), ("C4", 12.83, 421.84, None, None)),
-    *_rows("phi, full space, 5e-4", "Table 3",
+    *_rows("phi, full space, 5e-4", "phi_full_5e-4", "Table 3",
            ("C1", 7.08, 227.31, None, None), ("C2", 2.07, 175.31, None, None)),
-    *_rows("phi, 100 directions, 1e-3", "Table 4",
+    *_rows("phi, 100 directions, 1e-3", "phi_subspace", "Table 4",
            ("F1", 0.11, 9.22, None, None), ("F2", 0.29, 23.63, None, None), ("C1", 2.18, 137.25, None, None),
            ("C2", 0.95, 25.09, None, None), ("C3", 17.02, 236.03, None, None), ("C4", 6.05, 72.99, None, None)),
 )  # fmt: skip
+
+def groups_of(arm: Arm) -> tuple[Group, Group]:
+    """The runs at the large and at the small batch size, large minus small."""
+    where = (("model", arm.base.model.value), ("dataset", arm.base.dataset), ("budget", arm.base.budget.value))
+    large = Group(f"B {arm.large}", 1.0, (*where, ("batch_size", arm.large)))
+    small = Group(f"B {arm.small}", -1.0, (*where, ("batch_size", arm.small)))
+    return large, small
+
+
+def rule_of(arm: Arm) -> str:
+    return "matched training loss" if arm.base.budget is Budget.TRAIN_LOSS else "stop at a plateau"
+
 
 def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | None = None) -> tuple[Claim, ...]:
     """The paper's claims about one network: tests worse, sharper by lambda_max and by phi, nearer its start.
@@ -136,15 +152,13 @@ def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | Non
     Margins: 0.1 percentage points of test accuracy (half of F1's published gap of 0.22, the smallest of the paper's),
     ln 1.25 for ratios.
     """
-    where = (("model", arm.base.model.value), ("dataset", arm.base.dataset), ("budget", arm.base.budget.value))
+    large, small = groups_of(arm)
     matched = arm.base.budget is Budget.TRAIN_LOSS
-    large = Group(f"B {arm.large}", 1.0, (*where, ("batch_size", arm.large)))
-    small = Group(f"B {arm.small}", -1.0, (*where, ("batch_size", arm.small)))
     gates = (Gate("min_seeds", 8), Gate("status", 0.1))
     if matched:
         gates += (Gate("matched", 0.1, "train_loss"),)
     published = {row.quantity: row for row in PAPER if row.network == arm.network.split()[0]}
-    rule = "" if scale == "quick" else f", {'matched training loss' if matched else 'stop at a plateau'}"
+    rule = "" if scale == "quick" else f", {rule_of(arm)}"
 
     def claim(id: str, sentence: str, contrast: Contrast, quantity: str | None = None, **options: Any) -> Claim:
         logarithmic, row = contrast.scale is ValueScale.LOG, published.get(quantity or "")
@@ -214,6 +228,11 @@ STUDY = Study(
         Figure("training_curves", "training_curves"),
     ),
     paper=PAPER,
+    comparisons=tuple(
+        Comparison(scale, arm.network.split()[0], f"{arm.network}, {rule_of(arm)}", *reversed(groups_of(arm)))
+        for scale, arms in ARMS.items()
+        for arm in arms
+    ),
     module=__name__,
 )
 

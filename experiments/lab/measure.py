@@ -91,7 +91,7 @@ def phi(subject: Subject, *, examples: int, epsilon: float = 1e-3, subspace: int
 
 
 def linear_slice(first: Subject, second: Subject, *, points: int = 25, examples: int) -> dict[str, Any]:
-    """Losses and accuracies at (1 - a) first + a second for `points` values of a in [-1, 2] (Keskar 2017, Figure 3).
+    """Losses (nats) and accuracies (percent) at (1 - a) first + a second for `points` values of a in [-1, 2] (Keskar 2017, Figure 3).
 
     `value` is the barrier: the largest training loss for a in [0, 1] above the larger end's.
     """
@@ -110,7 +110,8 @@ def linear_slice(first: Subject, second: Subject, *, points: int = 25, examples:
             recalibrate=lambda model: calibrate_on(model, data.train.inputs),
         )  # fmt: skip
         curves[f"{split}_loss"] = [float(v) for v in result.losses]
-        curves[f"{split}_accuracy"] = [float(v) for v in (result.accuracies if result.accuracies is not None else [])]
+        assert result.accuracies is not None  # targets are classes
+        curves[f"{split}_accuracy"] = [100 * float(v) for v in result.accuracies]
     inside = [loss for a, loss in zip(alphas, curves["train_loss"], strict=True) if 0 <= a <= 1]
     return {
         **_head(first, examples, None),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.claims import Claim
+from experiments.lab.claims import Claim, Group
 from experiments.lab.config import RunConfig
 
 
@@ -91,11 +91,25 @@ class PaperRow:
     table: str
     network: str
     quantity: str
+    value: str
+    """the same quantity of ours: a column of the runs table or a metric"""
     small_batch: float
     large_batch: float
     small_batch_sd: float | None = None
     large_batch_sd: float | None = None
     source: str = "read"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Which of our runs stand beside the paper's rows of `network` at `scale`."""
+
+    scale: str
+    network: str
+    label: str
+    """what ours is, in a reader's words"""
+    small: Group
+    large: Group
 
 
 @dataclass(frozen=True)
@@ -119,6 +133,7 @@ class Study:
     claims: tuple[Claim, ...]
     figures: tuple[Figure, ...] = ()
     paper: tuple[PaperRow, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
     module: str = ""
     """where it is declared, for the list of deviations (`# Deviation:` comments)"""
 

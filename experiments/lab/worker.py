@@ -66,6 +66,8 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
     parent = os.getppid()
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
+    # numpy's BLAS has threads of its own, read once at its import: two workers' would fight for the same cores
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(machine.threads))
     import torch
 
     from experiments.lab.folder import Interrupted

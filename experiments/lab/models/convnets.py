@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from experiments.lab.config import ConfigError
 from experiments.lab.models.dropout import Dropout
 from experiments.lab.models.norms import Normalizer
 
@@ -48,6 +49,8 @@ def keskar_c2(shape: tuple[int, int, int], classes: int, norm: Normalizer, *, dr
 
     Dropout .3 inside the first block, .4 inside the others, .5 around the hidden layer.
     """
+    if min(shape[1:]) < 32:
+        raise ConfigError(f"keskar-c2 halves the image five times: it needs 32 x 32 pixels, not {shape[1]} x {shape[2]}")
     layers: list[nn.Module] = []
     channels = shape[0]
     for block, (width, count) in enumerate([(64, 2), (128, 2), (256, 3), (512, 3), (512, 3)]):

@@ -1,0 +1,174 @@
+"""The command line: `python -m analysis`. Reads records and study declarations; never trains.
+
+Exit status: 0 finished, 1 runs or measurements are missing, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from experiments.lab.config import ConfigError
+from experiments.lab.datasets import DataError
+from experiments.lab.plan import UsageError, check_scale, find_study, studies
+from experiments.lab.store import Store, StoreError
+
+if TYPE_CHECKING:
+    from analysis.load import Tables
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    study: tyro.conf.Positional[str]
+    """name of a study, or `all`"""
+    scale: str
+    """quick, laptop or paper"""
+    store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
+    """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
+    published: bool = False
+    """read what the project publishes instead of a store"""
+    json: bool = False
+    """print one JSON document on stdout and nothing else"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts(Options):
+    """Answer the claims."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures(Options):
+    """Draw the figures, below the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tabulate(Options):
+    """Print the tables: the verdicts, every cell, ours beside the paper's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report(Options):
+    """Verdicts, tables and figures in one document, below the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Publish(Options):
+    """Write records, tables and figures into figures/, and renew the README."""
+
+
+COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "publish": Publish}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
+    try:
+        options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m analysis", description=__doc__, args=argv)
+        incomplete, documents = 0, []
+        for tables in _tables(options):
+            text, document = _answer(options, tables)
+            documents.extend(document)
+            if not options.json:
+                print(text)
+            if tables.missing_runs or tables.missing_measurements:
+                incomplete = 1
+                _complain(
+                    f"{tables.missing_runs} runs and {tables.missing_measurements} measurements of {tables.study.name} are "
+                    f"missing; `python -m experiments run {tables.study.name} --scale {tables.scale}` makes them"
+                )
+        if options.json:
+            print(json.dumps(documents, indent=1, sort_keys=True))
+        return incomplete
+    except (UsageError, ConfigError) as error:
+        return _complain(str(error), 2)
+    except (StoreError, DataError, OSError) as error:
+        return _complain(str(error), 1)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _tables(options: Options) -> Iterator[Tables]:
+    """The records of each study asked for."""
+    chosen = list(studies().values()) if options.study == "all" else [find_study(options.study)]
+    for study in chosen:
+        check_scale(study, options.scale)
+    from analysis.load import from_published, from_store
+
+    for study in chosen:
+        if options.published:
+            yield from_published(PUBLISHED / study.name / options.scale)
+        else:
+            yield from_store(study, options.scale, Store(options.store, create=False))
+
+
+def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
+    """Text for a person and a list of JSON objects, for one study."""
+    from analysis import draw, publish, report
+    from analysis import tables as text_tables
+    from analysis.verdicts import verdicts
+
+    found = verdicts(tables)
+    folder = _folder(options, tables)
+    match options:
+        case Verdicts():
+            return _board(found), [v.to_dict() for v in found]
+        case Tabulate():
+            listed = report.every_table(tables, found)
+            text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
+            return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
+        case Figures():
+            drawn = draw.draw_all(tables, folder)
+            return "\n".join(_drawn_line(d) for d in drawn), [vars(d) for d in drawn]
+        case Report():
+            drawn = draw.draw_all(tables, folder)
+            path = folder / "report.md"
+            path.write_text(report.markdown(tables, found, drawn))
+            text = "\n".join([_board(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+        case Publish():
+            if options.published:
+                raise UsageError("publish reads a store; leave out --published")
+            written = publish.publish(tables, PUBLISHED)
+            return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
+    raise AssertionError(f"no answer to {type(options).__name__}")
+
+
+def _folder(options: Options, tables: Tables) -> Path:
+    """Where local figures go: below the store, never into figures/."""
+    folder = options.store / "reports" / tables.study.name / tables.scale
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _drawn_line(drawn: Any) -> str:
+    where = f": {drawn.files[1]}" if drawn.files else f": {drawn.reason}"
+    return f"figure {drawn.name} ({drawn.state}){where}"
+
+
+def _board(found: list[Any]) -> str:
+    """The verdicts as a person reads them: one block a claim."""
+    from analysis.tables import effect_text, p_text
+
+    lines = []
+    for v in found:
+        lines.append(f"{(v.verdict or 'no verdict').upper():13s} {v.sentence}{' (primary)' if v.primary else ''}")
+        p = v.p_value if v.primary else v.p_adjusted
+        lines.append(f"{'':13s} {effect_text(v)}, n {v.n_seeds}, p {p_text(p)}: {v.decided_by}")
+    return "\n".join(lines)
+
+
+def _complain(sentence: str, status: int = 1) -> int:
+    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Figures as files: <figure>.pdf and .png, .csv with every plotted value, .json with what they come from.
+
+Redrawing what did not change is skipped, and drawing it anyway gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.figures import NoDataError
+from analysis.load import Tables
+from experiments.lab.store import to_json, write_atomic
+from experiments.lab.study import Figure
+
+FORMS = ("pdf", "png", "csv", "json")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What became of one figure: `drawn`, `unchanged`, or `no data` with the sentence that says so."""
+
+    name: str
+    state: str
+    files: tuple[str, ...] = ()
+    reason: str | None = None
+
+
+def draw_all(tables: Tables, folder: Path) -> list[Drawn]:
+    """Every figure that the study declares."""
+    found = []
+    for figure in tables.study.figures:
+        try:
+            found.append(draw(figure, tables, folder))
+        except NoDataError as error:
+            found.append(Drawn(figure.name, "no data", reason=str(error)))
+    return found
+
+
+def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
+    """Write one figure into `folder`; raises `NoDataError` where there is nothing to draw."""
+    module = importlib.import_module(f"analysis.figures.{figure.kind}")
+    options = {**module.settings(), **dict(figure.options)}
+    if unknown := sorted(set(options) - set(module.settings())):
+        raise ValueError(f"figure {figure.kind} has no option {unknown[0]!r}; it has {', '.join(module.settings())}")
+    data: pd.DataFrame = module.load_data(tables, options)
+    table = data.to_csv(index=False, lineterminator="\n").encode()
+    document = origin(figure, tables, options, table, Path(str(module.__file__)))
+    paths = {form: folder / f"{figure.name}.{form}" for form in FORMS}
+    files = tuple(str(path) for path in paths.values())
+    if all(path.is_file() for path in paths.values()) and paths["json"].read_bytes() == to_json(document):
+        return Drawn(figure.name, "unchanged", files)
+    from analysis.style import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawing = module.make_figure(data)
+    for form in ("pdf", "png"):
+        write_atomic(paths[form], save(drawing, form))
+    write_atomic(paths["csv"], table)
+    write_atomic(paths["json"], to_json(document))
+    return Drawn(figure.name, "drawn", files)
+
+
+def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes, module: Path) -> dict[str, Any]:
+    """What a figure comes from: runs, their commits, claims, and hashes of tables, plotted values and code."""
+    import matplotlib
+
+    code = hashlib.sha256(matplotlib.__version__.encode())
+    here = Path(__file__).parent
+    for path in (module, here / "figures" / "per_batch_size.py", here / "style.py", here / "arms.py"):
+        code.update(path.read_bytes())
+    return {
+        "figure": figure.name,
+        "kind": figure.kind,
+        "options": json.loads(json.dumps(options)),
+        "study": tables.study.name,
+        "scale": tables.scale,
+        "runs": sorted(tables.runs["run_id"]),
+        "commits": sorted(tables.runs["commit"].dropna().unique()),
+        "claims": {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)},
+        "tables_sha256": tables.digest,
+        "values_sha256": hashlib.sha256(table).hexdigest(),
+        "code_sha256": code.hexdigest(),
+    }

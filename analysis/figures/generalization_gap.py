@@ -1,0 +1,52 @@
+"""The picture of the dispute: training minus test accuracy against the batch size, and the two it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from analysis.arms import runs_by_arm
+from analysis.figures import NoDataError
+from analysis.figures.per_batch_size import draw, points_and_means
+from analysis.load import Tables
+from analysis.style import panels, style
+
+LABELS = {
+    "gap_accuracy": ("generalization gap", "train − test accuracy (percentage points)"),
+    "test_accuracy": ("test", "test accuracy (%)"),
+    "train_accuracy": ("train", "train accuracy (%)"),
+}
+
+
+def settings() -> dict[str, Any]:
+    return {"quantities": tuple(LABELS)}
+
+
+def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Every finished run's final accuracies, and each cell's mean and 95% interval. Raises `NoDataError`."""
+    frame = runs_by_arm(tables, *options["quantities"])
+    parts = []
+    for quantity in options["quantities"]:
+        values = frame[["arm", "batch_size", "seed", "run_id"]].assign(value=frame[quantity]).dropna(subset="value")
+        if values.empty:
+            raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has a {quantity} to draw")
+        parts.append(points_and_means(values, quantity, logarithmic=False))
+    return pd.concat(parts, ignore_index=True)
+
+
+def make_figure(data: pd.DataFrame) -> Figure:
+    with style():
+        quantities = list(dict.fromkeys(data["quantity"]))
+        figure, rows = panels(1, len(quantities))
+        for axes, quantity in zip(rows[0], quantities, strict=True):
+            draw(axes, data[data["quantity"] == quantity])
+            title, label = LABELS[quantity]
+            axes.set_title(title)
+            axes.set_ylabel(label)
+        if data["arm"].nunique() > 1:
+            handles, names = rows[0][0].get_legend_handles_labels()
+            figure.legend(handles, names, loc="outside lower center", ncols=2)
+        return figure

@@ -1,0 +1,252 @@
+"""Records as tidy tables, from a store or from what the project publishes; everything after this file is the same for both.
+
+runs           one row a finished run of the study: study, scale, stage, run_id, every field of its RunConfig, every
+               scalar of its summary. A config field that shares its name with a summary value (train_loss, steps,
+               epochs) is called target_train_loss, target_steps, target_epochs: there it is what was asked for.
+history        one row an observation, up to the step the run ended at
+measurements   one row a measurement that the study declares; run_id_b is the second run of a pair, else missing
+predictions    one row a run and test example: run_id, example, prediction, label
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pandas as pd
+
+from experiments.lab.config import RunConfig
+from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
+from experiments.lab.store import Store
+from experiments.lab.study import Measure, Record, Request, Study
+
+TABLES = ("runs", "history", "measurements", "predictions")
+
+SUMMARY = {
+    "status": "str", "reason": "str", "steps": "Int64", "examples": "Int64", "epochs": "float64", "seconds": "float64",
+    "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64", "test_accuracy": "float64",
+    "validation_loss": "float64", "validation_accuracy": "float64", "gap_accuracy": "float64", "gap_loss": "float64",
+    "distance_from_start": "float64", "commit": "str", "device": "str", "hardware": "str",
+}  # fmt: skip
+_DTYPES = {"int": "int64", "int | None": "Int64", "float": "float64", "float | None": "float64", "bool": "bool"}
+
+
+def config_column(field: str) -> str:
+    """Column of a config field in the runs table."""
+    return f"target_{field}" if field in SUMMARY else field
+
+
+RUNS = {
+    "study": "str", "scale": "str", "stage": "str", "run_id": "str",
+    **{config_column(f.name): _DTYPES.get(str(f.type), "str") for f in dataclasses.fields(RunConfig)},
+    **SUMMARY,
+}  # fmt: skip
+HISTORY = {
+    "run_id": "str", "kind": "str", "step": "int64", "examples": "int64", "epoch": "float64", "loss": "float64",
+    "lr": "float64", "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64",
+    "test_accuracy": "float64",
+}  # fmt: skip
+MEASUREMENTS = {
+    "run_id": "str", "run_id_b": "str", "metric": "str", "options": "str", "value": "float64",
+    "standard_error": "float64", "residual": "float64", "products": "Int64", "examples": "Int64", "bn_mode": "str",
+    "dtype": "str", "seed": "Int64", "status": "str", "details": "str",
+}  # fmt: skip
+PREDICTIONS = {"run_id": "str", "example": "int32", "prediction": "int32", "label": "int32"}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run that the study declares, finished or not, with the measurements it is to have."""
+
+    stage: str
+    config: RunConfig
+    metrics: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The records of one study at one scale, and what the study declares of it."""
+
+    study: Study
+    scale: str
+    source: str
+    """`store` or `published`"""
+    planned: tuple[Planned, ...]
+    pending: int
+    """upper bound of the runs in stages that wait for earlier ones"""
+    missing_measurements: int
+    runs: pd.DataFrame
+    history: pd.DataFrame
+    measurements: pd.DataFrame
+    predictions: pd.DataFrame
+
+    @property
+    def missing_runs(self) -> int:
+        """Declared runs that are not finished, those of waiting stages included."""
+        return len(self.planned) - len(self.runs) + self.pending
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the runs, history and measurements: what tables, verdicts and figures are made of."""
+        sha = hashlib.sha256()
+        for name in ("runs", "history", "measurements"):
+            sha.update(getattr(self, name).to_csv(index=False).encode())
+        return sha.hexdigest()
+
+
+def find(study: str, scale: str) -> Study:
+    """The study by name; raises `UsageError` for an unknown study or scale."""
+    from experiments.lab.plan import check_scale
+
+    found = find_study(study)
+    check_scale(found, scale)
+    return found
+
+
+def from_store(study: Study, scale: str, store: Store) -> Tables:
+    """The finished runs and measurements that `study` declares at `scale`; others in the store are not looked at."""
+    if not (store.root / "runs").is_dir():
+        raise UsageError(
+            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {scale} "
+            f"--store {store.root}`, or read the published results with --published"
+        )
+    request = Request(scale)
+    stages = plan(study, request, store)
+    records = [(stage.stage.name, c, r) for stage in stages for c, r in _cells(stage) if r is not None]
+    measured = [(m, ids, store.measurement(m, ids)) for m, ids in _declared(stages, request)]
+    return _assemble(
+        study, scale, "store", stages, sum(found is None for _, _, found in measured),
+        runs=[_run_row(study, scale, stage, config, record) for stage, config, record in records],
+        history=[row for _, config, record in records for row in _history_rows(store, config, record)],
+        measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
+        predictions=_predictions(store, [config.run_id for _, config, _ in records]),
+    )  # fmt: skip
+
+
+def from_published(folder: Path) -> Tables:
+    """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none."""
+    folder = Path(folder)
+    if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
+        raise UsageError(f"{folder} has no {absent[0]}.parquet; `python -m analysis publish` writes it")
+    frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    names = frames["runs"][["study", "scale"]].drop_duplicates()
+    if len(names) != 1:
+        raise UsageError(f"{folder}/runs.parquet holds {len(names)} studies and scales instead of one; publish it again")
+    scale = str(names["scale"].iloc[0])
+    study = find(str(names["study"].iloc[0]), scale)
+    request = Request(scale)
+    stages = plan(study, request, cast(Store, _Published(_rows(frames["runs"]))))
+    have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}
+    declared = [(m.metric, ids[0], ids[1] if len(ids) > 1 else None) for m, ids in _declared(stages, request)]
+    return _assemble(study, scale, "published", stages, sum(key not in have for key in declared), **frames)
+
+
+class _Published:
+    """Answers `plan` from rows of the runs table as a store answers from its folders."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self._rows = {row["run_id"]: row for row in rows}
+
+    def record(self, config: RunConfig) -> Record | None:
+        row = self._rows.get(config.run_id)
+        return None if row is None else Record(config, row["status"], {name: row[name] for name in SUMMARY})
+
+
+def _assemble(
+    study: Study, scale: str, source: str, stages: Sequence[PlannedStage], missing_measurements: int, *,
+    runs: Any, history: Any, measurements: Any, predictions: Any,
+) -> Tables:  # fmt: skip
+    planned = tuple(
+        Planned(stage.stage.name, config, tuple(m.metric for m in stage.stage.measures(config)))
+        for stage in stages
+        for config in stage.runs or ()
+    )
+    known = {p.config.run_id for p in planned}
+    runs = _tidy(runs, RUNS, ["stage", "run_id"])
+    return Tables(
+        study=study, scale=scale, source=source, planned=planned,
+        pending=sum(stage.at_most for stage in stages if stage.runs is None),
+        missing_measurements=missing_measurements,
+        runs=runs[runs["run_id"].isin(known)].reset_index(drop=True),
+        history=_tidy(history, HISTORY, ["run_id", "step", "kind"]),
+        measurements=_tidy(measurements, MEASUREMENTS, ["metric", "run_id", "run_id_b", "options"]),
+        predictions=_tidy(predictions, PREDICTIONS, ["run_id", "example"]),
+    )  # fmt: skip
+
+
+def _tidy(rows: Any, dtypes: dict[str, str], order: list[str]) -> pd.DataFrame:
+    """Rows as a frame with exactly these columns and types in one order, so that both sources give equal tables."""
+    frame = pd.DataFrame(rows).reindex(columns=list(dtypes)).astype(cast(Any, dtypes))
+    return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _cells(stage: PlannedStage) -> Iterator[tuple[RunConfig, Record | None]]:
+    return zip(stage.runs or (), stage.records, strict=True)
+
+
+def _declared(stages: Sequence[PlannedStage], request: Request) -> list[tuple[Measure, tuple[str, ...]]]:
+    """Measurements due for the finished, not diverged runs, made or not, each once."""
+    found: dict[tuple[Measure, tuple[str, ...]], None] = {}
+    for stage in stages:
+        usable = {c.run_id for c, record in _cells(stage) if record is not None and record.status != "diverged"}
+        for config in stage.runs or ():
+            if config.run_id in usable:
+                found |= dict.fromkeys((measure, (config.run_id,)) for measure in stage.stage.measures(config))
+        for pair in stage.pairs(request):
+            if {pair.first.run_id, pair.second.run_id} <= usable:
+                found[pair.measure, (pair.first.run_id, pair.second.run_id)] = None
+    return list(found)
+
+
+def _run_row(study: Study, scale: str, stage: str, config: RunConfig, record: Record) -> dict[str, Any]:
+    fields = {config_column(name): _plain(value) for name, value in config.full_dict().items()}
+    values = {name: record.values.get(name) for name in SUMMARY}
+    head = {"study": study.name, "scale": scale, "stage": stage, "run_id": config.run_id}
+    return {**head, **fields, **values}
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, str) else value
+
+
+def _history_rows(store: Store, config: RunConfig, record: Record) -> list[dict[str, Any]]:
+    """The run's history up to its last step: the stop rule looks ahead and returns."""
+    last = record.values.get("steps")
+    rows = store.history(config.run_id)
+    return [{"run_id": config.run_id, **row} for row in rows if last is None or row["step"] <= last]
+
+
+def _measurement_row(ids: tuple[str, ...], found: dict[str, Any]) -> dict[str, Any]:
+    texts = {name: json.dumps(found.get(name) or {}, sort_keys=True) for name in ("options", "details")}
+    return {**found, **texts, "run_id": ids[0], "run_id_b": ids[1] if len(ids) > 1 else None}
+
+
+def _predictions(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    from safetensors.numpy import load_file
+
+    parts = []
+    for run_id in run_ids:
+        path = store.folder(run_id) / "predictions.safetensors"
+        if path.exists():
+            arrays = load_file(path)
+            prediction, label = arrays["test_prediction"], arrays["test_label"]
+            example = np.arange(len(label), dtype=np.int32)
+            parts.append(pd.DataFrame({"run_id": run_id, "example": example, "prediction": prediction, "label": label}))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))
+
+
+def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows as plain dicts with missing values as None."""
+    return [{str(k): none_if_missing(v) for k, v in row.items()} for row in frame.to_dict("records")]
+
+
+def none_if_missing(value: Any) -> Any:
+    """None for NaN and NA; everything else as it is. Missing is null, never 0."""
+    return None if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)) else value

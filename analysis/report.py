@@ -1,0 +1,45 @@
+"""The report of a study: verdicts first, then tables, figures and where it departs from its paper."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.draw import Drawn
+from analysis.load import Tables
+from analysis.tables import Table, cell_table, paper_table, render, verdict_table
+from analysis.verdicts import Verdict
+from experiments.lab.study import Study
+
+_DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
+
+
+def deviations(study: Study) -> list[str]:
+    """The `# Deviation:` comments of the study's module, one sentence each; continued lines are indented by three."""
+    spec = importlib.util.find_spec(study.module)
+    if spec is None or spec.origin is None:
+        return []
+    found = _DEVIATION.findall(Path(spec.origin).read_text())
+    return [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
+
+
+def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
+    return [verdict_table(found), cell_table(tables), *([paper_table(tables)] if tables.study.paper else [])]
+
+
+def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
+    """The whole report; figures are linked by name, beside it."""
+    study = tables.study
+    scale = study.scale(tables.scale)
+    parts = [f"# {study.title}", f"{study.citation}. Scale `{scale.name}`: {scale.about}."]
+    if tables.missing_runs or tables.missing_measurements:
+        parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
+    for table in every_table(tables, found):
+        parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
+    parts.append("## Figures")
+    parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
+    if listed := deviations(study):
+        parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,187 @@
+"""Tables for readers: what was measured in each cell, the verdicts, and ours beside the paper's.
+
+Each is a `Table` of text and is written as Markdown, CSV or LaTeX (booktabs) by one function. A missing value is an em
+dash, never 0; a spread is the standard deviation over seeds and stands beside its n.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from analysis.arms import measured_by_arm, runs_by_arm
+from analysis.cells import members, values_of
+from analysis.load import Tables
+from analysis.verdicts import Verdict
+
+DASH = "—"
+
+
+@dataclass(frozen=True)
+class Table:
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def render(table: Table, form: str) -> str:
+    """`table` as text; form is md, csv or tex."""
+    if form == "csv":
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+        return text.getvalue()
+    if form == "tex":
+        lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.columns, *table.rows)]
+        head = rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}"
+        return "\n".join([f"% {table.title}", head, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+                          r"\end{tabular}", ""])  # fmt: skip
+    if form == "md":
+        rows = [table.columns, ("---",) * len(table.columns), *table.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
+    raise ValueError(f"a table is written as md, csv or tex, not {form!r}")
+
+
+def verdict_table(found: Sequence[Verdict]) -> Table:
+    rows = tuple(
+        (
+            v.verdict or DASH,
+            v.sentence + (" (primary)" if v.primary else ""),
+            effect_text(v),
+            _number(paper_effect(v)),
+            str(v.n_seeds),
+            p_text(v.p_value if v.primary else v.p_adjusted),
+            v.decided_by,
+        )
+        for v in found
+    )
+    columns = ("verdict", "claim", "effect [interval]", "paper's", "n", "p", "decided by")
+    return Table("verdicts", "Verdicts. Positive effects are on the paper's side.", columns, rows)
+
+
+def effect_text(v: Verdict) -> str:
+    """Effect, unit and interval with its level; ratios are multiplied out."""
+    values = (v.ratio, v.ratio_low, v.ratio_high) if v.ratio is not None else (v.effect, v.ci_low, v.ci_high)
+    if any(x is None for x in values):
+        return DASH
+    effect, low, high = (_number(x) for x in values)
+    unit = "×" if v.ratio is not None else f" {v.unit}"
+    return f"{effect}{unit} [{low}, {high}] at {100 * v.level:.4g}%"
+
+
+def paper_effect(v: Verdict) -> float | None:
+    """The paper's effect in the unit that `effect_text` shows."""
+    if v.paper_value is None:
+        return None
+    return math.exp(v.paper_value) if v.ratio is not None else v.paper_value
+
+
+def p_text(p: float | None) -> str:
+    return DASH if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}"
+
+
+def cell_table(tables: Tables) -> Table:
+    """One row a batch size and arm."""
+    names = ("status", "test_accuracy", "train_accuracy", "gap_accuracy", "steps", "epochs", "distance_from_start")
+    frame = runs_by_arm(tables, *names)
+    metrics = {name: measured_by_arm(tables, name) for name in ("lambda_max", "phi_full", "phi_subspace")}
+    rows = []
+    for (arm, size), part in frame.groupby(["arm", "batch_size"]):
+        measured = {
+            name: values[(values["arm"] == arm) & (values["batch_size"] == size)]["value"]
+            for name, values in metrics.items()
+        }
+        n, diverged = len(part), int((part["status"] == "diverged").sum())
+        rows.append((
+            str(arm), str(size), f"{n} ({diverged} diverged)" if diverged else str(n),
+            *(mean_sd(part[name], n) for name in ("test_accuracy", "gap_accuracy")),
+            *(_mean(part[name]) for name in ("steps", "epochs")),
+            *(geometric(measured[name], n) for name in metrics),
+            mean_sd(part["distance_from_start"], n),
+        ))  # fmt: skip
+    columns = ("arm", "B", "n", "test accuracy (%)", "train − test (points)", "updates", "epochs", "λ_max", "φ full",
+               "φ subspace", "distance from start")  # fmt: skip
+    title = "Mean ± standard deviation over n seeds; λ_max and φ: geometric mean ×/÷ geometric standard deviation."
+    return Table("cells", title, columns, tuple(rows))
+
+
+def paper_table(tables: Tables) -> Table:
+    """The paper's rows beside ours, for the networks that this scale compares."""
+    rows = []
+    for comparison in (c for c in tables.study.comparisons if c.scale == tables.scale):
+        for line in (line for line in tables.study.paper if line.network == comparison.network):
+            known = values_of(line.value, tables)
+            small, large = (
+                pd.Series([known.get(p.config.run_id) for p in members(group, tables.planned)], dtype="float64").dropna()
+                for group in (comparison.small, comparison.large)
+            )
+            if small.empty and large.empty:
+                continue
+            rows.append((
+                line.table, line.network, line.quantity, comparison.label,
+                _paper_number(line.small_batch, line.small_batch_sd), mean_sd(small),
+                _paper_number(line.large_batch, line.large_batch_sd), mean_sd(large),
+                f"{len(small)} / {len(large)}", line.source,
+            ))  # fmt: skip
+    columns = ("table", "network", "quantity", "ours", "paper, small batch", "ours, small batch", "paper, large batch",
+               "ours, large batch", "our n", "paper's number")  # fmt: skip
+    title = "Ours beside the paper's: mean ± standard deviation. Networks, data and batch sizes differ where the study deviates."
+    return Table("paper", title, columns, tuple(rows))
+
+
+def mean_sd(values: pd.Series, n: int | None = None) -> str:
+    """mean ± sd, with its own count where that is not the row's n."""
+    known = values.dropna().to_numpy(np.float64)
+    if not len(known):
+        return DASH
+    text = _number(known.mean(), known.std(ddof=1) if len(known) > 1 else None)
+    spread = f" ± {_number(known.std(ddof=1), known.std(ddof=1))}" if len(known) > 1 else ""
+    return text + spread + _count(len(known), n)
+
+
+def geometric(values: pd.Series, n: int | None = None) -> str:
+    """Geometric mean ×/÷ geometric standard deviation; a dash where a value is not positive."""
+    known = values.dropna().to_numpy(np.float64)
+    if not len(known) or (known <= 0).any():
+        return DASH
+    logs = np.log(known)
+    spread = f" ×/÷ {math.exp(logs.std(ddof=1)):.2f}" if len(known) > 1 else ""
+    return _number(math.exp(logs.mean())) + spread + _count(len(known), n)
+
+
+def _count(count: int, n: int | None) -> str:
+    return f" (n {count})" if n is not None and count != n else ""
+
+
+def _mean(values: pd.Series) -> str:
+    known = values.dropna()
+    return f"{known.mean():,.0f}" if len(known) else DASH
+
+
+def _paper_number(value: float, sd: float | None) -> str:
+    return f"{value:g}" + (f" ± {sd:g}" if sd is not None else "")
+
+
+def _number(value: float | None, sd: float | None = None) -> str:
+    """Three significant digits; two decimals where a standard deviation asks for them."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if sd is not None and 0.005 <= sd < 10:
+        return f"{value:.2f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _tex(cell: str) -> str:
+    text = cell.replace("\\", r"\textbackslash ")
+    for plain in "&%$#_{}":
+        text = text.replace(plain, "\\" + plain)
+    for plain, tex in ((DASH, "---"), ("−", "$-$"), ("±", r"$\pm$"), ("×/÷", r"$\times/\div$"), ("×", r"$\times$"),
+                       ("λ\\_max", r"$\lambda_{\max}$"), ("φ", r"$\varphi$"), ("<", "$<$")):  # fmt: skip
+        text = text.replace(plain, tex)
+    return text
