@@ -83,7 +83,7 @@ class RunFolder:
 
     def publish(self, outcome: Outcome) -> bool:
         """Write weights, predictions and, last, the summary. False when the lease went to another owner."""
-        if not self.lease.held():
+        if not self.lease.held() or (self.path / "summary.json").exists():
             return False
         self.history.flush()
         os.fsync(self.history.fileno())

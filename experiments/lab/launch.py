@@ -123,7 +123,8 @@ class Worker:
     pipe: Connection
     task: Task | None = None
     since: float = 0.0
-    step: int = 0
+    step: int | None = 0
+    """of the run it trains; None while it measures"""
 
 
 class Workers:
@@ -211,6 +212,8 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                 report = _receive(worker, pool)
                 if report.kind == "step":
                     worker.step = report.detail
+                elif report.kind == "measuring":
+                    worker.step = None
                 elif report.kind == "busy":
                     waiting.append((time.monotonic() + BUSY_SECONDS, worker.task))
                     worker.task = None
@@ -249,6 +252,8 @@ def _status(pool: Workers) -> tuple[dict[int, str], float]:
 
 
 def _fraction(worker: Worker) -> str:
+    if worker.step is None:
+        return ", measuring"
     if not isinstance(worker.task, Train) or not worker.step:
         return ""
     config = worker.task.config

@@ -91,7 +91,7 @@ def phi(subject: Subject, *, examples: int, epsilon: float = 1e-3, subspace: int
 
 
 def linear_slice(first: Subject, second: Subject, *, points: int = 25, examples: int) -> dict[str, Any]:
-    """Losses (nats) and accuracies (percent) at (1 - a) first + a second for `points` values of a in [-1, 2] (Keskar 2017, Figure 3).
+    """Losses (nats) and accuracies (percent) at (1 - a) first + a second, `points` values of a in [-1, 2] (Figure 3).
 
     `value` is the barrier: the largest training loss for a in [0, 1] above the larger end's.
     """

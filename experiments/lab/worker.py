@@ -37,7 +37,7 @@ Task = Train | Observe
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker tells: `started`, `step` (with the step), `done` (status), `busy`, `failed` (sentence), `stopped`."""
+    """What a worker tells: `started`, `step` (with the step), `measuring`, `done` (status), `busy`, `failed` (sentence), `stopped`."""
 
     kind: str
     detail: Any = None
@@ -107,6 +107,8 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
             return Report(status)
         stopper.measuring = True
         if not stopper.asked:
+            if pipe is not None:
+                pipe.send(Report("measuring"))
             perform(store, machine, measures, run_ids)
         stopper.measuring = False
         return Report(status)

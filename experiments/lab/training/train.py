@@ -63,6 +63,8 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
     start = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     batches = Batches(config, data.train)
     total, cap = budget.total_steps(config, n), budget.cap_steps(config, n)
+    if config.train_loss is not None:
+        above = state.copy()  # the target may be crossed before the first pass
     if (saved := log.load()) is not None:
         state.restore(saved.current)
         passes, above, below = saved.passes, saved.above, saved.below
@@ -153,7 +155,7 @@ def find_crossing(
     Invariant: the loss is above the target at `above`, at or below it at `below`. Updates are replayed exactly, so the
     trajectory is the one that was seen. Where even neighbouring updates jump over the band, the nearer one is taken.
     """
-    losses = {p.step: p.loss for p in passes}
+    losses = {0: math.inf} | {p.step: p.loss for p in passes}
     target = config.train_loss
     assert target is not None
     while above is not None and not budget.in_band(config, losses[below.step]) and below.step - above.step > 1:
