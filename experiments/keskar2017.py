@@ -102,13 +102,13 @@ def measures(config: RunConfig) -> tuple[Measure, ...]:
 
 def slices(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
     """The line from each small-batch minimiser to the large-batch one of the same seed (Figure 3), four seeds an arm."""
-    known = set(runs)
+    known = {config.replace(data_sha256=None): config for config in runs}  # planned runs carry their data's hash
     pairs = []
     for arm in ARMS[request.scale]:
         for first in arm.runs(request):
             second = first.replace(batch_size=arm.large)
-            if first.batch_size == arm.small and first.seed < 4 and {first, second} <= known:
-                pairs.append(Pair(first, second, measure("slice", examples=2000, points=25)))
+            if first.batch_size == arm.small and first.seed < 4 and {first, second} <= known.keys():
+                pairs.append(Pair(known[first], known[second], measure("slice", examples=2000, points=25)))
     return pairs
 
 

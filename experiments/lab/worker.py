@@ -37,7 +37,7 @@ Task = Train | Observe
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker tells: `started`, `step` (with the step), `measuring`, `done` (status), `busy`, `failed` (sentence), `stopped`."""
+    """What a worker tells: `step` (with the step), `measuring`, a status, `busy`, `failed` (with the sentence), `stopped`."""
 
     kind: str
     detail: Any = None

@@ -1,0 +1,85 @@
+"""Small runs for the tests: a learnable toy data set, and a log that keeps everything in memory."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.lab.config import Budget, Machine, Model, RunConfig
+from experiments.lab.datasets import Dataset, Split
+from experiments.lab.training.data import Data, prepare
+from experiments.lab.training.state import Checkpoint, Tensors
+from experiments.lab.training.train import Outcome, train
+
+
+def toy_config(**fields: Any) -> RunConfig:
+    """A run of a few updates on `toy_data`."""
+    defaults: dict[str, Any] = {"batch_size": 16, "lr": 0.05, "budget": Budget.STEPS}
+    if fields.get("model", Model.MLP) is Model.MLP:
+        defaults |= {"width": 16, "depth": 2}
+    if fields.get("budget", Budget.STEPS) is Budget.STEPS:
+        defaults |= {"steps": 8}
+    return RunConfig(**(defaults | fields))
+
+
+@functools.cache
+def toy_images(size: int = 8, n: int = 72, classes: int = 4) -> Dataset:
+    """Noisy copies of one random image a class, [n, 1, size, size]."""
+    generator = np.random.default_rng(0)
+    prototypes = generator.integers(0, 256, (classes, 1, size, size))
+
+    def split(count: int) -> Split:
+        labels = generator.integers(0, classes, count)
+        noise = generator.normal(0, 60, (count, 1, size, size))
+        return Split(np.clip(prototypes[labels] + noise, 0, 255).astype(np.uint8), labels)
+
+    return Dataset("toy", split(n), split(24), classes, (0.5,), (0.3,), "0" * 64)
+
+
+def toy_data(config: RunConfig, size: int = 8) -> Data:
+    return prepare(config, Machine(), toy_images(size))
+
+
+class Memory:
+    """A log that is never interrupted and keeps rows, as text and parsed, and a checkpoint of every step."""
+
+    def __init__(self) -> None:
+        self.text = b""
+        self.checkpoints: dict[int, Checkpoint] = {}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+    def load(self) -> Checkpoint | None:
+        return None
+
+    def row(self, row: dict[str, Any]) -> None:
+        self.text += json.dumps(row, allow_nan=False).encode() + b"\n"
+
+    def history_bytes(self) -> int:
+        return len(self.text)
+
+    def wants_checkpoint(self, step: int) -> bool:
+        return True
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        self.checkpoints[checkpoint.current.step] = checkpoint
+
+
+def run(config: RunConfig, *, machine: Machine | None = None, size: int = 8,
+        parent: Tensors | None = None) -> tuple[Outcome, Memory]:  # fmt: skip
+    """Train `config` on the toy data in memory."""
+    log = Memory()
+    return train(config, machine or Machine(), toy_data(config, size), log, parent), log
+
+
+def identical(first: Tensors, second: Tensors) -> bool:
+    """Same names, same types, same bits."""
+    return first.keys() == second.keys() and all(
+        first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
+    )

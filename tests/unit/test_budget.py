@@ -1,0 +1,201 @@
+"""When a run stops, and that micro-batches change rounding only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from toy_runs import Memory, run, toy_config
+
+from experiments.lab.config import Augment, Budget, ConfigError, Machine, Model, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.datasets import load
+from experiments.lab.training import budget
+from experiments.lab.training.budget import Pass
+from experiments.lab.training.data import prepare
+from experiments.lab.training.train import train
+
+N = 1000
+
+
+def matched(batch_size: int = 10, **fields: Any) -> RunConfig:
+    return toy_config(batch_size=batch_size, **({"budget": Budget.TRAIN_LOSS, "train_loss": 0.1, "max_epochs": 9} | fields))
+
+
+def plateau(patience: float = 2, batch_size: int = 10) -> RunConfig:
+    return toy_config(batch_size=batch_size, budget=Budget.PLATEAU, patience=patience, max_epochs=9)
+
+
+def passes(*pairs: tuple[int, float]) -> list[Pass]:
+    return [Pass(step, loss) for step, loss in pairs]
+
+
+def test_lengths() -> None:
+    """A budget in epochs would favour one batch size by its rounding."""
+    epochs = {"budget": Budget.EPOCHS, "epochs": 2.5}
+    assert budget.total_steps(toy_config(batch_size=10, **epochs), N) == 250
+    assert budget.total_steps(toy_config(batch_size=333, **epochs), N) == 8
+    assert budget.total_steps(toy_config(batch_size=1000, **(epochs | {"epochs": 0.1})), N) == 1
+    assert budget.total_steps(toy_config(steps=7), N) == budget.cap_steps(toy_config(steps=7), N) == 7
+    assert (budget.total_steps(plateau(), N), budget.cap_steps(plateau(batch_size=333), N)) == (None, 28)
+
+
+def test_next_pass_of_a_plateau_is_the_end_of_the_next_epoch() -> None:
+    """Patience counts epochs: passes must neither skip one nor come twice, also where B does not divide n."""
+    for batch_size in (1, 10, 333, 1000):
+        config, seen = plateau(batch_size=batch_size), passes()
+        for epoch in range(1, 30):
+            step = budget.next_pass(config, N, seen)
+            assert step is not None and step == math.ceil(epoch * N / batch_size)
+            seen.append(Pass(step, 1.0))
+    assert budget.next_pass(toy_config(), N, []) is None
+
+
+def test_next_pass_of_a_target() -> None:
+    """Passes too sparse overshoot the target, too dense cost more than training."""
+    config = matched()
+    assert budget.next_pass(config, N, []) == 100
+    assert budget.next_pass(config, N, passes((100, 2.0))) == 200
+    halving = passes((100, 0.8), (200, 0.4))  # two halvings from the target: half of that way is one epoch
+    assert budget.next_pass(config, N, halving) == 300
+    slow = 100 * math.log(1.05) / math.log(0.11 / 0.105)  # steps to the target at the last pace
+    assert budget.next_pass(config, N, passes((100, 0.11), (200, 0.105))) == 200 + math.ceil(slow / 2)
+    assert budget.next_pass(config, N, passes((100, 0.9), (200, 0.10001))) == 213  # n/8 examples, rounded up
+    assert budget.next_pass(config, N, passes((100, 0.2), (200, 0.09))) == 213
+    assert budget.next_pass(config, N, passes((100, 0.500), (200, 0.499))) == 600  # at most four epochs
+    assert budget.next_pass(config, N, passes((100, 0.5), (200, 0.6))) == 300  # rising: an epoch
+
+
+@pytest.mark.parametrize("losses", [(0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
+def test_next_pass_survives_a_loss_of_zero(losses: tuple[float, float]) -> None:
+    """A memorised training set has a float32 loss of exactly 0; its logarithm would end the run."""
+    following = budget.next_pass(matched(), N, passes((100, losses[0]), (200, losses[1])))
+    assert following is not None and 200 < following <= 600
+
+
+def test_a_target_is_crossed_by_two_passes_in_a_row() -> None:
+    """One lucky pass would end a run."""
+    config = matched()
+    assert not budget.crossed(config, passes((1, 0.09)))
+    assert not budget.crossed(config, passes((1, 0.09), (2, 0.11), (3, 0.1)))
+    assert budget.crossed(config, passes((1, 0.3), (2, 0.1), (3, 0.1)))
+    assert not budget.crossed(plateau(), passes((1, 0.0), (2, 0.0)))
+
+
+def test_band() -> None:
+    """Comparisons are gated at 10%."""
+    losses = (0.0899, 0.0901, 0.1, 0.1001)
+    assert [budget.in_band(matched(), loss) for loss in losses] == [False, True, True, False]
+
+
+def test_a_plateau_is_patience_epochs_without_one_percent() -> None:
+    """A slow decline of under 1% an epoch would never end, or noise end a run early."""
+    config = plateau(patience=2)
+    falling = passes((100, 1.0), (200, 0.9), (300, 0.8))
+    assert not budget.levelled_off(config, N, falling)
+    assert not budget.levelled_off(config, N, [*falling, Pass(400, 0.795)])
+    assert budget.levelled_off(config, N, [*falling, Pass(400, 0.795), Pass(500, 0.7925)])
+    assert not budget.levelled_off(config, N, [*falling, Pass(400, 0.795), Pass(500, 0.79)])  # 1.25% in two epochs
+    assert not budget.levelled_off(config, N, [])
+    assert not budget.levelled_off(matched(), N, passes((1, 1.0), (5000, 1.0)))
+
+
+def test_curve_points() -> None:
+    """Curves of different batch sizes would be sampled at other epochs."""
+    for batch_size in (10, 300, 1000):
+        steps, step = [], 0
+        for _ in range(8):
+            step = budget.next_curve_point(N, batch_size, step)
+            steps.append(step)
+        expected = [math.ceil(epochs * N / batch_size) for epochs in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
+        assert steps == sorted(set(expected))[:8]
+
+
+def test_a_run_that_spends_its_budget_is_done() -> None:
+    """Steps, examples and epochs are the x axes of every figure."""
+    outcome, log = run(toy_config(steps=9))
+    assert (outcome.status, outcome.reason) == ("done", None)
+    assert (outcome.values["steps"], outcome.values["examples"], outcome.values["epochs"]) == (9, 144, 2)
+    assert {name for name, value in outcome.values.items() if value is None} == {"validation_loss", "validation_accuracy"}
+    assert {row["kind"] for row in log.rows} == {"train", "eval"}
+    assert sorted(log.checkpoints) == list(range(9))
+
+
+def test_a_missed_target_is_capped_with_its_values() -> None:
+    """A run that ran out of time would pass for one that met its target, or be lost."""
+    outcome, _ = run(matched(batch_size=8, train_loss=1e-9, max_epochs=2))
+    assert outcome.status == "capped" and outcome.reason and "2 epochs" in outcome.reason
+    assert outcome.values["steps"] == 18 and outcome.values["test_accuracy"] is not None
+
+
+def test_a_run_that_levels_off_is_done() -> None:
+    """The paper's stop rule."""
+    outcome, log = run(toy_config(batch_size=8, lr=1e-9, budget=Budget.PLATEAU, patience=2, max_epochs=9))
+    assert (outcome.status, outcome.values["epochs"]) == ("done", 3)
+    assert [row["epoch"] for row in log.rows if row["kind"] == "check"] == [1, 2, 3]
+
+
+DIVERGING: list[dict[str, Any]] = [
+    {"steps": 9},
+    {"steps": 1},  # the loss was finite before the only update
+    {"budget": Budget.TRAIN_LOSS, "train_loss": 0.1, "max_epochs": 3, "batch_size": 72},  # seen by the stop rule's pass first
+]
+
+
+@pytest.mark.parametrize("fields", DIVERGING)
+def test_a_run_that_is_not_finite_diverged(fields: dict[str, Any]) -> None:
+    """Divergences are results: lost, failed or NaN ones would bias the comparison; null is not 0."""
+    outcome, _ = run(toy_config(lr=1e30, **fields))
+    assert outcome.status == "diverged" and outcome.reason
+    assert outcome.values["train_loss"] is None and outcome.values["test_accuracy"] is None
+    assert outcome.values["steps"] >= 1
+
+
+@pytest.mark.parametrize(("batch_size", "optimizer", "lr"), [(8, Optimizer.SGD, 0.1), (250, Optimizer.ADAM, 3e-3)])
+def test_a_target_is_met_within_a_tenth(batch_size: int, optimizer: Optimizer, lr: float) -> None:
+    """Curvature scales with the loss: arms that stop at different losses cannot be compared."""
+    config = RunConfig(
+        n_train=1000, width=32, depth=1, batch_size=batch_size, optimizer=optimizer, lr=lr,
+        budget=Budget.TRAIN_LOSS, train_loss=0.1, max_epochs=100,
+    )  # fmt: skip
+    data, log = prepare(config, Machine(), load("fashion-mini")), Memory()
+    log.wants_checkpoint = lambda step: False  # type: ignore[method-assign]
+    outcome = train(config, Machine(), data, log)
+    assert outcome.status == "done"
+    assert 0.09 <= outcome.values["train_loss"] <= 0.1
+    checks = [row["train_loss"] for row in log.rows if row["kind"] == "check"]
+    assert checks[-3] > 0.1 >= max(checks[-2:])
+
+
+@pytest.mark.parametrize(("batch_size", "lr"), [(2, 0.05), (2, 0.1), (4, 0.05)])
+def test_a_crossing_between_passes_is_found(batch_size: int, lr: float) -> None:
+    """Where the loss falls fast, also before the first pass, runs would end far below their target."""
+    outcome, log = run(matched(batch_size, lr=lr, train_loss=0.3, max_epochs=30, precision=Precision.FLOAT64))
+    checks = {row["step"]: row["train_loss"] for row in log.rows if row["kind"] == "check"}
+    assert not any(0.27 <= loss <= 0.3 for loss in checks.values()) and outcome.values["steps"] not in checks
+    assert outcome.status == "done" and 0.27 <= outcome.values["train_loss"] <= 0.3
+
+
+CONV: dict[str, Any] = {"model": Model.KESKAR_C1, "precision": Precision.FLOAT64, "steps": 4, "augment": Augment.CROP_FLIP}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [CONV, CONV | {"norm": Norm.GHOST, "norm_batch": 4}, CONV | {"norm": Norm.GROUP}, CONV | {"optimizer": Optimizer.ADAM}],
+)
+def test_micro_batches_change_rounding_only(fields: dict[str, Any]) -> None:
+    """A wrong weight of the last part, other masks or crops, or another normalisation batch."""
+    config = toy_config(**(fields | {"batch_size": 20, "lr": 0.01}))
+    whole, _ = run(config, size=10)
+    for micro_batch in (8, 16, 20, 32):  # 20 = 8 + 8 + 4
+        parts, _ = run(config, machine=Machine(micro_batch=micro_batch), size=10)
+        worst = max((parts.weights[name] - value).abs().max().item() for name, value in whole.weights.items())
+        assert worst < 1e-12
+    assert torch.tensor(whole.values["distance_from_start"]) > 1e-3
+
+
+def test_a_micro_batch_cannot_split_batch_norm() -> None:
+    """The refusal of `Machine.check` would be asked for by the command line only."""
+    with pytest.raises(ConfigError, match="cannot split"):
+        run(toy_config(norm=Norm.BATCH), machine=Machine(micro_batch=8))

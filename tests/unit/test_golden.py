@@ -1,0 +1,112 @@
+"""Golden weights: what a few updates make of each network, in float64.
+
+If one of these changes, stored runs no longer come from this code: raise SCIENCE_VERSION in experiments/lab/config.py
+and pin the numbers that `PYTHONPATH=tests:. python tests/unit/test_golden.py` prints.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from toy_runs import run, toy_config, toy_data
+
+from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
+from experiments.lab.training.schedules import lr_at
+from experiments.lab.training.train import Batches, initial_state, update
+
+CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
+SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
+NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
+GOLDEN: dict[str, tuple[float, float]] = {
+    "mlp none": (8.554563475464041, -54.7260532889123),
+    "mlp batch": (11.75462631388851, -67.4526034348269),
+    "mlp ghost": (11.754596848333428, -67.4368627809414),
+    "mlp group": (11.750707626926063, -67.3204803300475),
+    "small-conv none": (17.287772158258303, -208.30742689771824),
+    "small-conv batch": (24.311231389621508, -56.576835300867344),
+    "small-conv ghost": (24.31445964965868, -56.57065537380282),
+    "small-conv group": (24.300881317520705, -56.39433049374958),
+    "keskar-c1 none": (37.706791865020406, -2338.55890542964),
+    "keskar-c1 batch": (53.24924806741247, 1491.9966230771372),
+    "keskar-c1 ghost": (53.25915415605241, 1492.4754170404135),
+    "keskar-c1 group": (53.245521101427315, 1492.2212849413536),
+    "keskar-c2 none": (97.61651711515664, 26992.767990096894),
+    "keskar-c2 batch": (173.67707683330656, -6812.806461787146),
+    "keskar-c2 ghost": (142.51702726968423, -6827.121217442182),
+    "keskar-c2 group": (137.79731549265443, -6822.189344532377),
+}  # fmt: skip
+OUTCOMES: dict[str, tuple[float, float]] = {
+    "sgd": (166.94136263341048, 8.315133307164663),
+    "adam": (167.97473315276437, 7.982331272354647),
+    "adamw": (169.9871104815646, 7.964308454124019),
+}  # fmt: skip
+INITIAL = (7.117976427095347, 16.296762086166073)
+
+
+def numbers(weights: dict[str, torch.Tensor]) -> tuple[float, float]:
+    """Norm of the weights, and their product with a fixed vector, which sees their order."""
+    flat = torch.cat([weights[name].flatten().double() for name in sorted(weights)])
+    return flat.norm().item(), (flat @ torch.cos(torch.arange(len(flat), dtype=torch.float64))).item()
+
+
+def set_weights(model: torch.nn.Module) -> None:
+    """Waves of the right size. Not the initial weights: torch's generators differ in their last bit between processors."""
+    with torch.no_grad():
+        for p in model.parameters():
+            wave = torch.cos(torch.arange(p.numel(), dtype=torch.float64)).view(p.shape)
+            p.copy_(1 + 0.1 * wave if (p == 1).all() else wave * math.sqrt(2 / p[0].numel()))
+
+
+def updated(model: Model, norm: Norm) -> tuple[float, float]:
+    """Updates of SGD with momentum across the end of an epoch: step 8 of 72 examples."""
+    config = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, batch_size=8, lr=0.01, momentum=0.9, seed=7)
+    data = toy_data(config, SIZES[model])
+    state, batches = initial_state(config, Machine(), data, None), Batches(config, data.train)
+    set_weights(state.model)
+    state.step = 8
+    for step in range(8, 10):
+        update(state, config, Machine(), batches, lr_at(config, step, None))
+    return numbers({name: p.detach() for name, p in state.model.named_parameters()})
+
+
+def trained(optimizer: Optimizer) -> tuple[float, float]:
+    """A whole run with schedule, augmentation, dropout, batch norm and its final evaluation."""
+    config: RunConfig = toy_config(
+        model=Model.KESKAR_C1, norm=Norm.BATCH, precision=Precision.FLOAT64, augment=Augment.CROP_FLIP,
+        optimizer=optimizer, lr=0.001, weight_decay=0.01, schedule=Schedule.COSINE, warmup=0.3, steps=6,
+    )  # fmt: skip
+    start = initial_state(config, Machine(), toy_data(config, 10), None).model
+    set_weights(start)
+    outcome, _ = run(config, size=10, parent=start.state_dict())
+    return numbers(outcome.weights)[0], outcome.values["test_loss"]
+
+
+@pytest.mark.parametrize(("model", "norm"), [(model, norm) for model in Model for norm in Norm])
+def test_golden_weights(model: Model, norm: Norm) -> None:
+    """Stored runs and new ones would be compared as if one code had made them."""
+    assert updated(model, norm) == pytest.approx(GOLDEN[f"{model} {norm}"], rel=1e-9), CHANGED
+
+
+def test_golden_initial_weights() -> None:
+    """Another initialiser would make every seed another run; to the last bits of float32."""
+    config = toy_config(model=Model.SMALL_CONV, seed=7)
+    start = initial_state(config, Machine(), toy_data(config), None).model.state_dict()
+    assert numbers(start) == pytest.approx(INITIAL, rel=1e-5), CHANGED
+
+
+@pytest.mark.parametrize("optimizer", Optimizer)
+def test_golden_outcomes(optimizer: Optimizer) -> None:
+    """The same, for everything else that a run is made of."""
+    assert trained(optimizer) == pytest.approx(OUTCOMES[optimizer], rel=1e-9), CHANGED
+
+
+if __name__ == "__main__":
+    for model, norm in [(model, norm) for model in Model for norm in Norm]:
+        print(f'    "{model} {norm}": {updated(model, norm)},')
+    first = toy_config(model=Model.SMALL_CONV, seed=7)
+    print(f"INITIAL = {numbers(initial_state(first, Machine(), toy_data(first), None).model.state_dict())}")
+    for optimizer in Optimizer:
+        print(f'    "{optimizer}": {trained(optimizer)},')
