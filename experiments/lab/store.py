@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +51,19 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 def to_json(document: Any) -> bytes:
     return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def finite_or_null(document: Any) -> Any:
+    """`document` with every number that is not finite as null: JSON has no other honest word for it."""
+    match document:
+        case float():
+            return document if math.isfinite(document) else None
+        case dict():
+            return {name: finite_or_null(value) for name, value in document.items()}
+        case list() | tuple():
+            return [finite_or_null(value) for value in document]
+        case _:
+            return document
 
 
 def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
@@ -122,7 +136,7 @@ class Store:
         path = self.measurement_path(measure, run_ids)
         path.parent.mkdir(exist_ok=True)
         head = {"metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
-        write_atomic(path, to_json({**head, **result}))
+        write_atomic(path, to_json(finite_or_null({**head, **result})))
 
     def run_ids(self) -> Iterator[str]:
         """Every run with a folder, finished or not."""

@@ -450,3 +450,11 @@ def test_a_cut_archive_finishes_no_run_without_its_files(tmp_path: Path) -> None
         for run_id in store.run_ids():
             loaded = load_tensors(store.folder(run_id) / "final.safetensors")
             assert not store.finished(run_id) or (loaded is not None and torch.isfinite(loaded[0]["1.weight"]).all())
+
+
+def test_measurement_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    """One infinite loss on a slice would fail the whole sweep, or print a number that is none."""
+    store, asked = Store(tmp_path), measure("slice", points=3)
+    store.write_measurement(asked, ["a", "b"], {"value": float("nan"), "details": {"train_loss": [1.0, float("inf")]}})
+    found = store.measurement(asked, ["a", "b"])
+    assert found is not None and found["value"] is None and found["details"] == {"train_loss": [1.0, None]}
