@@ -116,7 +116,6 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     from analysis.verdicts import verdicts
 
     found = verdicts(tables)
-    folder = _folder(options, tables)
     match options:
         case Verdicts():
             return _board(found), [v.to_dict() for v in found]
@@ -125,9 +124,10 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
             return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
         case Figures():
-            drawn = draw.draw_all(tables, folder)
+            drawn = draw.draw_all(tables, _folder(options, tables))
             return "\n".join(_drawn_line(d) for d in drawn), [vars(d) for d in drawn]
         case Report():
+            folder = _folder(options, tables)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
             path.write_text(report.markdown(tables, found, drawn))

@@ -94,6 +94,8 @@ def _converged(gate: Gate, cells: Sequence[Cell], tables: Tables) -> str | None:
     ids = {run_id for cell in cells for run_id in cell.run_ids}
     rows = tables.measurements[(tables.measurements["metric"] == gate.value) & tables.measurements["run_id"].isin(ids)]
     bad = int((~rows["status"].isin(CONVERGED) | rows["value"].isna()).sum())
+    if rows.empty:
+        return f"no measurement of {gate.value} is known, so none is known to have converged"
     if bad <= gate.limit * len(rows):
         return None
     return f"{bad} of {len(rows)} measurements of {gate.value} did not converge"

@@ -24,7 +24,7 @@ import pandas as pd
 
 from experiments.lab.config import RunConfig
 from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
-from experiments.lab.store import Store
+from experiments.lab.store import Store, StoreError
 from experiments.lab.study import Measure, Record, Request, Study
 
 TABLES = ("runs", "history", "measurements", "predictions")
@@ -135,7 +135,10 @@ def from_published(folder: Path) -> Tables:
     folder = Path(folder)
     if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
         raise UsageError(f"{folder} has no {absent[0]}.parquet; `python -m analysis publish` writes it")
-    frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    try:
+        frames = {name: pd.read_parquet(folder / f"{name}.parquet") for name in TABLES}
+    except ValueError as error:  # pyarrow's ArrowInvalid
+        raise UsageError(f"{folder} is damaged ({error}); `python -m analysis publish` writes it again") from error
     names = frames["runs"][["study", "scale"]].drop_duplicates()
     if len(names) != 1:
         raise UsageError(f"{folder}/runs.parquet holds {len(names)} studies and scales instead of one; publish it again")
@@ -229,14 +232,18 @@ def _measurement_row(ids: tuple[str, ...], found: dict[str, Any]) -> dict[str, A
 
 
 def _predictions(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+    from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     parts = []
     for run_id in run_ids:
         path = store.folder(run_id) / "predictions.safetensors"
         if path.exists():
-            arrays = load_file(path)
-            prediction, label = arrays["test_prediction"], arrays["test_label"]
+            try:
+                arrays = load_file(path)
+                prediction, label = arrays["test_prediction"], arrays["test_label"]
+            except (SafetensorError, KeyError) as error:
+                raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and run again") from error
             example = np.arange(len(label), dtype=np.int32)
             parts.append(pd.DataFrame({"run_id": run_id, "example": example, "prediction": prediction, "label": label}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))

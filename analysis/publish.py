@@ -15,8 +15,7 @@ from analysis.load import TABLES, Tables, from_published
 from analysis.report import deviations, every_table
 from analysis.tables import cell_table, paper_table, render, verdict_table
 from analysis.verdicts import Verdict, verdicts
-from experiments.lab.plan import UsageError
-from experiments.lab.store import to_json, write_atomic
+from experiments.lab.store import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 README_TABLES = ("verdicts", "cells", "paper")
@@ -26,10 +25,10 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     """Write `tables` and all that follows from them below `figures`, and renew the README; returns the files.
 
     Everything but the Parquet files is made from these, read back, so that it is what a reader can make of them.
-    Raises `UsageError` while runs or measurements are missing.
+    Raises `StoreError` while runs or measurements are missing.
     """
     if tables.missing_runs or tables.missing_measurements:
-        raise UsageError(
+        raise StoreError(
             f"{tables.study.name} lacks {tables.missing_runs} runs and {tables.missing_measurements} measurements at scale "
             f"{tables.scale}; finish it with `python -m experiments run {tables.study.name} --scale {tables.scale}`"
         )

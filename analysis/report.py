@@ -22,7 +22,8 @@ def deviations(study: Study) -> list[str]:
     if spec is None or spec.origin is None:
         return []
     found = _DEVIATION.findall(Path(spec.origin).read_text())
-    return [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
+    sentences = [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:

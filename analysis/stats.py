@@ -73,7 +73,7 @@ def contrast(groups: Sequence[ArrayLike], weights: Sequence[float]) -> Estimate:
     counts = np.array([group.size for group in values])
     parts = np.square(weights) * np.array([group.var(ddof=1) for group in values]) / counts
     variance = float(parts.sum())
-    df = variance**2 / float((parts**2 / (counts - 1)).sum()) if variance else math.inf
+    df = 1 / float(((parts / variance) ** 2 / (counts - 1)).sum()) if variance else math.inf
     return Estimate(float(np.dot(weights, means)), math.sqrt(variance), df)
 
 

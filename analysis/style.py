@@ -31,7 +31,8 @@ SETTINGS: dict[str, Any] = {
 @contextmanager
 def style() -> Iterator[None]:
     """Inside, figures are made and saved in the project's style."""
-    with matplotlib.rc_context({**seaborn.axes_style("ticks"), **SETTINGS}):
+    settings: Any = {**seaborn.axes_style("ticks"), **SETTINGS}
+    with matplotlib.rc_context(settings):
         yield
 
 

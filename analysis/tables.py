@@ -88,7 +88,7 @@ def p_text(p: float | None) -> str:
 
 def cell_table(tables: Tables) -> Table:
     """One row a batch size and arm."""
-    names = ("status", "test_accuracy", "train_accuracy", "gap_accuracy", "steps", "epochs", "distance_from_start")
+    names = ("status", "test_accuracy", "test_loss", "gap_accuracy", "steps", "epochs", "distance_from_start")
     frame = runs_by_arm(tables, *names)
     metrics = {name: measured_by_arm(tables, name) for name in ("lambda_max", "phi_full", "phi_subspace")}
     rows = []
@@ -100,13 +100,13 @@ def cell_table(tables: Tables) -> Table:
         n, diverged = len(part), int((part["status"] == "diverged").sum())
         rows.append((
             str(arm), str(size), f"{n} ({diverged} diverged)" if diverged else str(n),
-            *(mean_sd(part[name], n) for name in ("test_accuracy", "gap_accuracy")),
+            *(mean_sd(part[name], n) for name in ("test_accuracy", "gap_accuracy", "test_loss")),
             *(_mean(part[name]) for name in ("steps", "epochs")),
             *(geometric(measured[name], n) for name in metrics),
             mean_sd(part["distance_from_start"], n),
         ))  # fmt: skip
-    columns = ("arm", "B", "n", "test accuracy (%)", "train − test (points)", "updates", "epochs", "λ_max", "φ full",
-               "φ subspace", "distance from start")  # fmt: skip
+    columns = ("arm", "B", "n", "test accuracy (%)", "train − test (points)", "test loss (nats)", "updates", "epochs",
+               "λ_max", "φ full", "φ subspace", "distance from start")  # fmt: skip
     title = "Mean ± standard deviation over n seeds; λ_max and φ: geometric mean ×/÷ geometric standard deviation."
     return Table("cells", title, columns, tuple(rows))
 

@@ -1,4 +1,7 @@
-"""The picture of the dispute: training minus test accuracy against the batch size, and the two it is made of."""
+"""The picture of the dispute: the generalization gap in accuracy against the batch size, and in cross-entropy beside it.
+
+The two need not agree: a network can be right more often and yet surer of its mistakes.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,9 @@ from analysis.load import Tables
 from analysis.style import panels, style
 
 LABELS = {
-    "gap_accuracy": ("generalization gap", "train − test accuracy (percentage points)"),
-    "test_accuracy": ("test", "test accuracy (%)"),
-    "train_accuracy": ("train", "train accuracy (%)"),
+    "gap_accuracy": ("generalization gap in accuracy", "train − test accuracy (points)"),
+    "test_accuracy": ("test accuracy", "test accuracy (%)"),
+    "gap_loss": ("generalization gap in cross-entropy", "test − train loss (nats)"),
 }
 
 
