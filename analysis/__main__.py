@@ -80,9 +80,10 @@ def main(argv: list[str] | None = None) -> int:
                 print(text)
             if tables.missing_runs or tables.missing_measurements:
                 incomplete = 1
+                where = "" if options.published else f" --store {options.store}"
                 _complain(
                     f"{tables.missing_runs} runs and {tables.missing_measurements} measurements of {tables.study.name} are "
-                    f"missing; `python -m experiments run {tables.study.name} --scale {tables.scale}` makes them"
+                    f"missing; `python -m experiments run {tables.study.name} --scale {tables.scale}{where}` makes them"
                 )
         if options.json:
             print(json.dumps(documents, indent=1, sort_keys=True))
@@ -96,10 +97,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tables(options: Options) -> Iterator[Tables]:
-    """The records of each study asked for."""
-    chosen = list(studies().values()) if options.study == "all" else [find_study(options.study)]
-    for study in chosen:
-        check_scale(study, options.scale)
+    """The records of the study asked for, or of `all` that have the scale."""
+    if options.study == "all":
+        chosen = [study for study in studies().values() if options.scale in {scale.name for scale in study.scales}]
+    else:
+        chosen = [find_study(options.study)]
+        check_scale(chosen[0], options.scale)
+    if not chosen:
+        raise UsageError(f"no study has a scale {options.scale!r}; `python -m experiments` lists the studies and scales")
     from analysis.load import from_published, from_store
 
     for study in chosen:
@@ -143,7 +148,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
 
 def _folder(options: Options, tables: Tables) -> Path:
     """Where local figures go: below the store, never into figures/."""
-    folder = options.store / "reports" / tables.study.name / tables.scale
+    folder = options.store / "reports" / tables.source / tables.study.name / tables.scale
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -34,7 +34,10 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     """The whole report; figures are linked by name, beside it."""
     study = tables.study
     scale = study.scale(tables.scale)
-    parts = [f"# {study.title}", f"{study.citation}. Scale `{scale.name}`: {scale.about}."]
+    commits = ", ".join(sorted(tables.runs["commit"].dropna().unique())) or "none recorded"
+    origin = {"store": "a store", "published": "the published records"}[tables.source]
+    parts = [f"# {study.title}", f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
+             f"{len(tables.runs)} runs from {origin}, made by commit {commits}."]  # fmt: skip
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):

@@ -55,14 +55,19 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
             v.sentence + (" (primary)" if v.primary else ""),
             effect_text(v),
             _number(paper_effect(v)),
+            {None: DASH, True: "agrees", False: "differs"}[v.magnitude_agrees],
             str(v.n_seeds),
             p_text(v.p_value if v.primary else v.p_adjusted),
             v.decided_by,
         )
         for v in found
     )
-    columns = ("verdict", "claim", "effect [interval]", "paper's", "n", "p", "decided by")
-    return Table("verdicts", "Verdicts. Positive effects are on the paper's side.", columns, rows)
+    columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "decided by")
+    title = (
+        "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
+        "effect. p and interval are Holm-adjusted but for the primary claim."
+    )
+    return Table("verdicts", title, columns, rows)
 
 
 def effect_text(v: Verdict) -> str:

@@ -14,7 +14,8 @@ from analysis.figures import NoDataError
 from analysis.load import Tables
 from analysis.style import by_batch_size, panels, style
 
-LABELS = {"train_accuracy": "train accuracy (%)", "test_accuracy": "test accuracy (%)"}
+LABELS = {"train_accuracy": "train accuracy (%), first 2,000", "test_accuracy": "test accuracy (%), first 2,000"}
+"""curve points look at the first 2,000 examples of each split, final numbers at all"""
 
 
 def settings() -> dict[str, Any]:

@@ -70,7 +70,7 @@ def test_missing_runs_are_status_1(name: str, partial: Path, capsys: pytest.Capt
 def test_report_holds_verdicts_tables_figures_and_deviations(full: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The one document that a person reads lacks a part."""
     assert command.main(["report", *QUICK, "--store", str(full)]) == 0
-    text = (full / "reports" / "keskar2017" / "quick" / "report.md").read_text()
+    text = (full / "reports" / "store" / "keskar2017" / "quick" / "report.md").read_text()
     for claim in STUDY.claims_at("quick"):
         assert claim.sentence in text
     assert all(f"({figure.name}.png)" in text for figure in STUDY.figures)

@@ -50,6 +50,13 @@ def test_readme_command_runs(command: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_study_file_is_a_command() -> None:
+    """`python experiments/keskar2017.py` is promised to be the same as `run` for that study."""
+    words = [sys.executable, "experiments/keskar2017.py", "--scale", "nowhere"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: study keskar2017 has no scale 'nowhere'"), done.stderr
+
+
 def test_readme_python_runs() -> None:
     """The example of the sharpness library."""
     (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
