@@ -144,7 +144,10 @@ def run_study(name: str) -> int:
 
 
 def _print(status: int, document: Any, *, as_json: bool) -> int:
-    print(json.dumps(document, indent=1, sort_keys=True) if as_json else command.readable(document))
+    if as_json:
+        print(json.dumps(document, indent=1, sort_keys=True))
+    else:
+        print(command.overview_text(document) if "studies" in document else command.readable(document))
     return status
 
 

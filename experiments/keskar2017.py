@@ -213,7 +213,7 @@ STUDY = Study(
     citation="Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, ICLR 2017 (arXiv 1609.04836)",
     scales=(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",
-              "about 3 minutes on two cores", 12),
+              "about 4 minutes on two cores", 12),
         Scale("laptop", "C1 on 2,500 images of CIFAR-10 (JPEG copy), both stop rules, 8 seeds",
               "about an hour on two cores (estimated from the time of one epoch)", 8),
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",

@@ -24,15 +24,36 @@ def overview(options: Any) -> tuple[int, Any]:
         scales = []
         for scale in study.scales:
             stages = make_plan(study, Request(scale.name), store)
-            finished = sum(record is not None for stage in stages for record in stage.records)
-            runs = sum(stage.at_most for stage in stages)
-            scales.append({"scale": scale.name, "about": scale.about, "cost": scale.cost, "finished": finished, "runs": runs})
-        claims = [
-            {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash, "scales": list(c.scales)}
-            for c in study.claims
-        ]
-        found.append({"study": study.name, "title": study.title, "citation": study.citation, "claims": claims, "scales": scales})
-    return 0, {"studies": found}
+            claims = [
+                {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash}
+                for c in study.claims_at(scale.name)
+            ]
+            scales.append({
+                "scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
+                "finished": sum(record is not None for stage in stages for record in stage.records),
+                "runs": sum(stage.at_most for stage in stages),
+            })  # fmt: skip
+        found.append({"study": study.name, "title": study.title, "citation": study.citation, "scales": scales})
+    return 0, {"store": str(options.store), "studies": found}
+
+
+SHOWN_CLAIMS = 6
+"""claims of one scale that a person is shown in the list of studies; --json has all"""
+
+
+def overview_text(document: Any) -> str:
+    """The list of studies as a person reads it."""
+    lines = []
+    for study in document["studies"]:
+        lines += [f"{study['study']}: {study['title']}", f"  {study['citation']}"]
+        for scale in study["scales"]:
+            lines.append(f"  {scale['scale']}: {scale['about']}")
+            lines.append(f"    {scale['finished']} of {scale['runs']} runs in the store {document['store']}; {scale['cost']}")
+            claims = sorted(scale["claims"], key=lambda claim: not claim["primary"])
+            lines += [f"    {'*' if claim['primary'] else '-'} {claim['sentence']}" for claim in claims[:SHOWN_CLAIMS]]
+            if len(claims) > SHOWN_CLAIMS:
+                lines.append(f"    and {len(claims) - SHOWN_CLAIMS} claims more (--json lists them all)")
+    return "\n".join([*lines, "", "* primary claim. `python -m experiments --help` lists the commands."])
 
 
 def plan(options: Any) -> tuple[int, Any]:
