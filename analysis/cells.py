@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,16 +35,21 @@ def cells(claim: Claim, tables: Tables) -> tuple[Cell, ...]:
 
 
 def values_of(value: str, tables: Tables) -> dict[str, float | None]:
-    """run_id -> a summary column or a measurement; runs that lack the row lack the key, a null value is None.
+    """run_id -> a summary column, a measurement, or (as metric.detail) one of its details.
 
-    Raises ValueError where a metric was measured with two sets of options: the claim does not say which it means.
+    Runs that lack the row lack the key; a null value is None. Raises ValueError where a metric was measured with two sets
+    of options: the claim does not say which it means.
     """
     if value in SUMMARY:
         column = tables.runs[["run_id", value]]
         return {str(run): _number(x) for run, x in column.itertuples(index=False)}
-    rows = tables.measurements[(tables.measurements["metric"] == value) & tables.measurements["run_id_b"].isna()]
+    metric, _, detail = value.partition(".")
+    rows = tables.measurements[(tables.measurements["metric"] == metric) & tables.measurements["run_id_b"].isna()]
     if rows["options"].nunique() > 1:
         raise ValueError(f"{value} is measured with several options ({', '.join(sorted(set(rows['options'])))})")
+    if detail:
+        texts = rows[["run_id", "details"]].itertuples(index=False)
+        return {str(run): _number(json.loads(text).get(detail)) for run, text in texts}
     return {str(run): _number(x) for run, x in rows[["run_id", "value"]].itertuples(index=False)}
 
 

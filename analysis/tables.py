@@ -58,14 +58,15 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
             {None: DASH, True: "agrees", False: "differs"}[v.magnitude_agrees],
             str(v.n_seeds),
             p_text(v.p_value if v.primary else v.p_adjusted),
+            p_text(v.p_permutation),
             v.decided_by,
         )
         for v in found
     )
-    columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "decided by")
+    columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "p by permutation", "decided by")
     title = (
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
-        "effect. p and interval are Holm-adjusted but for the primary claim."
+        "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim."
     )
     return Table("verdicts", title, columns, rows)
 
@@ -77,7 +78,8 @@ def effect_text(v: Verdict) -> str:
         return DASH
     effect, low, high = (_number(x) for x in values)
     unit = "×" if v.ratio is not None else f" {v.unit}"
-    return f"{effect}{unit} [{low}, {high}] at {100 * v.level:.4g}%"
+    both = "" if v.both_low is None else f"; [{_number(v.both_low)}, {_number(v.both_high)}] over seeds and test examples"
+    return f"{effect}{unit} [{low}, {high}] at {100 * v.level:.4g}%{both}"
 
 
 def paper_effect(v: Verdict) -> float | None:

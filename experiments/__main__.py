@@ -87,6 +87,7 @@ class Measure(Common):
     """run id, or the beginning of one"""
     metrics: tuple[str, ...] = ("lambda_max", "phi_full", "phi_subspace")
     device: str = "cpu"
+    threads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

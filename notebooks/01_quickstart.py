@@ -134,7 +134,7 @@ redraw("parametric_slice")
 
 # %% [markdown]
 # **Training curves.** Accuracy on training and test examples along training, on a logarithmic axis of epochs.
-# Thin lines are seeds, thick ones medians. Runs end where they reach the training loss at which the study
+# Thin lines are seeds, thick ones medians. Curves end at the last recorded epoch before the training loss at which the study
 # compares them.
 
 # %%

@@ -16,7 +16,8 @@ from analysis.load import Tables
 from analysis.style import INK, panels, style
 
 SPLITS = {"train": ("-", "#0173b2"), "test": ("--", "#d55e00")}
-QUANTITIES = {"loss": "cross-entropy (nats)", "accuracy": "accuracy (%)"}
+QUANTITIES = {"loss": "cross-entropy (nats), first 2,000", "accuracy": "accuracy (%), first 2,000"}
+"""slices look at the first 2,000 examples of each split, final numbers at all"""
 
 
 def settings() -> dict[str, Any]:

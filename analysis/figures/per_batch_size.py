@@ -43,7 +43,9 @@ def draw(axes: Axes, data: pd.DataFrame) -> None:
         seeds, means = part[part["role"] == "seed"], part[part["role"] == "mean"].sort_values("batch_size")
         spread = 1 + 0.04 * (seeds["seed"].to_numpy(np.float64) % 5 - 2)
         colour = [of_size[size] for size in seeds["batch_size"]] if len(arms) == 1 else [colours[arm]] * len(seeds)
-        axes.scatter(seeds["batch_size"] * shift * spread, seeds["value"], s=14, c=colour, alpha=0.55, linewidths=0)
+        # above the mean and its bar, which would hide the seeds at their own height
+        dots = {"s": 16, "alpha": 0.8, "linewidths": 0.4, "edgecolors": "white", "zorder": 4}
+        axes.scatter(seeds["batch_size"] * shift * spread, seeds["value"], c=colour, **dots)
         known = means.dropna(subset=["low", "high"])
         errors = np.array([known["value"] - known["low"], known["high"] - known["value"]])
         axes.errorbar(known["batch_size"] * shift, known["value"], yerr=errors, fmt="none", ecolor=colours[arm], capsize=3)

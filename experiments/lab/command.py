@@ -14,6 +14,7 @@ from experiments.lab.plan import UsageError, find_study, select, studies
 from experiments.lab.plan import plan as make_plan
 from experiments.lab.store import Store, StoreError
 from experiments.lab.study import Request
+from experiments.lab.worker import set_blas_threads
 
 
 def overview(options: Any) -> tuple[int, Any]:
@@ -69,6 +70,8 @@ def plan(options: Any) -> tuple[int, Any]:
         ]
         known = stage.runs is not None
         stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
+    if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
+        raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
     return 0, {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
 
 
@@ -108,6 +111,7 @@ def run(options: Any) -> tuple[int, Any]:
 def train(options: Any) -> tuple[int, Any]:
     """Train one run in this process."""
     launch.check_device(options.device)
+    _limit_threads(options.threads)
     from experiments.lab.datasets import identity
     from experiments.lab.folder import Interrupted
     from experiments.lab.worker import Stopper, Train, run_task
@@ -124,9 +128,6 @@ def train(options: Any) -> tuple[int, Any]:
     store, stopper, asked = Store(options.store), Stopper(), []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))
-    import torch
-
-    torch.set_num_threads(machine.threads)
     try:
         report = run_task(Train(config), store, machine, stopper, None)
     except Interrupted:
@@ -141,10 +142,11 @@ def train(options: Any) -> tuple[int, Any]:
 def measure(options: Any) -> tuple[int, Any]:
     """Measure a stored run; what is measured already is only printed."""
     launch.check_device(options.device)
-    from experiments.lab.measure import METRICS, perform, standard
+    _limit_threads(options.threads)
+    from experiments.lab.measure import DEFAULTS, perform, standard
 
-    if unknown := [metric for metric in options.metrics if metric not in METRICS]:
-        raise UsageError(f"there is no metric {unknown[0]!r}; the metrics are {', '.join(METRICS)}")
+    if unknown := [metric for metric in options.metrics if metric not in DEFAULTS]:
+        raise UsageError(f"there is no metric {unknown[0]!r} of one run; the metrics are {', '.join(DEFAULTS)}")
     store = Store(options.store, create=False)
     run_id = store.resolve(options.run)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
@@ -157,11 +159,13 @@ def store(options: Any) -> tuple[int, Any]:
     """Check, export or import records."""
     from experiments.lab import transfer
 
+    if options.action != "check" and options.file is None:
+        raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")
+    if options.action in ("check", "export") and not (options.store / "runs").is_dir():
+        raise StoreError(f"there is no store at {options.store}; name one with --store")
     if options.action == "check":
         damaged = transfer.check(Store(options.store, create=False))
         return int(bool(damaged)), {"store": str(options.store), "damaged": damaged}
-    if options.file is None:
-        raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")
     if options.action == "export":
         return 0, {"exported": transfer.export_runs(Store(options.store, create=False), options.file)}
     return 0, {"imported": transfer.import_runs(Store(options.store), options.file)}
@@ -200,6 +204,16 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
 
     check_scale(study, request.scale)
     return study, request, Store(options.store, create=create)
+
+
+def _limit_threads(threads: int) -> None:
+    """Threads of numpy's BLAS and of torch in this process; numpy reads its number once, at its import."""
+    if threads < 1:
+        raise UsageError(f"--threads is {threads}, but must be at least 1")
+    set_blas_threads(threads)
+    import torch
+
+    torch.set_num_threads(threads)
 
 
 def _check_dataset(name: str) -> None:

@@ -285,6 +285,8 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("norm_batch belongs to norm ghost: give both or neither")
     if c.norm_batch is not None and c.batch_size % c.norm_batch:
         raise ConfigError(f"norm_batch {c.norm_batch} does not divide batch_size {c.batch_size}; choose a divisor")
+    if (c.norm is Norm.BATCH and c.batch_size == 1) or c.norm_batch == 1:
+        raise ConfigError("batch normalisation over one example leaves nothing; take norm group or none, or a larger batch")
     if (c.scaling is not Scaling.NONE) != (c.base_batch_size is not None):
         raise ConfigError("base_batch_size belongs to scaling sqrt or linear: give both or neither")
     if c.model is not Model.MLP and (c.width or c.depth):

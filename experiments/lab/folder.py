@@ -45,14 +45,20 @@ class RunFolder:
             torn.unlink(missing_ok=True)
         config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
         write_atomic(self.path / "config.json", to_json(config))
-        write_atomic(self.path / "provenance.json", to_json(provenance(self.machine)))
         checkpoint = load_checkpoint(self.path)
+        self.sessions = [*(_sessions(self.path) if checkpoint else []), provenance(self.machine)]
+        self._write_provenance()
         length = checkpoint.history_bytes if checkpoint else 0
         self.history = open(self.path / "history.jsonl", "ab")  # noqa: SIM115 - open as long as the run; see close
         if os.fstat(self.history.fileno()).st_size < length:
             raise StoreError(f"{self.history.name} is shorter than its checkpoint; delete {self.path} and run again")
         self.history.truncate(length)
         return checkpoint
+
+    def _write_provenance(self) -> None:
+        """One entry a process that worked on the run, each with the seconds that went into the weights."""
+        self.sessions[-1]["seconds"] = time.monotonic() - self.started
+        write_atomic(self.path / "provenance.json", to_json({"sessions": self.sessions}))
 
     def row(self, row: dict[str, Any]) -> None:
         self.history.write(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -77,6 +83,7 @@ class RunFolder:
         self.history.flush()
         os.fsync(self.history.fileno())
         save_checkpoint(self.path, checkpoint)
+        self._write_provenance()
         self.saved = time.monotonic()
         if self.stop():
             raise Interrupted(self.config.run_id)
@@ -87,6 +94,7 @@ class RunFolder:
             return False
         self.history.flush()
         os.fsync(self.history.fileno())
+        self._write_provenance()
         files = {"final.safetensors": save_tensors(self.path / "final.safetensors", outcome.weights)}
         if outcome.predictions:
             files["predictions.safetensors"] = save_tensors(self.path / "predictions.safetensors", outcome.predictions)
@@ -95,7 +103,7 @@ class RunFolder:
             "status": outcome.status,
             "reason": outcome.reason,
             **outcome.values,
-            "seconds": time.monotonic() - self.started,
+            "seconds": sum(session["seconds"] for session in self.sessions),
             "commit": commit(),
             "device": self.machine.device,
             "hardware": hardware(self.machine.device),
@@ -118,6 +126,14 @@ class RunFolder:
         with contextlib.suppress(AttributeError, OSError):  # not opened yet; no space for the last rows
             self.history.close()
         self.lease.release()
+
+
+def _sessions(path: Path) -> list[dict[str, Any]]:
+    """Earlier entries of a run's provenance; none where the file is missing or damaged."""
+    try:
+        return json.loads((path / "provenance.json").read_bytes())["sessions"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def open_run(store: Store, config: RunConfig, machine: Machine, stop: Callable[[], bool],

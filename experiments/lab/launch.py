@@ -228,8 +228,8 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                     else:
                         result.measured += 1
                     worker.task = None
-            progress.update(*_status(pool))
-        progress.update(*_status(pool), force=True)
+            progress.update(*_status(pool, sweep))
+        progress.update(*_status(pool, sweep), force=True)
 
 
 def _receive(worker: Worker, pool: Workers) -> Report:
@@ -242,24 +242,26 @@ def _receive(worker: Worker, pool: Workers) -> Report:
         return Report("failed", f"its worker process died (exit code {code}); out of memory is the usual cause")
 
 
-def _status(pool: Workers) -> tuple[dict[int, str], float]:
+def _status(pool: Workers, sweep: Sweep) -> tuple[dict[int, str], float]:
     now, lines, spent = time.monotonic(), {}, 0.0
     for number, worker in enumerate(pool.workers):
         if worker.task is not None:
             spent += now - worker.since
-            lines[number] = f"{_name(worker.task)}{_fraction(worker)}, {now - worker.since:.0f} s"
+            lines[number] = f"{_name(worker.task)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s"
     return lines, spent
 
 
-def _fraction(worker: Worker) -> str:
+def _fraction(worker: Worker, sweep: Sweep) -> str:
     if worker.step is None:
         return ", measuring"
     if not isinstance(worker.task, Train) or not worker.step:
         return ""
     config = worker.task.config
     total = expected_steps(config, config.n_train) if config.n_train else config.steps
-    if total is None:
-        return f", step {worker.step}"
+    if total is None:  # only training can tell; runs of the same kind took about as long
+        eta = sweep.typical(_kind(worker.task))
+        left = "" if eta is None else f", ETA {max(0.0, eta - (time.monotonic() - worker.since)):.0f} s"
+        return f", step {worker.step}{left}"
     left = (total - worker.step) * (time.monotonic() - worker.since) / worker.step
     return f", step {worker.step} of {total}, ETA {left:.0f} s"
 

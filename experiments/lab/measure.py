@@ -41,6 +41,8 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     from experiments.lab.training.data import dtype_of, prepare, read
 
     config, path = store.config(run_id), store.folder(run_id) / "final.safetensors"
+    if (store.summary(run_id) or {}).get("status") == "diverged":
+        raise StoreError(f"run {run_id} diverged, so there is no minimum to measure; choose another run")
     summary, loaded = store.summary(run_id), load_tensors(path)
     if summary is None:
         raise StoreError(f"run {run_id} is not finished; run its study first")

@@ -71,24 +71,27 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     """
     check_scale(study, request.scale)
     earlier: list[Record] = []
+    hashes: dict[str, str | None] = {}
     stages: list[PlannedStage] = []
     for stage in study.stages:
         if stages and not stages[-1].complete:
             bound = stage.at_most(request) if stage.at_most else len(stage.runs(request, ()))
             stages.append(PlannedStage(stage, None, (), bound))
             continue
-        runs = tuple(dict.fromkeys(_identified(c, data_dir) for c in stage.runs(request, tuple(earlier))))
+        runs = tuple(dict.fromkeys(_identified(c, data_dir, hashes) for c in stage.runs(request, tuple(earlier))))
         records = tuple(store.record(config) for config in runs)
         stages.append(PlannedStage(stage, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
     return tuple(stages)
 
 
-def _identified(config: RunConfig, data_dir: Path | None) -> RunConfig:
-    """The config with the content hash of an unnamed data set filled in."""
+def _identified(config: RunConfig, data_dir: Path | None, hashes: dict[str, str | None]) -> RunConfig:
+    """The config with the content hash of an unnamed data set filled in; `hashes` remembers those read already."""
     if not config.dataset.startswith("cifar-bin:") or config.data_sha256 is not None:
         return config
-    return config.replace(data_sha256=identity(config.dataset, data_dir))
+    if config.dataset not in hashes:
+        hashes[config.dataset] = identity(config.dataset, data_dir)
+    return config.replace(data_sha256=hashes[config.dataset])
 
 
 def check_fits(config: RunConfig, available: int) -> int:

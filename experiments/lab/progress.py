@@ -48,6 +48,11 @@ class Sweep:
         self.pending[kind] -= 1
         self.done += 1
 
+    def typical(self, kind: str) -> float | None:
+        """Mean seconds of the finished tasks of `kind`."""
+        times = self.seconds.get(kind)
+        return sum(times) / len(times) if times else None
+
     def eta(self, spent: float = 0.0) -> float | None:
         """Seconds until the last task ends, from the mean of each kind; `spent` is time already in running tasks."""
         if not self.seconds:

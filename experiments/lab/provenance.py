@@ -21,7 +21,7 @@ def commit() -> str | None:
         run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10, check=True)
         if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != root:
             return None
-        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "--", "experiments", "sharpness"]).stdout
+        changed = run(["git", "status", "--porcelain", "--", "experiments", "sharpness"]).stdout
         return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None

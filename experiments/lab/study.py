@@ -92,7 +92,7 @@ class PaperRow:
     network: str
     quantity: str
     value: str
-    """the same quantity of ours: a column of the runs table or a metric"""
+    """the same quantity of ours: a column of the runs table, a metric, or metric.detail"""
     small_batch: float
     large_batch: float
     small_batch_sd: float | None = None

@@ -66,8 +66,7 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
     parent = os.getppid()
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
-    # numpy's BLAS has threads of its own, read once at its import: two workers' would fight for the same cores
-    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(machine.threads))
+    set_blas_threads(machine.threads)
     import torch
 
     from experiments.lab.folder import Interrupted
@@ -157,6 +156,11 @@ def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper,
         return "busy"
     finally:
         folder.close()
+
+
+def set_blas_threads(threads: int) -> None:
+    """numpy's BLAS has threads of its own, read once at its import: two workers' would fight for the same cores."""
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
 
 
 def _die_with(parent: int) -> None:

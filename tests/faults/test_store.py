@@ -458,3 +458,24 @@ def test_measurement_that_is_not_finite_is_null(tmp_path: Path) -> None:
     store.write_measurement(asked, ["a", "b"], {"value": float("nan"), "details": {"train_loss": [1.0, float("inf")]}})
     found = store.measurement(asked, ["a", "b"])
     assert found is not None and found["value"] is None and found["details"] == {"train_loss": [1.0, None]}
+
+
+def test_every_session_of_a_run_leaves_its_provenance(tmp_path: Path) -> None:
+    """A run made by two commits, or on two machines, would look like one; its seconds would be the last session's."""
+    config, store = toy_config(), Store(tmp_path)
+
+    def session(stops: Callable[[], bool]) -> None:
+        folder = open_run(store, config, Machine(), stops, lambda step: None)
+        assert folder is not None
+        try:
+            folder.publish(train(config, Machine(), toy_data(config), folder))
+        finally:
+            folder.close()
+
+    with pytest.raises(Interrupted):
+        session(lambda: True)
+    session(lambda: False)
+    sessions = json.loads((store.folder(config.run_id) / "provenance.json").read_text())["sessions"]
+    summary = store.summary(config.run_id)
+    assert len(sessions) == 2 and summary is not None
+    assert summary["seconds"] == pytest.approx(sum(session["seconds"] for session in sessions))

@@ -199,3 +199,18 @@ def test_a_micro_batch_cannot_split_batch_norm() -> None:
     """The refusal of `Machine.check` would be asked for by the command line only."""
     with pytest.raises(ConfigError, match="cannot split"):
         run(toy_config(norm=Norm.BATCH), machine=Machine(micro_batch=8))
+
+
+def test_a_target_met_before_training_is_not_done() -> None:
+    """A warm start below the target would count as stopped at it, with the wrong curvature."""
+    outcome, _ = run(matched(batch_size=8, train_loss=9.0, max_epochs=2))
+    assert outcome.status == "capped" and outcome.values["steps"] == 0 and outcome.reason and "before" in outcome.reason
+
+
+def test_a_target_met_at_the_cap_is_done() -> None:
+    """The run would be counted as one that missed its target, though its loss lies at it."""
+    free, _ = run(matched(batch_size=8, train_loss=0.5, max_epochs=99))
+    steps = free.values["steps"]
+    capped, _ = run(matched(batch_size=8, train_loss=0.5, max_epochs=(steps + 1) * 8 / 72))
+    assert free.status == capped.status == "done"
+    assert abs(capped.values["train_loss"] / 0.5 - 1) < 0.1

@@ -200,7 +200,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
             ]
         )
     )
-    norm_batch, groups = draw(st.integers(1, 512)), draw(st.integers(1, 64))
+    norm_batch, groups = draw(st.integers(2, 512)), draw(st.integers(1, 64))
     fields["batch_size"] = norm_batch * groups
     if draw(st.booleans()):
         fields |= {"norm": "ghost", "norm_batch": norm_batch}
@@ -220,3 +220,10 @@ def test_any_config_round_trips_through_json(config: RunConfig) -> None:
     back = RunConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert back == config
     assert back.run_id == config.run_id
+
+
+@pytest.mark.parametrize("fields", [{"norm": Norm.BATCH, "batch_size": 1}, {"norm": Norm.GHOST, "norm_batch": 1}])
+def test_normalising_over_one_example_is_refused(fields: dict[str, Any]) -> None:
+    """All outputs would be the layer's bias."""
+    with pytest.raises(ConfigError, match="one example"):
+        RunConfig(**(PLAIN | fields))

@@ -41,6 +41,7 @@ def test_readme_command_runs(command: str, tmp_path: Path) -> None:
     elif words[0] == "python":
         words[0] = sys.executable
         if words[2:3] == ["experiments"]:
+            (tmp_path / "runs").mkdir()  # an empty store: `check` asks for one
             words += ["--store", str(tmp_path)] if len(words) > 3 else []
     else:
         raise AssertionError(f"no rule for the documented command {command!r}")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab import models
-from experiments.lab.config import Augment, Machine, Precision, RunConfig
+from experiments.lab.config import Augment, ConfigError, Machine, Precision, RunConfig
 from experiments.lab.models.dropout import dropout_layers
 from experiments.lab.training import augment, budget, optimizers
 from experiments.lab.training.budget import Pass
@@ -63,14 +63,17 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
     start = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     batches = Batches(config, data.train)
     total, cap = budget.total_steps(config, n), budget.cap_steps(config, n)
-    if config.train_loss is not None:
-        above = state.copy()  # the target may be crossed before the first pass
     if (saved := log.load()) is not None:
         state.restore(saved.current)
         passes, above, below = saved.passes, saved.above, saved.below
+    elif config.train_loss is not None:
+        if checked_loss(state.model, data) <= config.train_loss:
+            return outcome("capped", "the training loss met its target before the first update", state, start, config, data)
+        above = state.copy()  # the target may be crossed before the first pass
 
     while True:
         point, check = budget.next_curve_point(n, config.batch_size, state.step), budget.next_pass(config, n, passes)
+        check = None if check is None else min(check, cap)
         for step in range(state.step, min(point, check or cap, cap)):
             if log.wants_checkpoint(step):
                 log.save(Checkpoint(state.copy(), above, below, passes, log.history_bytes()))
@@ -89,10 +92,10 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
                 above, below = state.copy(), None
             elif config.train_loss is not None and below is None:
                 below = state.copy()
-        if budget.crossed(config, passes):
-            assert below is not None
-            find_crossing(state, config, machine, batches, data, above, below, passes)
-            return outcome("done", None, state, start, config, data)
+        if below is not None and (budget.crossed(config, passes) or state.step >= cap):
+            loss = find_crossing(state, config, machine, batches, data, above, below, passes)
+            reason = None if budget.in_band(config, loss) else f"neighbouring updates jump over the target; ended at {loss:.3g}"
+            return outcome("done", reason, state, start, config, data)
         if budget.levelled_off(config, n, passes) or state.step == total:
             return outcome("done", None, state, start, config, data)
         if state.step >= cap:
@@ -149,11 +152,12 @@ class Batches:
 def find_crossing(
     state: State, config: RunConfig, machine: Machine, batches: Batches, data: Data,
     above: Snapshot | None, below: Snapshot, passes: tuple[Pass, ...],
-) -> None:  # fmt: skip
+) -> float:  # fmt: skip
     """Bring `state` to an update whose training loss is in the target's band, by bisection between the two snapshots.
 
     Invariant: the loss is above the target at `above`, at or below it at `below`. Updates are replayed exactly, so the
     trajectory is the one that was seen. Where even neighbouring updates jump over the band, the nearer one is taken.
+    Returns the loss there.
     """
     losses = {0: math.inf} | {p.step: p.loss for p in passes}
     target = config.train_loss
@@ -170,12 +174,17 @@ def find_crossing(
     ends = [end for end in (below, above) if end is not None]
     if budget.in_band(config, losses[below.step]):
         ends = [below]
-    state.restore(min(ends, key=lambda end: abs(math.log(max(losses[end.step], 1e-300) / target))))
+    nearest = min(ends, key=lambda end: abs(math.log(max(losses[end.step], 1e-300) / target)))
+    state.restore(nearest)
+    return losses[nearest.step]
 
 
 def initial_state(config: RunConfig, machine: Machine, data: Data, parent: Tensors | None) -> State:
     model = models.build(config, data.shape, data.classes)
     if parent is not None:
+        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        if own != {name: tuple(value.shape) for name, value in parent.items()}:
+            raise ConfigError(f"the weights of parent {config.parent} are of another network; give this run the same model")
         model.load_state_dict(parent)
     model = model.to(machine.device, dtype_of(config)).train()
     if data.train.inputs.is_contiguous(memory_format=torch.channels_last):
