@@ -13,12 +13,11 @@ import pyarrow.parquet as pq
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import deviations, every_table
-from analysis.tables import cell_table, paper_table, render, verdict_table
+from analysis.tables import render
 from analysis.verdicts import Verdict, verdicts
 from experiments.lab.store import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
-README_TABLES = ("verdicts", "cells", "paper")
 
 
 def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROOT / "README.md") -> list[Path]:
@@ -59,8 +58,7 @@ def renewed(text: str, tables: Tables, found: Sequence[Verdict]) -> str:
 
 def readme_block(tables: Tables, found: Sequence[Verdict]) -> str:
     """The tables that the README shows, in Markdown."""
-    listed = [verdict_table(found), cell_table(tables), *([paper_table(tables)] if tables.study.paper else [])]
-    return "\n\n".join(f"{render(table, 'md').rstrip()}\n\n*{table.title}*" for table in listed)
+    return "\n\n".join(f"{render(table, 'md').rstrip()}\n\n*{table.title}*" for table in every_table(tables, found))
 
 
 def _fill(text: str, name: str, block: str) -> str:

@@ -44,7 +44,7 @@ STUDY = Study(
     name="toy",
     title="Toy",
     citation="none",
-    scales=(Scale("quick", "toy", "", 2),),
+    scales=(Scale("quick", "toy", ""),),
     stages=(
         Stage("tune", tune),
         Stage("fresh", fresh, at_most=lambda request: request.seeds or 2, measures=measures),

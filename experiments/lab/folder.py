@@ -46,7 +46,7 @@ class RunFolder:
         config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
         write_atomic(self.path / "config.json", to_json(config))
         checkpoint = load_checkpoint(self.path)
-        self.sessions = [*(_sessions(self.path) if checkpoint else []), provenance(self.machine)]
+        self.processes = [*(_processes(self.path) if checkpoint else []), provenance(self.machine)]
         self._write_provenance()
         length = checkpoint.history_bytes if checkpoint else 0
         self.history = open(self.path / "history.jsonl", "ab")  # noqa: SIM115 - open as long as the run; see close
@@ -57,8 +57,8 @@ class RunFolder:
 
     def _write_provenance(self) -> None:
         """One entry a process that worked on the run, each with the seconds that went into the weights."""
-        self.sessions[-1]["seconds"] = time.monotonic() - self.started
-        write_atomic(self.path / "provenance.json", to_json({"sessions": self.sessions}))
+        self.processes[-1]["seconds"] = time.monotonic() - self.started
+        write_atomic(self.path / "provenance.json", to_json({"processes": self.processes}))
 
     def row(self, row: dict[str, Any]) -> None:
         self.history.write(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -103,7 +103,7 @@ class RunFolder:
             "status": outcome.status,
             "reason": outcome.reason,
             **outcome.values,
-            "seconds": sum(session["seconds"] for session in self.sessions),
+            "seconds": sum(process["seconds"] for process in self.processes),
             "commit": commit(),
             "device": self.machine.device,
             "hardware": hardware(self.machine.device),
@@ -128,10 +128,10 @@ class RunFolder:
         self.lease.release()
 
 
-def _sessions(path: Path) -> list[dict[str, Any]]:
+def _processes(path: Path) -> list[dict[str, Any]]:
     """Earlier entries of a run's provenance; none where the file is missing or damaged."""
     try:
-        return json.loads((path / "provenance.json").read_bytes())["sessions"]
+        return json.loads((path / "provenance.json").read_bytes())["processes"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

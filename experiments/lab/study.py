@@ -81,7 +81,6 @@ class Scale:
     """one sentence: data, net, seeds"""
     cost: str
     """measured duration with its hardware, or an estimate that says so"""
-    seeds: int
 
 
 @dataclass(frozen=True)

@@ -460,11 +460,11 @@ def test_measurement_that_is_not_finite_is_null(tmp_path: Path) -> None:
     assert found is not None and found["value"] is None and found["details"] == {"train_loss": [1.0, None]}
 
 
-def test_every_session_of_a_run_leaves_its_provenance(tmp_path: Path) -> None:
-    """A run made by two commits, or on two machines, would look like one; its seconds would be the last session's."""
+def test_every_process_of_a_run_leaves_its_provenance(tmp_path: Path) -> None:
+    """A run made by two commits, or on two machines, would look like one; its seconds would be the last one's."""
     config, store = toy_config(), Store(tmp_path)
 
-    def session(stops: Callable[[], bool]) -> None:
+    def attempt(stops: Callable[[], bool]) -> None:
         folder = open_run(store, config, Machine(), stops, lambda step: None)
         assert folder is not None
         try:
@@ -473,9 +473,9 @@ def test_every_session_of_a_run_leaves_its_provenance(tmp_path: Path) -> None:
             folder.close()
 
     with pytest.raises(Interrupted):
-        session(lambda: True)
-    session(lambda: False)
-    sessions = json.loads((store.folder(config.run_id) / "provenance.json").read_text())["sessions"]
+        attempt(lambda: True)
+    attempt(lambda: False)
+    processes = json.loads((store.folder(config.run_id) / "provenance.json").read_text())["processes"]
     summary = store.summary(config.run_id)
-    assert len(sessions) == 2 and summary is not None
-    assert summary["seconds"] == pytest.approx(sum(session["seconds"] for session in sessions))
+    assert len(processes) == 2 and summary is not None
+    assert summary["seconds"] == pytest.approx(sum(process["seconds"] for process in processes))
