@@ -1,0 +1,176 @@
+"""Who may compute and record a run: leases, publication, provenance."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from toy_runs import run, toy_config, toy_data
+from toy_store import files, finish, overwrite_lease, start
+
+from experiments.lab import lease as leases
+from experiments.lab.config import Machine
+from experiments.lab.folder import Interrupted, LeaseLost, RunFolder, open_run
+from experiments.lab.lease import EXPIRY, acquire, is_live
+from experiments.lab.store import Store
+from experiments.lab.training.checkpoint import load_checkpoint
+from experiments.lab.training.train import train
+from experiments.lab.worker import Stopper, Train, run_task
+
+
+def test_a_lease_is_exclusive_until_released(tmp_path: Path) -> None:
+    """Two processes would train one run."""
+    first = acquire(tmp_path)
+    assert first is not None and acquire(tmp_path) is None and is_live(first.path)
+    first.release()
+    second = acquire(tmp_path)
+    assert second is not None and second.held() and not first.held()
+    first.release()  # a late release of the first owner
+    assert second.held()
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.json"]
+
+
+def test_a_dead_process_leaves_a_stale_lease(tmp_path: Path) -> None:
+    """A killed sweep would lock its runs for ever."""
+    code = f"from pathlib import Path; from experiments.lab.lease import acquire; acquire(Path({str(tmp_path)!r}))"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "lease.json").exists() and not is_live(tmp_path / "lease.json")
+    assert acquire(tmp_path) is not None
+
+
+def test_a_reused_pid_leaves_a_stale_lease(tmp_path: Path) -> None:
+    """Another program that got the pid would hold the run."""
+    first = acquire(tmp_path)
+    assert first is not None
+    overwrite_lease(first.path, started="1")
+    assert acquire(tmp_path) is not None
+
+
+@pytest.mark.parametrize(("age", "taken"), [(EXPIRY - 20, False), (EXPIRY + 20, True)])
+def test_another_machines_lease_expires(age: float, taken: bool, tmp_path: Path) -> None:
+    """A live owner elsewhere would be robbed, or a dead one keep its run."""
+    first = acquire(tmp_path)
+    assert first is not None
+    overwrite_lease(first.path, machine="elsewhere", pid=1, started="1")
+    os.utime(first.path, (time.time() - age, time.time() - age))
+    assert (acquire(tmp_path) is not None) == taken
+
+
+def test_a_live_lease_is_never_taken_however_old(tmp_path: Path) -> None:
+    """A long evaluation without a touch would cost the run."""
+    first = acquire(tmp_path)
+    assert first is not None
+    os.utime(first.path, (0, 0))
+    assert acquire(tmp_path) is None and first.held()
+
+
+def test_a_lease_taken_between_look_and_removal_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that find the same stale lease would both own the run."""
+    stale = acquire(tmp_path)
+    assert stale is not None
+    overwrite_lease(stale.path, started="1")
+    winners, live = [], leases.is_live
+
+    def another_is_faster(path: Path) -> bool:
+        monkeypatch.setattr(leases, "is_live", live)
+        winners.append(acquire(tmp_path))
+        return False
+
+    monkeypatch.setattr(leases, "is_live", another_is_faster)
+    assert acquire(tmp_path) is None
+    assert winners[0] is not None and winners[0].held()
+    assert [path.name for path in tmp_path.iterdir()] == ["lease.json"]
+
+
+def test_only_the_owner_keeps_a_lease_warm(tmp_path: Path) -> None:
+    """A loser would keep its successor's lease alive after that one died."""
+    loser = acquire(tmp_path)
+    assert loser is not None
+    overwrite_lease(loser.path, token="another")
+    os.utime(loser.path, (0, 0))
+    loser.touch()
+    assert loser.path.stat().st_mtime == 0
+
+
+def rob(folder: RunFolder) -> None:
+    """Another machine takes the run over."""
+    overwrite_lease(folder.lease.path, token="another", machine="elsewhere")
+
+
+def test_a_stale_owner_changes_nothing(tmp_path: Path) -> None:
+    """Its weights would lie under the summary of another machine's run."""
+    store, config = Store(tmp_path), toy_config()
+    folder = start(store, config)
+    outcome = train(config, Machine(), toy_data(config), folder)
+    rob(folder)
+    before = files(folder.path).keys()
+    assert not folder.publish(outcome)
+    assert files(folder.path).keys() == before and not store.finished(config.run_id)
+    folder.close()
+    assert folder.lease.path.exists()  # the other one's
+
+
+def test_a_stale_owner_writes_no_checkpoint(tmp_path: Path) -> None:
+    """Two machines' checkpoints would be mixed."""
+    store, config, asked = Store(tmp_path), toy_config(), [False]
+    folder = start(store, config, stop=lambda: asked[0])
+    folder.load()
+    rob(folder)
+    asked[0] = True
+    with pytest.raises(LeaseLost):
+        train(config, Machine(), toy_data(config), folder)
+    assert load_checkpoint(folder.path) is None
+
+
+def test_two_publishers_leave_one_summary(tmp_path: Path) -> None:
+    """A run would be recorded twice."""
+    store, config = Store(tmp_path), toy_config()
+    path = finish(store, config)
+    recorded = files(path)
+    lease = acquire(path)
+    assert lease is not None
+    late = RunFolder(store, config, Machine(), lease, lambda: False, lambda step: None)
+    outcome, _ = run(config)
+    late.history = open(path / "history.jsonl", "ab")  # noqa: SIM115
+    assert not late.publish(outcome)
+    late.close()
+    assert {name: content for name, content in files(path).items() if name != "history.jsonl"} == {
+        name: content for name, content in recorded.items() if name != "history.jsonl"
+    }
+
+
+def test_a_finished_run_is_not_touched_again(tmp_path: Path) -> None:
+    """A second sweep would overwrite the record it finds, provenance included."""
+    store, config = Store(tmp_path), toy_config(dataset="fashion-mini", n_train=40)
+    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    recorded = files(tmp_path)
+    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    assert files(tmp_path) == recorded
+    assert not [name for name in recorded if "checkpoint" in name or ".tmp" in name or "lease" in name]
+
+
+def test_every_process_of_a_run_leaves_its_provenance(tmp_path: Path) -> None:
+    """A run made by two commits, or on two machines, would look like one; its seconds would be the last one's."""
+    config, store = toy_config(), Store(tmp_path)
+
+    def attempt(stops: Callable[[], bool]) -> None:
+        folder = open_run(store, config, Machine(), stops, lambda step: None)
+        assert folder is not None
+        try:
+            folder.publish(train(config, Machine(), toy_data(config), folder))
+        finally:
+            folder.close()
+
+    with pytest.raises(Interrupted):
+        attempt(lambda: True)
+    attempt(lambda: False)
+    processes = json.loads((store.folder(config.run_id) / "provenance.json").read_text())["processes"]
+    summary = store.summary(config.run_id)
+    assert len(processes) == 2 and summary is not None
+    assert summary["seconds"] == pytest.approx(sum(process["seconds"] for process in processes))
