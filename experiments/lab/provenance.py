@@ -47,6 +47,12 @@ def hardware(device: str) -> str:
     return f"{processor()}, {os.cpu_count()} cores"
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of what computes; looked up once, because a look-up parses a package's metadata."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "safetensors")}
+
+
 def provenance(machine: Machine) -> dict[str, Any]:
     """Everything that may explain a difference in rounding."""
     return {
@@ -54,7 +60,7 @@ def provenance(machine: Machine) -> dict[str, Any]:
         "commit": commit(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "versions": {name: importlib.metadata.version(name) for name in ("torch", "numpy", "scipy", "safetensors")},
+        "versions": dict(versions()),
         "hardware": hardware(machine.device),
         "device": machine.device,
         "threads": machine.threads,
