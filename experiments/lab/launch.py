@@ -6,8 +6,10 @@ import contextlib
 import multiprocessing
 import signal
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -188,7 +190,7 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
     """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
     if not tasks:
         return
-    waiting = [(0.0, task) for task in tasks]
+    waiting = deque((0.0, task) for task in tasks)  # in order of the time from which each may be given out
     sweep = Sweep(len(tasks), pool.count)
     for task in tasks:
         sweep.pending[_kind(task)] = sweep.pending.get(_kind(task), 0) + 1
@@ -196,12 +198,11 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
         while sweep.done < len(tasks):
             if pool.signal_number is not None:
                 raise Stopped(pool.signal_number)
-            ready = [entry for entry in waiting if entry[0] <= time.monotonic()]
-            for worker, entry in zip(pool.idle(len(ready)), ready, strict=False):
-                waiting.remove(entry)
-                worker.task, worker.since, worker.step = entry[1], time.monotonic(), 0
+            now = time.monotonic()
+            for worker in pool.idle(sum(since <= now for since, _ in islice(waiting, pool.count))):
+                worker.task, worker.since, worker.step = waiting.popleft()[1], time.monotonic(), 0
                 with contextlib.suppress(ConnectionError):  # a worker that died while idle: the next receive says so
-                    worker.pipe.send(entry[1])
+                    worker.pipe.send(worker.task)
             busy = {worker.pipe: worker for worker in pool.workers if worker.task is not None}
             if not busy:
                 time.sleep(0.1)
@@ -230,8 +231,9 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                     else:
                         result.measured += 1
                     worker.task = None
-            progress.update(*_status(pool, sweep))
-        progress.update(*_status(pool, sweep), force=True)
+            if progress.due():
+                progress.update(*_status(pool, sweep))
+        progress.update(*_status(pool, sweep))
 
 
 def _receive(worker: Worker, pool: Workers) -> Report:

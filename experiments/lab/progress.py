@@ -10,6 +10,7 @@ from types import TracebackType
 from experiments.lab.config import Budget, RunConfig
 
 PLAIN_SECONDS = 15.0
+LIVE_SECONDS = 0.2
 
 
 def describe(config: RunConfig) -> str:
@@ -86,8 +87,15 @@ class Progress:
         if self.live:
             self.screen.stop()
 
-    def update(self, lines: dict[int, str], spent: float, *, force: bool = False) -> None:
+    def due(self) -> bool:
+        """Whether it is time to show something; what to show costs more than a short run's share of the loop."""
+        return not self.quiet and time.monotonic() - self.last_line > (LIVE_SECONDS if self.live else PLAIN_SECONDS)
+
+    def update(self, lines: dict[int, str], spent: float) -> None:
         """Show `lines`, one a worker, and the sweep's count and ETA."""
+        if self.quiet:
+            return
+        self.last_line = time.monotonic()
         eta = self.sweep.eta(spent)
         left = "ETA unknown yet" if eta is None else f"ETA {duration(eta)}"
         elapsed = duration(time.monotonic() - self.sweep.started)
@@ -96,6 +104,5 @@ class Progress:
             from rich.text import Text
 
             self.screen.update(Text("\n".join([head, *(f"  {line}" for line in lines.values())])))
-        elif not self.quiet and (force or time.monotonic() - self.last_line > PLAIN_SECONDS):
-            self.last_line = time.monotonic()
+        else:
             print(head + "".join(f"; {line}" for line in lines.values()), file=sys.stderr, flush=True)
