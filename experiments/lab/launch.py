@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.lab.config import Machine, RunConfig
+from experiments.lab.lease import clear_record
 from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
 from experiments.lab.progress import Progress, Sweep, describe, expected_steps
 from experiments.lab.store import Store
@@ -79,6 +80,9 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
                 result.planned += stage.at_most
                 continue
             chosen = select(stage.runs, where)
+            for config in chosen:  # a killed process may have recorded a run and left its lease
+                if (folder := store.folder(config.run_id)).joinpath("lease.json").exists() and store.finished(config.run_id):
+                    clear_record(folder)
             tasks = _tasks(stage, chosen, request, store)
             check_data([task.config for task in tasks], machine)
             execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
@@ -179,7 +183,8 @@ class Workers:
         return worker
 
     def idle(self, tasks: int) -> Iterator[Worker]:
-        """Workers without a task, new ones started up to the number of `tasks`."""
+        """Workers without a task, new ones started up to the number of `tasks`; one that died idle is forgotten."""
+        self.workers = [w for w in self.workers if w.task is not None or w.process.is_alive()]
         yield from [worker for worker in self.workers if worker.task is None][:tasks]
         free = sum(worker.task is None for worker in self.workers)
         for _ in range(min(self.count - len(self.workers), tasks - free)):

@@ -1,25 +1,35 @@
 """Who computes a run: a file that one process owns and keeps warm.
 
-A lease is created exclusively. It is stale when its process is gone from the same machine, or when another machine has
-not touched it for `EXPIRY` seconds; only a stale lease is taken over. Publishing asks for the lease once more.
+The file is read and changed under an exclusive lock on itself, which the system drops when its holder dies. A lease is
+stale when its process is gone from the same machine, or when another machine has not touched it for `EXPIRY` seconds;
+only a stale lease is taken over. The owner writes to its run under the same lock, so that it is the owner while it writes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import socket
+import threading
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 EXPIRY = 120.0
 """seconds without a touch after which a lease of another machine is stale"""
 TOUCH = 10.0
 """seconds between touches"""
+LOCK_SECONDS = 10.0
+"""how long to wait for a process that holds the lock"""
+HIDDEN = ""
+"""start of a process that exists but is not ours to look at"""
 
 
 @dataclass(frozen=True)
@@ -30,76 +40,148 @@ class Lease:
     token: str
 
     def held(self) -> bool:
-        owner = _read(self.path)
-        return owner is not None and owner.get("token") == self.token
+        return _read(self.path).get("token") == self.token
+
+    @contextlib.contextmanager
+    def keep(self) -> Iterator[bool]:
+        """Whether the lease is held; inside the block nobody can take it."""
+        descriptor = _lock(self.path, os.O_RDWR)
+        try:
+            yield descriptor is not None and _parse(os.pread(descriptor, 4096, 0)).get("token") == self.token
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
 
     def touch(self) -> None:
-        if self.held():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self.held():
                 os.utime(self.path)
 
+    def keep_warm(self) -> Callable[[], None]:
+        """Touch it every `TOUCH` seconds, however long an update or an evaluation takes; returns what ends that."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(TOUCH):
+                self.touch()
+
+        threading.Thread(target=beat, daemon=True).start()
+        return done.set
+
     def release(self) -> None:
-        if self.held():
-            self.path.unlink(missing_ok=True)
+        """Never fails: a lease that cannot be removed is stale when its process ends."""
+        with contextlib.suppress(OSError), self.keep() as held:
+            if held:
+                self.path.unlink()
 
 
 def acquire(folder: Path) -> Lease | None:
     """The lease of the run in `folder`, or None while a live process holds it."""
     path, token = folder / "lease.json", secrets.token_hex(8)
-    owner = {"token": token, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
-    draft = folder / f".lease.{token}"
-    draft.write_text(json.dumps(owner))
+    if is_live(path) or (descriptor := _lock(path, os.O_RDWR | os.O_CREAT)) is None:
+        return None
     try:
-        for _ in range(2):
-            try:
-                os.link(draft, path)  # fails if a lease is there, and never shows half a file
-                return Lease(path, token)
-            except FileExistsError:
-                if not _remove_stale(path, token):
-                    return None
+        if _alive(_parse(os.pread(descriptor, 4096, 0)), path):  # another one was faster
+            return None
+        owner = {"token": token, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+        try:
+            os.ftruncate(descriptor, 0)
+            content = json.dumps(owner).encode()
+            if os.write(descriptor, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            path.unlink()
+            raise
+        return Lease(path, token)
     finally:
-        draft.unlink(missing_ok=True)
-    return None
+        os.close(descriptor)
+
+
+def clear_record(folder: Path) -> None:
+    """Remove what a process that was killed just after it recorded its run left there: checkpoints and its lease."""
+    if not (folder / "lease.json").exists() and not any(folder.glob("checkpoint.*.safetensors")):
+        return
+    if (lease := acquire(folder)) is not None:
+        for pattern in ("checkpoint.*.safetensors", ".*.tmp"):
+            for path in folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        lease.release()
 
 
 def is_live(path: Path) -> bool:
     """Whether a process holds the lease file `path`."""
-    owner = _read(path)
-    if owner is None:
+    return _alive(_read(path), path)
+
+
+def _alive(owner: dict[str, Any], path: Path) -> bool:
+    """Whether `owner`, as it stands in `path`, is at work; a damaged or empty lease is nobody's."""
+    if not owner:
         return False
-    if owner.get("machine") == _machine():
-        return _started(owner["pid"]) == owner["started"] is not None
+    if owner["machine"] == _machine() and (started := _started(owner["pid"])) != HIDDEN:
+        return started == owner["started"] is not None
     try:
-        return time.time() - path.stat().st_mtime < EXPIRY
+        return _now(path.parent) - path.stat().st_mtime < EXPIRY
     except FileNotFoundError:
         return False
 
 
-def _remove_stale(path: Path, token: str) -> bool:
-    """Remove a stale lease; False if it is live, or if another process was first."""
-    before = _read(path)
-    if is_live(path):
-        return False
-    aside = path.with_name(f".stale.{token}")
+def _lock(path: Path, flags: int) -> int | None:
+    """A descriptor of `path` with the lock on it; None where it is missing or somebody keeps it locked.
+
+    Where the file system has no locks, two processes may take one stale lease at the same instant: the later one owns
+    it, the other notices at its next checkpoint.
+    """
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if flags & os.O_CREAT:
+                raise
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            current = os.stat(path)
+            if os.path.samestat(current, os.fstat(descriptor)):
+                return descriptor  # and not a file that its owner removed meanwhile
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+                return descriptor
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+        time.sleep(0.002)
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        os.rename(path, aside)
+        return _parse(path.read_bytes())
     except FileNotFoundError:
-        return True
-    taken = _read(aside)
-    if taken != before and taken is not None:  # a new owner came between the look and the rename: give it back
-        with contextlib.suppress(FileExistsError):
-            os.link(aside, path)
-        aside.unlink(missing_ok=True)
-        return False
-    aside.unlink(missing_ok=True)
-    return True
+        return {}
 
 
-def _read(path: Path) -> dict | None:
+def _parse(content: bytes) -> dict[str, Any]:
+    """The owner that a lease names; empty where it is damaged."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
+        owner = json.loads(content)
+    except ValueError:
+        return {}
+    kinds = {"token": str, "machine": str, "pid": int, "started": str}
+    whole = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in kinds.items())
+    return owner if whole and owner["pid"] > 0 else {}
+
+
+def _now(folder: Path) -> float:
+    """The time by the clock that stamps files in `folder`: on a network it is not this machine's."""
+    probe = folder / f".clock.{secrets.token_hex(4)}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def _machine() -> str:
@@ -112,18 +194,19 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When process `pid` started, so that a reused pid is not mistaken for its predecessor; None when it is gone."""
+    """When process `pid` started, so that a reused pid is not mistaken for its predecessor; None when it is gone.
+
+    `HIDDEN` where it exists and the system tells no more: another user's, or no /proc. Then touches have to do.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        if Path("/proc/self/stat").exists():
-            return None
-        try:  # no /proc on this system: the pid has to do
-            os.kill(pid, 0)
-        except OSError:
-            return None
-        return "unknown"
     except OSError:
-        return None
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return None
+        except OSError:
+            pass
+        return HIDDEN
     fields = stat[stat.rindex(")") + 2 :].split()
-    return None if fields[0] == "Z" else fields[19]
+    return None if fields[0] in "ZX" else fields[19]

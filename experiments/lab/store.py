@@ -17,11 +17,15 @@ the first owner wins and a stale one cannot replace it.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,23 +34,84 @@ from experiments.lab.config import RunConfig
 from experiments.lab.study import Measure, Record
 
 FINISHED = ("done", "diverged", "capped")
+LEFTOVER_SECONDS = 3600.0
+"""age of a file under way after which nobody writes it any more"""
 
 
 class StoreError(Exception):
     """The store cannot be used as asked; the message is one sentence with the remedy."""
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, sync, rename: after a crash at any instant the old or the new file is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is written into a `StoreError` with the remedy."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}); {remedy} and run the same command again: "
+            "finished runs and checkpoints are kept"
+        ) from error
+
+
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there") | {
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable or choose another folder"),
+}
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` beside `path`, sync, rename: after a crash at any instant the old or the new file is whole.
+
+    Raises `StoreError` where that fails; then the old file is there.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with writing(path):
+        try:
+            append(temporary, content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add `content` to the file `path`, made if missing, and wait for the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in `path` are on the disk, where the file system can be asked for that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove old halves of JSON files from `folder`: processes that were killed while they wrote left them."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another one was faster
+                if _HALF.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFTOVER_SECONDS:
+                    os.unlink(entry)
+
+
+_HALF = re.compile(r"\..+\.json\.\d+\.[0-9a-f]{8}\.tmp")
 
 
 def to_json(document: Any) -> bytes:
@@ -91,6 +156,7 @@ class Store:
                 probe = self.root / f".probe.{os.getpid()}.{secrets.token_hex(4)}"
                 probe.touch()
                 probe.unlink()
+                clear_leftovers(self.root / "measurements")
             except OSError as error:
                 raise StoreError(
                     f"the store {self.root} cannot be written ({error.strerror}); choose another with --store"
@@ -141,7 +207,10 @@ class Store:
     def write_measurement(self, measure: Measure, run_ids: Sequence[str], result: Mapping[str, Any]) -> None:
         """Record one measurement: its metric, options and runs, beside `result` (value, residual, products, ...)."""
         path = self.measurement_path(measure, run_ids)
-        path.parent.mkdir(exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(exist_ok=True)
+            if len(run_ids) == 1:
+                clear_leftovers(path.parent)
         head = {"metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
         write_atomic(path, to_json(finite_or_null({**head, **result})))
 

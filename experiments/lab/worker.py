@@ -125,12 +125,14 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
     """Train and record one run; returns its status, or `busy` while another process holds it."""
     from experiments.lab.folder import LeaseLost, open_run
+    from experiments.lab.lease import clear_record
     from experiments.lab.store import StoreError
     from experiments.lab.training.checkpoint import load_tensors
     from experiments.lab.training.data import prepare, read
     from experiments.lab.training.train import train
 
     if (summary := store.summary(config.run_id)) is not None:
+        clear_record(store.folder(config.run_id))
         return summary["status"]
     parent = None
     if config.parent is not None:

@@ -25,9 +25,8 @@ def interrupted(config: RunConfig, root: Path, stops: Sequence[int], size: int =
         assert folder is not None
         try:
             outcome = train(config, Machine(), toy_data(config, size), folder)
-            folder.history.flush()
-            assert not left
-            return outcome, (folder.path / "history.jsonl").read_bytes(), checkpoints
+            assert not left and folder.publish(outcome)
+            return outcome, folder.history.read_bytes(), checkpoints
         except Interrupted:
             left.pop(0)
             checkpoint = load_checkpoint(folder.path)

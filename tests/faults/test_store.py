@@ -145,7 +145,7 @@ def test_writing_fails_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreError, match=r"file cannot be written \(No space left on device\); free space"):
         write_atomic(tmp_path / "file", b"new")
     assert files(tmp_path) == {"file": b"old"}
 
