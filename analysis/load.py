@@ -157,9 +157,12 @@ class _Published:
     def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
         self._rows = {row["run_id"]: row for row in rows}
 
-    def record(self, config: RunConfig) -> Record | None:
-        row = self._rows.get(config.run_id)
-        return None if row is None else Record(config, row["status"], {name: row[name] for name in SUMMARY})
+    def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
+        rows = [(config, self._rows.get(config.run_id)) for config in configs]
+        return [
+            None if row is None else Record(config, row["status"], {name: row[name] for name in SUMMARY})
+            for config, row in rows
+        ]
 
 
 def _assemble(

@@ -7,6 +7,7 @@ Everything that changes rounding at most is a field of `Machine` and never enter
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -155,8 +156,9 @@ class RunConfig:
     """run_id whose final weights are the initial ones (none: fresh initialisation)"""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, str(field.type), getattr(self, field.name)))
+        values = self.__dict__
+        for name in _KINDS:
+            values[name] = _typed(name, values[name])
         _validate(self)
 
     @property
@@ -167,7 +169,7 @@ class RunConfig:
         ratio = self.batch_size / self.base_batch_size
         return self.lr * (ratio if self.scaling is Scaling.LINEAR else math.sqrt(ratio))
 
-    @property
+    @functools.cached_property
     def run_id(self) -> str:
         """First 20 hex digits of the SHA-256 of `canonical`: the run's name everywhere."""
         return hashlib.sha256(self.canonical().encode()).hexdigest()[:20]
@@ -177,22 +179,33 @@ class RunConfig:
 
         A `cifar-bin:` folder counts by its content: moved, it is the same data; edited, it is not.
         """
-        fields = self.to_dict()
+        fields = {"science_version": SCIENCE_VERSION, **self.to_dict()}
         if self.data_sha256 is not None:
             fields["dataset"] = "cifar-bin"
-        return json.dumps({"science_version": SCIENCE_VERSION, **fields}, sort_keys=True, allow_nan=False)
+        return _JSON.encode(fields)
 
     def to_dict(self) -> dict[str, Any]:
         """Only the fields that differ from their defaults; `from_dict` restores the config."""
-        changed = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {f.name: changed[f.name] for f in dataclasses.fields(self) if changed[f.name] != f.default}
+        values = self.__dict__
+        return {name: value for name, default in _DEFAULTS
+                if (value := values[name]) is not default and value != default}  # fmt: skip
 
     def full_dict(self) -> dict[str, Any]:
         """Every field, defaults included: one row of the `runs` table."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {name: self.__dict__[name] for name in _KINDS}
 
     def replace(self, **changes: Any) -> RunConfig:
-        return dataclasses.replace(self, **changes)
+        """A copy with other values, validated as a whole; only they are typed anew, for grids of 100,000 runs are made so."""
+        if not changes.keys() <= _KINDS.keys():
+            return dataclasses.replace(self, **changes)  # the error of an unknown field
+        values = self.__dict__.copy()
+        values.pop("run_id", None)
+        for name, value in changes.items():
+            values[name] = _typed(name, value)
+        new = object.__new__(RunConfig)
+        object.__setattr__(new, "__dict__", values)
+        _validate(new)
+        return new
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> RunConfig:
@@ -212,24 +225,32 @@ _ENUMS: dict[str, type[StrEnum]] = {
 }  # fmt: skip
 
 
-def _typed(name: str, kind: str, value: Any) -> Any:
-    """`value` in the type `kind` of its field: 400 and 400.0 epochs are one run, not two."""
-    kind, _, optional = kind.partition(" | ")
-    if optional and value is None:
-        return None
+_KINDS: dict[str, tuple[type, bool]] = {
+    f.name: (_ENUMS.get(f.name) or {"str": str, "int": int, "float": float, "bool": bool}[str(f.type).removesuffix(" | None")],
+             str(f.type).endswith(" | None"))
+    for f in dataclasses.fields(RunConfig)
+}  # fmt: skip
+"""field -> its type, and whether it may be None"""
+_DEFAULTS = tuple((f.name, f.default) for f in dataclasses.fields(RunConfig))
+_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
+
+
+def _typed(name: str, value: Any) -> Any:
+    """`value` in the type of its field: 400 and 400.0 epochs are one run, not two."""
+    kind, optional = _KINDS[name]
+    if type(value) is kind or (optional and value is None):
+        return value
     if name in _ENUMS:
         try:
-            return _ENUMS[name](value)
+            return kind(value)
         except ValueError:
             choices = ", ".join(_ENUMS[name])
             raise ConfigError(f"{name} is {value!r}, but must be one of {choices}") from None
-    if kind == "int" and isinstance(value, Integral) and not isinstance(value, bool):
+    if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
-    if kind == "float" and isinstance(value, Real) and not isinstance(value, bool):
+    if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         return float(value)
-    if type(value).__name__ != kind:
-        raise ConfigError(f"{name} is {value!r}, but must be of type {kind}")
-    return value
+    raise ConfigError(f"{name} is {value!r}, but must be of type {kind.__name__}")
 
 
 _POSITIVE = ("n_train", "width", "depth", "norm_batch", "batch_size", "lr", "base_batch_size", "epochs", "steps",
@@ -241,17 +262,18 @@ _BUDGET_FIELDS = {
     Budget.TRAIN_LOSS: {"train_loss", "max_epochs"},
     Budget.PLATEAU: {"patience", "max_epochs"},
 }
+_BUDGET_NAMES = sorted(set().union(*_BUDGET_FIELDS.values()))
 
 
 def _validate(c: RunConfig) -> None:
+    values = c.__dict__
     for name in _POSITIVE:
-        value = getattr(c, name)
-        if value is not None and not (math.isfinite(value) and value > 0):
+        value = values[name]
+        if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} is {value}, but must be a positive finite number")
     for name in _FRACTIONS:
-        upper_ok = getattr(c, name) < 1 or (name == "final_lr" and getattr(c, name) == 1)
-        if not (getattr(c, name) >= 0 and upper_ok):
-            raise ConfigError(f"{name} is {getattr(c, name)}, but must be at least 0 and below 1")
+        if not 0 <= values[name] < 1 and not (name == "final_lr" and values[name] == 1):
+            raise ConfigError(f"{name} is {values[name]}, but must be at least 0 and below 1")
     if not (math.isfinite(c.weight_decay) and c.weight_decay >= 0):
         raise ConfigError(f"weight_decay is {c.weight_decay}, but must be finite and not negative")
     if c.n_validation < 0:
@@ -268,8 +290,8 @@ def _validate(c: RunConfig) -> None:
 
 def _validate_budget(c: RunConfig) -> None:
     needed = _BUDGET_FIELDS[c.budget]
-    for name in sorted(set().union(*_BUDGET_FIELDS.values())):
-        given = getattr(c, name) is not None
+    for name in _BUDGET_NAMES:
+        given = c.__dict__[name] is not None
         if given != (name in needed):
             verb = "needs" if name in needed else "takes no"
             raise ConfigError(f"budget {c.budget} {verb} {name}; it is set by {' and '.join(sorted(needed))}")
@@ -311,7 +333,15 @@ class Machine:
     """threads of one worker; one a core with one worker a core is fastest on CPU"""
     micro_batch: int | None = None
     """examples a forward pass (none: the whole batch); a multiple of norm_batch"""
+    fused: int | None = None
+    """runs trained as one program at most (1: each alone; none: as many as a short measured trial finds to pay)"""
+    graphs: bool | None = None
+    """replay updates as CUDA graphs (none: on a GPU)"""
     data_dir: str | None = None
+
+    @property
+    def uses_graphs(self) -> bool:
+        return self.device.startswith("cuda") if self.graphs is None else self.graphs
 
     @property
     def data_path(self) -> Path | None:
@@ -321,6 +351,10 @@ class Machine:
         """Raise `ConfigError` where `micro_batch` would change the science of `config`."""
         if self.threads < 1:
             raise ConfigError(f"threads is {self.threads}, but must be positive")
+        if self.fused is not None and self.fused < 1:
+            raise ConfigError(f"fused is {self.fused}, but must be positive; 1 trains each run alone")
+        if self.graphs and not self.device.startswith("cuda"):
+            raise ConfigError(f"graphs are CUDA's, but the device is {self.device}; leave graphs out")
         if self.micro_batch is None:
             return
         if self.micro_batch < 1:

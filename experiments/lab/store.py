@@ -34,6 +34,8 @@ from experiments.lab.config import RunConfig
 from experiments.lab.study import Measure, Record
 
 FINISHED = ("done", "diverged", "capped")
+BLOCK = 1 << 16
+"""bytes read at once"""
 LEFTOVER_SECONDS = 3600.0
 """age of a file under way after which nobody writes it any more"""
 
@@ -149,6 +151,7 @@ class Store:
 
     def __init__(self, root: Path, *, create: bool = True) -> None:
         self.root = Path(root)
+        self._runs = f"{self.root}/runs"
         if create:
             try:
                 for folder in (self.root / "runs", self.root / "measurements"):
@@ -170,19 +173,30 @@ class Store:
 
     def summary(self, run_id: str) -> dict[str, Any] | None:
         """The summary of a finished run, or None. Raises `StoreError` when it cannot be read back."""
-        path = self.folder(run_id) / "summary.json"
-        summary = _read_json(path)
-        if summary is not None and not (isinstance(summary, dict) and summary.get("status") in FINISHED):
-            raise StoreError(f"{path} is not the summary of a run; delete it and run the same command again")
-        return summary
+        path = f"{self._runs}/{run_id}/summary.json"
+        content = _read(path)
+        return None if content is None else _summary(path, content)
 
     def config(self, run_id: str) -> RunConfig | None:
         document = _read_json(self.folder(run_id) / "config.json")
         return None if document is None else RunConfig.from_dict(_without_version(document))
 
     def record(self, config: RunConfig) -> Record | None:
-        summary = self.summary(config.run_id)
-        return None if summary is None else Record(config, summary["status"], summary)
+        """The record of `config`, None where it is not finished. Its values are parsed, and damage to them is noticed,
+        when the first of them is asked for: a plan of 100,000 runs wants their states alone."""
+        path = f"{self._runs}/{config.run_id}/summary.json"
+        content = _read(path)
+        if content is None:
+            return None
+        values = Summary(path, content)
+        # as `to_json` writes it; anything else is parsed at once
+        found = _STATUS.search(content) if content.endswith(b"\n}\n") else None
+        return Record(config, found[1].decode() if found else values["status"], values)
+
+    def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
+        """`record` of each config; those without a folder cost nothing."""
+        started = self._folders()
+        return [self.record(config) if config.run_id in started else None for config in configs]
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """Rows of the history in order of step; a torn last line is left out."""
@@ -196,10 +210,15 @@ class Store:
             raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and run again") from error
 
     def measurement_path(self, measure: Measure, run_ids: Sequence[str]) -> Path:
+        return Path(self._measurement(measure, run_ids))
+
+    def _measurement(self, measure: Measure, run_ids: Sequence[str]) -> str:
         name = f"{measurement_id(measure, run_ids)}.json"
-        if len(run_ids) == 1:
-            return self.folder(run_ids[0]) / "measurements" / name
-        return self.root / "measurements" / name
+        return f"{self._runs}/{run_ids[0]}/measurements/{name}" if len(run_ids) == 1 else f"{self.root}/measurements/{name}"
+
+    def measured(self, measure: Measure, run_ids: Sequence[str]) -> bool:
+        """Whether the measurement exists; it is not read."""
+        return os.path.exists(self._measurement(measure, run_ids))
 
     def measurement(self, measure: Measure, run_ids: Sequence[str]) -> dict[str, Any] | None:
         return _read_json(self.measurement_path(measure, run_ids))
@@ -216,8 +235,14 @@ class Store:
 
     def run_ids(self) -> Iterator[str]:
         """Every run with a folder, finished or not."""
-        if (self.root / "runs").is_dir():
-            yield from sorted(entry.name for entry in os.scandir(self.root / "runs") if entry.is_dir())
+        yield from sorted(self._folders())
+
+    def _folders(self) -> set[str]:
+        try:
+            with os.scandir(self._runs) as entries:
+                return {entry.name for entry in entries if entry.is_dir()}
+        except (FileNotFoundError, NotADirectoryError):
+            return set()
 
     def resolve(self, prefix: str) -> str:
         """The one run whose id starts with `prefix`; raises `StoreError` when there is none or several."""
@@ -228,16 +253,68 @@ class Store:
         return found[0]
 
 
+class Summary(Mapping[str, Any]):
+    """The values of a summary file, parsed when the first is asked for; raises `StoreError` then where it is damaged."""
+
+    __slots__ = ("_content", "_path", "_values")
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self._path, self._content, self._values = path, content, None
+
+    def _parsed(self) -> dict[str, Any]:
+        if self._values is None:
+            self._values = _summary(self._path, self._content)
+            self._content = b""
+        return self._values
+
+    def __getitem__(self, name: str) -> Any:
+        return self._parsed()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parsed())
+
+    def __len__(self) -> int:
+        return len(self._parsed())
+
+
+def _summary(path: str, content: bytes) -> dict[str, Any]:
+    summary = _parse(path, content)
+    if not (isinstance(summary, dict) and summary.get("status") in FINISHED):
+        raise StoreError(f"{path} is not the summary of a run; delete it and run the same command again")
+    return summary
+
+
+_STATUS = re.compile(rb'\n "status": "(done|diverged|capped)",?\n')
+
+
 def _without_version(document: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name != "science_version"}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    content = _read(str(path))
+    return None if content is None else _parse(str(path), content)
+
+
+def _parse(path: str, content: bytes) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        return json.loads(content)
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}); delete it and run the same command again") from error
+
+
+def _read(path: str) -> bytes | None:
+    """The content of a file, None where it is missing; raises `StoreError` where it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a fifth of the time of Path.read_bytes
+        try:
+            parts = [os.read(descriptor, BLOCK)]
+            while len(parts[-1]) == BLOCK:
+                parts.append(os.read(descriptor, BLOCK))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise StoreError(f"{path} cannot be read ({error.strerror}); check the folder's permissions") from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -42,7 +42,7 @@ class Pair:
     measure: Measure
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Record:
     """A finished run as later stages see it: its config, status and summary values (missing is None, never 0)."""
 
