@@ -29,7 +29,7 @@ from sharpness.perturbation import (
     unit_normal,
 )
 from sharpness.problem import Data, Loss, Problem, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
 
@@ -171,11 +171,8 @@ def worst_case_sharpness(
         logit_normalised=logit_normalised,
         fixed=fixed,
         evaluations=math.ceil(round(evaluations, 6)),
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status=status,
     )
 
@@ -197,7 +194,7 @@ def _search(
     def objective(u: Tensor, with_gradient: bool) -> tuple[float, Tensor | None]:
         move(problem, torch.add(w, u, out=moved) if c is None else torch.addcmul(w, c, u, out=moved))
         if not with_gradient:
-            return _loss(problem), None
+            return problem.mean_loss(), None
         value, gradient = _loss_and_gradient(problem)
         return value, gradient if c is None else gradient.mul_(c)
 
@@ -216,15 +213,6 @@ def _search(
         for _ in range(starts - 1)
     ]
     return [first, *others]
-
-
-def _loss(problem: Problem) -> float:
-    """A plain loop: an exception then closes the pass at once, before the generators are restored."""
-    value = 0.0
-    with torch.no_grad():
-        for inputs, targets, weight in problem.passes():
-            value += weight * problem.batch_loss(inputs, targets).item()
-    return value
 
 
 def _loss_and_gradient(problem: Problem) -> tuple[float, Tensor]:

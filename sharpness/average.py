@@ -19,11 +19,11 @@ from sharpness.perturbation import (
     flat_weights,
     mean_and_error,
     move,
-    read,
     sample,
 )
+from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
 
@@ -111,7 +111,7 @@ def average_case_sharpness(
         spread = rho * w.abs() if adaptive else float(rho)
         for index, batch in enumerate(batches_of(problem, m, seed)):
             move(problem, w)
-            origin = read(batch)
+            origin = evaluate(batch, finite=True)
             rows.append(sample(batch, w, spread, origin, draws, antithetic, (seed, 2, index))[0])
             losses.append(origin[0])
             shares.append(batch.examples / problem.examples)
@@ -135,10 +135,7 @@ def average_case_sharpness(
         logit_normalised=logit_normalised,
         fixed=fixed,
         evaluations=draws + 1,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status="nonfinite" if not finite else "fixed" if fixed == problem.n else "ok",
     )

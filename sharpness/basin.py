@@ -15,7 +15,7 @@ from torch import nn
 from sharpness.guard import Mode
 from sharpness.norms import weight_scales
 from sharpness.problem import Data, Loss, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
 RadiusScale = Literal["unit", "element", "filter", "tensor"]
@@ -118,11 +118,8 @@ def local_entropy(
         temperature=temperature,
         samples=samples,
         evaluations=samples + 1,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status="nonfinite" if not finite else "ok" if effective >= MIN_EFFECTIVE else "degenerate",
     )
 
@@ -246,11 +243,8 @@ def basin_radius(
         directions=directions,
         loss=here,
         evaluations=count,
-        examples=problem.examples,
         n=moving,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status=status,
     )
 

@@ -14,7 +14,7 @@ from sharpness.kept import measure_points
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Problem, Vector, make_problem
 from sharpness.recalibration import BnMode
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 _PARALLEL = 1e-10  # 1 - |cosine| below which two directions span a line
 
@@ -138,14 +138,11 @@ def slice_2d(
         standard_error=None,
         norms=(norms[0], norms[1]),
         cosine=float(given[0] @ given[1] / norms[0] / norms[1]),
-        mode=mode,
         bn_mode=bn_mode,
         evaluations=len(where) - resumed,
         resumed=resumed,
-        examples=problem.examples,
         n=moving.n,
-        dtype=problem.dtype.name,
-        seed=seed,
+        **certificate(problem),
         status="ok" if np.isfinite(losses).all() else "nonfinite",
     )
 

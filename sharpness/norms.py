@@ -16,7 +16,7 @@ from sharpness.eigen import Eigenvalues
 from sharpness.guard import Mode
 from sharpness.per_example import example_slopes, refuse_batch_statistics, take_example
 from sharpness.problem import Data, Loss, Problem, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
 Labels = Literal["data", "model"]
@@ -223,11 +223,8 @@ def relative_trace(
         by_parameter=dict(zip(problem.names, means.tolist(), strict=True)),
         scale=scale,
         matvecs=probes,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status="ok" if finite else "nonfinite",
     )
 

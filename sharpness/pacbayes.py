@@ -19,12 +19,12 @@ from sharpness.perturbation import (
     check_scaling,
     flat_weights,
     mean_and_error,
-    read,
     sample,
     standard_deviations,
 )
+from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Quantity = Literal["accuracy", "loss"]
 Vector = NDArray[np.float64]
@@ -128,7 +128,7 @@ def pac_bayes_sigma(
 
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
-        origin = read(problem)
+        origin = evaluate(problem, finite=True)
         if quantity == "accuracy" and math.isnan(origin[1]):
             raise ValueError(
                 "accuracy needs finite outputs [b, classes] and targets [b] of class indices: for others "
@@ -162,11 +162,8 @@ def pac_bayes_sigma(
         epsilon=float(epsilon),
         tolerance=float(tolerance),
         evaluations=1 + draws * len(tried),
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status=status,
     )
 

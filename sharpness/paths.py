@@ -13,7 +13,7 @@ from sharpness.guard import Mode
 from sharpness.points import Mover, Weights, check_weights, evaluate, flat_weights, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
 from sharpness.recalibration import BnMode
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Above = Literal["larger end", "mean of ends", "line"]
 
@@ -181,11 +181,8 @@ def connect(
         learning_rate=learning_rate,
         evaluations=len(fit_losses) + 2 * points - 2,
         bn_mode=bn_mode,
-        mode=mode,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        seed=seed,
+        **certificate(problem),
         status="nonfinite" if not finite else "ok" if value <= linear_value else "not lower",
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sharpness.guard import Mode
+from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, Problem, make_problem
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Scaling = Literal["plain", "magnitude"]
 Spread = float | Tensor
@@ -108,7 +109,7 @@ def random_perturbation(
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
-        origin = read(problem)
+        origin = evaluate(problem, finite=True)
         spread = standard_deviations(w, sigma, scaling, epsilon)
         rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0))
     finite = math.isfinite(origin[0]) and bool(np.isfinite(rises).all())
@@ -128,11 +129,8 @@ def random_perturbation(
         draws=draws,
         antithetic=antithetic,
         evaluations=draws + 1,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed,
+        **certificate(problem),
         status="ok" if finite else "nonfinite",
     )
 
@@ -159,32 +157,10 @@ def sample(
         step = unit_normal(problem, generator).mul_(spread)
         for sign in signs:
             move(problem, torch.add(w, step, alpha=sign))
-            loss, accuracy = read(problem)
+            loss, accuracy = evaluate(problem, finite=True)
             rises[unit] += (loss - origin[0]) / len(signs)
             drops[unit] += (origin[1] - accuracy) / len(signs)
     return rises, drops
-
-
-def read(problem: Problem) -> tuple[float, float]:
-    """Mean loss and accuracy at the present weights; the accuracy is NaN where it has no meaning."""
-    loss, accuracy = 0.0, 0.0
-    with torch.no_grad():
-        for inputs, targets, weight in problem.passes():
-            outputs = problem.model(inputs)
-            loss += weight * float(problem.loss(outputs, targets))
-            accuracy += weight * _accuracy(outputs, targets)
-    return loss, accuracy
-
-
-def _accuracy(outputs: Any, targets: Tensor) -> float:
-    indices = targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
-    if not indices or not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(targets):
-        return math.nan
-    if outputs.shape[1] < 2:
-        return math.nan  # one logit: argmax would call every example the first class
-    if not bool(torch.isfinite(outputs).all()):
-        return math.nan  # argmax would call NaN the largest logit
-    return float((outputs.argmax(dim=1) == targets).double().mean())
 
 
 def mean_and_error(units: Vector) -> tuple[float, float | None]:

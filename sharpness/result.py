@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
+
+from sharpness.guard import Mode
+from sharpness.problem import Problem
 
 _SHOWN = 6  # entries of an array in a repr
 
@@ -30,6 +33,20 @@ class Result:
         assert is_dataclass(self)
         shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self) if f.repr)
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+class Certificate(TypedDict):
+    """What a result says of the problem it was measured on."""
+
+    examples: int
+    dtype: str
+    mode: Mode
+    seed: int
+
+
+def certificate(problem: Problem) -> Certificate:
+    """For the constructor of a result; n is not among it, since not all parameters need to have moved."""
+    return {"examples": problem.examples, "dtype": problem.dtype.name, "mode": problem.mode, "seed": problem.seed}
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from sharpness.paths import barrier
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
 from sharpness.recalibration import BnMode
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 Curve = Literal["linear", "arc"]
 
@@ -138,15 +138,12 @@ def slice_1d(
         accuracies=known_or_none(accuracies),
         standard_error=None,
         curve=curve,
-        mode=mode,
         bn_mode=chosen,
         recalibrated=chosen == "recalibrate",
         evaluations=len(points) - resumed,
         resumed=resumed,
-        examples=problem.examples,
         n=problem.n,
-        dtype=problem.dtype.name,
-        seed=seed,
+        **certificate(problem),
         status="ok" if np.isfinite(losses).all() else "nonfinite",
     )
 
