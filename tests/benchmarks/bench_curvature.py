@@ -63,7 +63,8 @@ def reference(net: Net) -> dict[str, Any]:
 
     start = np.random.default_rng(12345).standard_normal(net.size)
     op = LinearOperator((net.size,) * 2, matvec=product, dtype=np.float64)  # pyright: ignore[reportCallIssue]
-    top = eigsh(op, 5, which="LA", tol=1e-8, v0=start, return_eigenvectors=False)  # type: ignore
+    tol: Any = 1e-8  # scipy has no types, and its default of 0 is taken for an int
+    top = eigsh(op, 5, which="LA", tol=tol, v0=start, return_eigenvectors=False)
     top = np.sort(top)[::-1]
     rest = top_eigenvalues(
         hessian(net.model, CRITERION, (net.inputs, net.targets)), 16, which="LM", tol=3e-2
