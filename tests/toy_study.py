@@ -37,7 +37,7 @@ def measures(config: RunConfig) -> list[Measure]:
 
 
 def pairs(request: Request, configs: Sequence[RunConfig]) -> list[Pair]:
-    return [Pair(configs[0], other, measure("slice", examples=50, points=3)) for other in configs[1:]]
+    return [Pair(configs[0], other, measure("slice", examples=50, points=4)) for other in configs[1:]]
 
 
 STUDY = Study(

@@ -162,7 +162,8 @@ def phi(subject: Subject, *, examples: int, epsilon: float = 1e-3, subspace: int
 def linear_slice(first: Subject, second: Subject, *, points: int = 25, examples: int) -> dict[str, Any]:
     """Losses (nats) and accuracies (percent) at (1 - a) first + a second, `points` values of a in [-1, 2] (Figure 3).
 
-    `value` is the barrier: the largest training loss for a in [0, 1] above the larger end's.
+    `value` is the barrier: the largest training loss for a in [0, 1] above the larger end's. Raises `ConfigError`
+    for a number of points that misses the ends, a = 0 and a = 1.
     """
     import numpy as np
     from torch.nn.functional import cross_entropy
@@ -170,24 +171,27 @@ def linear_slice(first: Subject, second: Subject, *, points: int = 25, examples:
     from experiments.lab.training.evaluate import calibrate_on
     from sharpness import slice_1d
 
-    data, alphas = first.data, np.linspace(-1, 2, points)
-    curves: dict[str, list[float]] = {"alphas": [float(a) for a in alphas]}
-    for split, part in (("train", data.train), ("test", data.test)):
-        result = slice_1d(
+    if points < 4 or points % 3 != 1:
+        raise ConfigError(
+            f"a slice of {points} points on [-1, 2] misses an end of the path, a = 0 or a = 1: choose one more than a "
+            "multiple of 3, such as 25"
+        )
+    data, unit = first.data, (points - 1) // 3  # steps from 0 to 1; divided last, so that both are met exactly
+    curves: dict[str, list[float]] = {"alphas": ((np.arange(points) - unit) / unit).tolist()}
+    train, test = (
+        slice_1d(
             first.model, cross_entropy, (part.inputs[:examples], part.targets[:examples]),
-            start=first.weights, end=second.weights, alphas=alphas, batch_size=BATCH,
+            start=first.weights, end=second.weights, alphas=curves["alphas"], batch_size=BATCH,
             recalibrate=lambda model: calibrate_on(model, data.train.inputs),
-        )  # fmt: skip
+        )
+        for part in (data.train, data.test)
+    )  # fmt: skip
+    for split, result in (("train", train), ("test", test)):
         curves[f"{split}_loss"] = [float(v) for v in result.losses]
         assert result.accuracies is not None  # targets are classes
         curves[f"{split}_accuracy"] = [100 * float(v) for v in result.accuracies]
-    inside = [loss for a, loss in zip(alphas, curves["train_loss"], strict=True) if 0 <= a <= 1]
-    return {
-        **head(first, examples, None),
-        "value": max(inside) - max(inside[0], inside[-1]),
-        "status": "ok",
-        "details": curves,
-    }
+    status = "ok" if np.isfinite(train.barrier) else "nonfinite"  # a loss that is not, outside [0, 1], is in details
+    return {**head(first, examples, None), "value": train.barrier, "status": status, "details": curves}
 
 
 METRICS: dict[str, Callable[..., dict[str, Any]]] = {

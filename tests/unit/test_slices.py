@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_runs import toy_config, toy_data
 
+from experiments.lab.config import ConfigError
+from experiments.lab.measure import Subject, linear_slice
 from sharpness import slice_1d
 
 torch.set_num_threads(1)
@@ -152,3 +155,31 @@ def test_wrong_input_is_refused():
     ]:
         with pytest.raises(ValueError, match=message):
             slice_1d(net(3), LOSS, data(), **(good | change))
+
+
+def subject(seed: int) -> Subject:
+    """A softmax regression on the toy data."""
+    config = toy_config()
+    parts = toy_data(config)
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(parts.train.inputs[0].numel(), 4))
+    return Subject(config, model, {k: v.detach().clone() for k, v in model.state_dict().items()}, parts)
+
+
+@pytest.mark.parametrize("points", [4, 25, 148])
+def test_the_barrier_of_a_measured_slice_is_against_its_ends(points):
+    """148 equal steps of floating-point numbers pass beside 1, whose loss would then be left out."""
+    first, second = subject(1), subject(2)
+    found = linear_slice(first, second, points=points, examples=50)
+    alphas, losses = (np.array(found["details"][name]) for name in ("alphas", "train_loss"))
+    assert len(alphas) == points and alphas[0] == -1 and alphas[-1] == 2
+    ends = [float(losses[alphas == a][0]) for a in (0, 1)]
+    inside = losses[(alphas >= 0) & (alphas <= 1)]
+    assert found["value"] == inside.max() - max(ends) >= 0 and found["status"] == "ok"
+
+
+@pytest.mark.parametrize("points", [1, 3, 20])
+def test_a_slice_without_its_ends_is_refused(points):
+    """The barrier would be measured against whatever points lie nearest to them."""
+    with pytest.raises(ConfigError, match=rf"{points} points on \[-1, 2\] misses an end"):
+        linear_slice(subject(1), subject(2), points=points, examples=50)
