@@ -55,7 +55,7 @@ class Memory:
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.text.splitlines()]
 
-    def load(self) -> Checkpoint | None:
+    def load(self, newest: int | None = None) -> Checkpoint | None:
         return None
 
     def row(self, row: dict[str, Any]) -> None:

@@ -14,8 +14,8 @@ import torch
 from toy_runs import run, toy_config, toy_data
 
 from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
-from experiments.lab.training.schedules import lr_at
-from experiments.lab.training.train import Batches, initial_state, update
+from experiments.lab.training.course import initial_model
+from experiments.lab.training.stepper import Single
 
 CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
 SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
@@ -64,12 +64,11 @@ def updated(model: Model, norm: Norm) -> tuple[float, float]:
     """Updates of SGD with momentum across the end of an epoch: step 8 of 72 examples."""
     config = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, batch_size=8, lr=0.01, momentum=0.9, seed=7)
     data = toy_data(config, SIZES[model])
-    state, batches = initial_state(config, Machine(), data, None), Batches(config, data.train)
-    set_weights(state.model)
-    state.step = 8
-    for step in range(8, 10):
-        update(state, config, Machine(), batches, lr_at(config, step, None))
-    return numbers({name: p.detach() for name, p in state.model.named_parameters()})
+    stepper = Single(config, Machine(), data, initial_model(config, Machine(), data, None), None)
+    set_weights(stepper.model())
+    stepper.step = 8
+    stepper.advance(10)
+    return numbers({name: p.detach() for name, p in stepper.model().named_parameters()})
 
 
 def trained(optimizer: Optimizer) -> tuple[float, float]:
@@ -78,7 +77,7 @@ def trained(optimizer: Optimizer) -> tuple[float, float]:
         model=Model.KESKAR_C1, norm=Norm.BATCH, precision=Precision.FLOAT64, augment=Augment.CROP_FLIP,
         optimizer=optimizer, lr=0.001, weight_decay=0.01, schedule=Schedule.COSINE, warmup=0.3, steps=6,
     )  # fmt: skip
-    start = initial_state(config, Machine(), toy_data(config, 10), None).model
+    start = initial_model(config, Machine(), toy_data(config, 10), None)
     set_weights(start)
     outcome, _ = run(config, size=10, parent=start.state_dict())
     return numbers(outcome.weights)[0], outcome.values["test_loss"]
@@ -93,7 +92,7 @@ def test_golden_weights(model: Model, norm: Norm) -> None:
 def test_golden_initial_weights() -> None:
     """Another initialiser would make every seed another run; to the last bits of float32."""
     config = toy_config(model=Model.SMALL_CONV, seed=7)
-    start = initial_state(config, Machine(), toy_data(config), None).model.state_dict()
+    start = initial_model(config, Machine(), toy_data(config), None).state_dict()
     assert numbers(start) == pytest.approx(INITIAL, rel=1e-5), CHANGED
 
 
@@ -107,6 +106,6 @@ if __name__ == "__main__":
     for model, norm in [(model, norm) for model in Model for norm in Norm]:
         print(f'    "{model} {norm}": {updated(model, norm)},')
     first = toy_config(model=Model.SMALL_CONV, seed=7)
-    print(f"INITIAL = {numbers(initial_state(first, Machine(), toy_data(first), None).model.state_dict())}")
+    print(f"INITIAL = {numbers(initial_model(first, Machine(), toy_data(first), None).state_dict())}")
     for optimizer in Optimizer:
         print(f'    "{optimizer}": {trained(optimizer)},')

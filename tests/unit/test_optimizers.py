@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from toy_runs import toy_config
 
 from experiments.lab.config import Budget, Optimizer, RunConfig, Scaling, Schedule
-from experiments.lab.training import optimizers
+from experiments.lab.training.ensemble import StackedUpdate
+from experiments.lab.training.feed import Feed
+from experiments.lab.training.optimizers import Update
 from experiments.lab.training.schedules import lr_at
 
 Array = np.ndarray
@@ -63,20 +64,36 @@ CASES: list[tuple[Callable[[Array, RunConfig, int], Array], dict[str, Any]]] = [
 def test_optimizer_follows_its_paper(equation: Callable[[Array, RunConfig, int], Array], fields: dict[str, Any]) -> None:
     """Dampening, a decoupled decay or another epsilon would pass for the same optimizer."""
     config = toy_config(lr=0.03, **fields)
-    model = nn.Linear(4, 1, bias=False).double()
-    start = model.weight.detach().numpy().copy()
-    optimizer = optimizers.build(config, model)
+    start = np.linspace(-1, 2, 4)
+    weights = torch.tensor(start)
+    optimizer = Update(config, [weights])
     for _ in range(20):
-        model.weight.grad = torch.from_numpy(gradient(model.weight.detach().numpy()))
-        optimizer.step()
-    np.testing.assert_allclose(model.weight.detach().numpy(), equation(start, config, 20), rtol=1e-11)
+        optimizer([torch.from_numpy(gradient(weights.numpy()))], config.lr)
+    np.testing.assert_allclose(weights.numpy(), equation(start, config, 20), rtol=1e-11)
+
+
+@pytest.mark.parametrize("kind", [case[1].get("optimizer", Optimizer.SGD) for case in CASES[::3]])
+def test_members_keep_their_own_hyper_parameters(kind: Optimizer) -> None:
+    """In an ensemble, one member's learning rate, decay, momentum or betas would act on another."""
+    own: dict[str, Any] = {"momentum": (0.9, 0.5, 0.7)}
+    if kind is not Optimizer.SGD:
+        own = {"beta1": (0.9, 0.5, 0.7), "eps": (1e-8, 1e-3, 1e-2)}
+    fields = own | {"lr": (0.03, 0.01, 0.02), "weight_decay": (0.0, 0.1, 0.2)}
+    configs = [toy_config(optimizer=kind, **{name: values[i] for name, values in fields.items()}) for i in range(3)]
+    start = np.random.default_rng(0).normal(size=(3, 4))
+    weights = torch.tensor(start)
+    optimizer = StackedUpdate(configs, weights)
+    for _ in range(20):
+        optimizer(torch.from_numpy(gradient(weights.numpy())), torch.tensor([[c.lr] for c in configs], dtype=torch.float64))
+    equation = sgd if kind is Optimizer.SGD else adam
+    for row, (w, config) in enumerate(zip(start, configs, strict=True)):
+        np.testing.assert_allclose(weights[row].numpy(), equation(w, config, 20), rtol=1e-11)
 
 
 def test_scaled_lr_reaches_the_optimizer() -> None:
     """The scaling rule would be on paper only."""
     config = toy_config(batch_size=64, scaling=Scaling.LINEAR, base_batch_size=16)
-    optimizer = optimizers.build(config, nn.Linear(2, 2))
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(4 * config.lr)
+    assert Feed(config, 72, 8).block(0, 2).lr.tolist() == pytest.approx([4 * config.lr] * 2)
 
 
 def lrs(steps: int = 100, **fields: Any) -> list[float]:

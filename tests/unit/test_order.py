@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Augment
+from experiments.lab.config import Augment, Machine
 from experiments.lab.models.dropout import Dropout, number_dropout_layers
 from experiments.lab.training.augment import PAD, crop_flip, draws
+from experiments.lab.training.course import initial_model
 from experiments.lab.training.order import Order, permutation
-from experiments.lab.training.train import Batches
+from experiments.lab.training.stepper import Single
 
 N = 5000
 
@@ -81,8 +82,10 @@ def test_augmentation_belongs_to_seed_epoch_and_example() -> None:
     for batch_size in (5, 72):
         config = toy_config(batch_size=batch_size, augment=Augment.CROP_FLIP, steps=1)
         data = toy_data(config).train
-        batches = Batches(config, data)
-        inputs = torch.cat([batches.at(t)[0] for t in range(-(-2 * len(data) // batch_size))])[: 2 * len(data)]
+        stepper = Single(config, Machine(), toy_data(config), initial_model(config, Machine(), toy_data(config), None), None)
+        block = stepper.block(-(-2 * len(data) // batch_size))
+        assert block.draws is not None
+        inputs = stepper.batch(block.positions.flatten(), block.draws.flatten(0, 1))[0][: 2 * len(data)]
         order = torch.cat([torch.from_numpy(permutation(0, epoch, len(data))) for epoch in (0, 1)])
         for epoch in (0, 1):
             part = slice(epoch * len(data), (epoch + 1) * len(data))
@@ -98,7 +101,7 @@ def test_augmentation_belongs_to_seed_epoch_and_example() -> None:
 
 def mask(seed: int = 0, step: int = 0, layer: int = 0, first: int = 0, examples: int = 100, p: float = 0.3) -> Tensor:
     dropout = Dropout(p).train()
-    dropout.layer, dropout.seed_and_step, dropout.first_example = layer, (seed, step), first
+    dropout.layer, dropout.counter = layer, torch.tensor([seed, step, first])
     return dropout(torch.ones(examples, 6, 5)) != 0
 
 

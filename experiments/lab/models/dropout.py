@@ -1,6 +1,7 @@
 """Dropout whose masks are a pure function of (seed, step, layer, position).
 
 A mask is a hash of its counter, not a draw from a stream: micro-batches, devices, workers and resumes cannot change it.
+The counter is a tensor, so that updates can be recorded and replayed, and members of an ensemble have their own.
 """
 
 from __future__ import annotations
@@ -8,53 +9,56 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-_MASK64 = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
-def _signed(value: int) -> int:
-    value &= _MASK64
-    return value - (1 << 64) if value >> 63 else value
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Logical shift right: an arithmetic one with the sign bits masked away."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(value: int) -> int:
-    """splitmix64's finaliser (Steele et al. 2014) on a Python integer."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return value ^ (value >> 31)
+def _mix(z: Tensor) -> Tensor:
+    """splitmix64's finaliser (Steele et al. 2014) on int64, whose products wrap."""
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return z ^ _shift(z, 31)
 
 
-def _key(*counters: int) -> int:
-    key = 0
-    for counter in counters:
-        key = _mix((key + _GOLDEN + counter) & _MASK64)
-    return key
+def key(counter: Tensor, layer: int) -> Tensor:
+    """0-d int64: a hash of counter [3] (seed, step, first example; the last does not enter) and the layer's number."""
+    found = _mix(counter[0] + _GOLDEN)
+    found = _mix(found + _GOLDEN + counter[1])
+    return _mix(found + _GOLDEN + layer)
 
 
-def uniform(key: int, first: int, count: int, device: torch.device) -> Tensor:
+def uniform(key: Tensor, first: Tensor, count: int) -> Tensor:
     """[count] float32 in [0, 1): hashes of the positions first, ..., first + count - 1 under `key`, in 24 bits."""
-    z = torch.arange(first, first + count, dtype=torch.int64, device=device) * _signed(_GOLDEN) + _signed(key)
-    # int64 products wrap; the logical shift is an arithmetic one with the sign bits masked away
-    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(0x94D049BB133111EB)
-    return ((z >> 40) & 0xFFFFFF).float() / float(1 << 24)
+    z = (first + torch.arange(count, dtype=torch.int64, device=key.device)) * _GOLDEN + key
+    z = (z ^ _shift(z, 30)) * _FIRST
+    z = (z ^ _shift(z, 27)) * _SECOND
+    return _shift(z, 40).float() / float(1 << 24)
 
 
 class Dropout(nn.Module):
-    """x * m / (1 - p) in training mode, m ~ Bernoulli(1 - p) from the counter; the identity in evaluation mode."""
+    """x * m / (1 - p) in training mode, m ~ Bernoulli(1 - p) from the counter; the identity in evaluation mode.
+
+    `counter` is [3] int64: seed, step, and the number within its batch of the first example of this pass.
+    """
+
+    counter: Tensor
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
         self.layer = 0
-        self.seed_and_step: tuple[int, int] = (0, 0)
-        self.first_example = 0
+        self.register_buffer("counter", torch.zeros(3, dtype=torch.int64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        per_example = x[0].numel()
-        u = uniform(_key(*self.seed_and_step, self.layer), self.first_example * per_example, x.numel(), x.device)
+        per_example = x.shape[1:].numel()
+        u = uniform(key(self.counter, self.layer), self.counter[2] * per_example, x.shape.numel())
         return x * (u >= self.p).view(x.shape).to(x.dtype) / (1 - self.p)
 
 
@@ -63,5 +67,6 @@ def number_dropout_layers(model: nn.Module) -> None:
         layer.layer = number
 
 
-def dropout_layers(model: nn.Module) -> list[Dropout]:
-    return [m for m in model.modules() if isinstance(m, Dropout)]
+def counter_names(model: nn.Module) -> list[str]:
+    """Names of the counters of a network's dropout layers that drop anything."""
+    return [f"{name}.counter" for name, m in model.named_modules() if isinstance(m, Dropout) and m.p > 0]

@@ -68,8 +68,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         (folder / f"checkpoint.{number}.safetensors").unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that reads back whole, or None."""
+def load_checkpoint(folder: Path, newest: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint (of step `newest` at most) that reads back whole, or None."""
     for number in reversed(_numbers(folder)):
         loaded = load_tensors(folder / f"checkpoint.{number}.safetensors")
         if loaded is None:
@@ -78,6 +78,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         facts = json.loads(text)
         parts = {part: _part(part, facts["steps"], tensors) for part in PARTS}
         assert parts["current"] is not None
+        if newest is not None and parts["current"].step > newest:
+            continue
         return Checkpoint(
             current=parts["current"],
             above=parts["above"],

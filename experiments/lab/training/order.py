@@ -36,9 +36,9 @@ class Order:
             self._cache[epoch] = torch.from_numpy(permutation(self.seed, epoch, self.n))
         return self._cache[epoch]
 
-    def at(self, step: int) -> list[tuple[int, Tensor]]:
-        """The batch of `step` as (epoch, positions [b]) pieces, one piece unless the batch crosses an epoch's end."""
-        first, last = step * self.batch_size, (step + 1) * self.batch_size
+    def at(self, step: int, count: int = 1) -> list[tuple[int, Tensor]]:
+        """The examples of `count` steps from `step` on as (epoch, positions [b]) pieces, cut only where an epoch ends."""
+        first, last = step * self.batch_size, (step + count) * self.batch_size
         pieces = []
         while first < last:
             epoch, offset = divmod(first, self.n)

@@ -7,50 +7,39 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from experiments.lab.models.dropout import Dropout
 from experiments.lab.training.budget import Pass
+from experiments.lab.training.optimizers import Update
 
 Tensors = dict[str, Tensor]
 
 
 @dataclass
 class State:
-    """A run between two updates. `losses` holds the online losses since the last history row, each of one batch."""
+    """A run between two updates. `losses` holds the online losses since the last history row, [k] tensors of k batches."""
 
     model: nn.Module
-    optimizer: torch.optim.Optimizer
-    dropout: list[Dropout]
-    step: int = 0
+    optimizer: Update
     losses: list[Tensor] = field(default_factory=list)
 
-    def copy(self) -> Snapshot:
+    def copy(self, step: int) -> Snapshot:
         tensors = {f"model.{name}": value.detach().clone() for name, value in self.model.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            for name, value in slots.items():
-                if value is not None:
-                    tensors[f"optimizer.{index}.{name}"] = value.detach().clone()
+        for slot, values in self.optimizer.slots.items():
+            for index, value in enumerate(values):
+                tensors[f"optimizer.{index}.{slot}"] = value.clone()
         if self.losses:
-            tensors["losses"] = torch.stack(self.losses)
-        return Snapshot(self.step, tensors)
+            tensors["losses"] = torch.cat(self.losses)
+        return Snapshot(step, tensors)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from `snapshot`, bitwise."""
-        parameters = list(self.model.parameters())
-        slots: dict[int, dict[str, Tensor]] = {}
-        weights: Tensors = {}
-        for name, value in snapshot.tensors.items():
-            kind, _, rest = name.partition(".")
-            if kind == "model":
-                weights[rest] = value
-            elif kind == "optimizer":
-                index, _, slot = rest.partition(".")
-                # fused optimizers walk memory: a slot must have its parameter's layout, which a file does not keep
-                like = parameters[int(index)] if value.shape == parameters[int(index)].shape else value
-                slots.setdefault(int(index), {})[slot] = torch.empty_like(like, dtype=value.dtype).copy_(value)
+        """Continue from `snapshot`, bitwise. Everything is copied in place: recorded updates hold on to these tensors."""
+        prefix = "model."
+        weights = {n.removeprefix(prefix): v for n, v in snapshot.tensors.items() if n.startswith(prefix)}
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": slots})
-        self.step = snapshot.step
-        self.losses = list(snapshot.tensors["losses"].unbind()) if "losses" in snapshot.tensors else []
+        for slot, values in self.optimizer.slots.items():
+            for index, value in enumerate(values):
+                value.copy_(snapshot.tensors[f"optimizer.{index}.{slot}"])
+        device = next(self.model.parameters()).device
+        self.losses = [snapshot.tensors["losses"].to(device)] if "losses" in snapshot.tensors else []
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,162 @@
+"""Runs that differ only in scalars, trained as one program: `torch.func.vmap` over stacked parameters.
+
+Every member keeps its own initial weights, order of examples, augmentation, dropout, learning rate and stop rule. A member
+that has ended is taken out, and the others go on in a smaller program. Fused gradients are those of single runs up to
+rounding, so membership belongs to a run's execution plan (`plan.json`), never to its configuration.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from experiments.lab.config import Machine, Optimizer, RunConfig
+from experiments.lab.training.data import Data
+from experiments.lab.training.feed import Block, Feed, stack
+from experiments.lab.training.gradient import Gradient
+from experiments.lab.training.optimizers import slot_names
+from experiments.lab.training.state import Snapshot, Tensors
+from experiments.lab.training.stepper import Stepper
+
+SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "beta1", "beta2", "eps", "weight_decay", "schedule",
+                     "warmup", "final_lr", "epochs", "steps", "train_loss", "patience", "max_epochs", "parent"})  # fmt: skip
+"""fields in which members may differ: they change numbers, not the program"""
+
+
+def program(config: RunConfig) -> tuple[Any, ...]:
+    """Equal for runs that can be trained as one program."""
+    fixed = tuple((f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in SCALARS)
+    return (*fixed, config.momentum > 0)
+
+
+class StackedUpdate:
+    """The optimizer over weights [M, P], one row a member, each with its own hyper-parameters.
+
+    The equations are torch's (SGD: heavy ball with dampening 0; Adam, AdamW), elementwise. `slots[name]` is [M, P].
+    """
+
+    def __init__(self, configs: Sequence[RunConfig], weights: Tensor) -> None:
+        self.config, self.weights = configs[0], weights
+        self.slots = {name: torch.zeros_like(weights) for name in slot_names(configs[0]) if name != "step"}
+        self.count = torch.zeros((), dtype=torch.float64, device=weights.device)
+
+        def column(name: str, dtype: torch.dtype = weights.dtype) -> Tensor:
+            return torch.tensor([getattr(c, name) for c in configs], dtype=dtype, device=weights.device)[:, None]
+
+        self.decay, self.momentum, self.eps = (column(name) for name in ("weight_decay", "momentum", "eps"))
+        self.betas = column("beta1", torch.float64), column("beta2", torch.float64)
+        self.decays = any(c.weight_decay for c in configs)
+
+    @torch.no_grad()
+    def __call__(self, gradient: Tensor, lr: Tensor) -> None:
+        """One update, in place; gradient [M, P], lr [M, 1]."""
+        w, c = self.weights, self.config
+        if self.decays and c.optimizer is Optimizer.ADAMW:
+            w.mul_(1 - lr * self.decay)
+        elif self.decays:
+            gradient = gradient + self.decay * w
+        if c.optimizer is Optimizer.SGD:
+            if self.slots:
+                buffer = self.slots["momentum_buffer"].mul_(self.momentum).add_(gradient)
+                gradient = gradient + self.momentum * buffer if c.nesterov else buffer
+            w.sub_(lr * gradient)
+            return
+        self.count += 1
+        first, second = self.slots["exp_avg"], self.slots["exp_avg_sq"]
+        beta1, beta2 = (beta.to(w.dtype) for beta in self.betas)
+        first.mul_(beta1).add_(gradient * (1 - self.betas[0]).to(w.dtype))
+        second.mul_(beta2).add_(gradient.square() * (1 - self.betas[1]).to(w.dtype))
+        bias1, bias2 = (1 - beta**self.count for beta in self.betas)
+        step = (lr.double() / bias1).to(w.dtype)
+        w.sub_(step * first / (second.sqrt() / bias2.sqrt().to(w.dtype) + self.eps))
+
+
+class Ensemble(Stepper):
+    """M runs as one program; member i of `configs` is row i of everything."""
+
+    def __init__(self, configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module],
+                 totals: Sequence[int | None]) -> None:  # fmt: skip
+        super().__init__(configs[0], machine, data)
+        self.configs, self.totals, self.step = tuple(configs), tuple(totals), 0
+        self.feeds = [Feed(c, len(data.train), total) for c, total in zip(configs, totals, strict=True)]
+        self.scratch = models[0]
+        self.shapes = [p.shape for p in self.scratch.parameters()]
+        flat = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
+        self.optimizer = StackedUpdate(configs, torch.stack(flat))
+        self.gradient = Gradient(
+            configs[0], self.scratch, self._rows(self.optimizer.weights), machine.micro_batch, members=True,
+            recorded=self.device.type == "cpu",
+        )  # fmt: skip
+        self._losses: list[list[Tensor]] = [[] for _ in configs]
+
+    def _rows(self, flat: Tensor) -> list[Tensor]:
+        """[M, P] as windows [M, *shape], one a parameter."""
+        parts = flat.split([shape.numel() for shape in self.shapes], 1)
+        return [part.view(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def block(self, count: int) -> Block:
+        return stack([feed.block(self.step, count) for feed in self.feeds])
+
+    def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
+        return lr.to(self.optimizer.weights.dtype).unbind()
+
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
+        assert isinstance(lr, Tensor)
+        losses, gradients = self.gradient(counter, *self.batch(positions, draws))
+        self.optimizer(torch.cat([g.reshape(len(g), -1) for g in gradients], 1), lr[:, None])
+        return losses
+
+    def keep(self, losses: Tensor) -> None:
+        for kept, own in zip(self._losses, losses.unbind(1), strict=True):
+            if len(own):
+                kept.append(own)
+
+    def model(self, member: int) -> nn.Module:
+        """The shared network with the member's present weights: for evaluation, until the next call."""
+        with torch.no_grad():
+            for p, rows in zip(self.scratch.parameters(), self._rows(self.optimizer.weights), strict=True):
+                p.copy_(rows[member])
+        return self.scratch
+
+    def copy(self, member: int) -> Snapshot:
+        """As a single run's state would be copied."""
+        tensors: Tensors = {f"model.{n}": v.detach().clone() for n, v in self.model(member).state_dict().items()}
+        parameters = list(self.scratch.parameters())
+        for name, flat in self.optimizer.slots.items():
+            for index, rows in enumerate(self._rows(flat)):
+                tensors[f"optimizer.{index}.{name}"] = torch.empty_like(parameters[index]).detach().copy_(rows[member])
+        if self.config_counts:
+            for index in range(len(self.shapes)):
+                tensors[f"optimizer.{index}.step"] = self.optimizer.count.float()
+        if self._losses[member]:
+            tensors["losses"] = torch.cat(self._losses[member])
+        return Snapshot(self.step, tensors)
+
+    @property
+    def config_counts(self) -> bool:
+        return "step" in slot_names(self.configs[0])
+
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        """Continue from states of the same step, one a member."""
+        names = [f"model.{name}" for name, _ in self.scratch.named_parameters()]
+        with torch.no_grad():
+            for member, snapshot in enumerate(snapshots):
+                tensors = snapshot.tensors
+                for name, rows in zip(names, self._rows(self.optimizer.weights), strict=True):
+                    rows[member].copy_(tensors[name])
+                for slot, flat in self.optimizer.slots.items():
+                    for index, rows in enumerate(self._rows(flat)):
+                        rows[member].copy_(tensors[f"optimizer.{index}.{slot}"])
+                self._losses[member] = [tensors["losses"].to(self.device)] if "losses" in tensors else []
+        self.step = snapshots[0].step
+        self.optimizer.count.fill_(self.step)
+
+    def losses(self, member: int) -> list[Tensor]:
+        return self._losses[member]
+
+    def forget_losses(self, member: int) -> None:
+        self._losses[member] = []

@@ -1,0 +1,80 @@
+"""What the updates of a run need from outside its network, in blocks of consecutive steps: examples, augmentation, LR."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from experiments.lab.config import Augment, RunConfig
+from experiments.lab.training import augment
+from experiments.lab.training.order import Order
+from experiments.lab.training.schedules import lr_at
+
+BLOCK_EXAMPLES = 1 << 16
+"""examples whose positions are worked out at once; changes nothing else"""
+BLOCK_STEPS = 512
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive steps: positions [S, ..., B] int64, draws [S, ..., B, 3] or None, lr [S, ...] float64, counters [S, ..., 3]
+    int64 (see `models.dropout`); ... is one axis of members where several runs train as one program."""
+
+    positions: Tensor
+    draws: Tensor | None
+    lr: Tensor
+    counters: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def to(self, device: torch.device) -> Block:
+        draws = None if self.draws is None else self.draws.to(device, non_blocking=True)
+        moved = [t.to(device, non_blocking=True) for t in (self.positions, self.lr, self.counters)]
+        return Block(moved[0], draws, *moved[1:])
+
+
+def block_steps(batch_size: int) -> int:
+    return max(1, min(BLOCK_STEPS, BLOCK_EXAMPLES // batch_size))
+
+
+class Feed:
+    """The blocks of one run: pure functions of its config and the step, whatever was asked before."""
+
+    def __init__(self, config: RunConfig, n: int, total_steps: int | None) -> None:
+        self.config, self.n, self.total_steps = config, n, total_steps
+        self.order = Order(config.seed, n, config.batch_size)
+        self._draws: dict[int, Tensor] = {}
+
+    def block(self, step: int, count: int) -> Block:
+        """Steps `step` to `step + count - 1`."""
+        size = self.config.batch_size
+        pieces = self.order.at(step, count)
+        positions = torch.cat([positions for _, positions in pieces]).view(count, size)
+        draws = None
+        if self.config.augment is Augment.CROP_FLIP:
+            draws = torch.cat([self._drawn(epoch)[positions] for epoch, positions in pieces]).view(count, size, 3)
+        lr = [lr_at(self.config, step + k, self.total_steps) for k in range(count)]
+        counters = torch.zeros(count, 3, dtype=torch.int64)
+        counters[:, 0], counters[:, 1] = self.config.seed, torch.arange(step, step + count)
+        return Block(positions, draws, torch.tensor(lr, dtype=torch.float64), counters)
+
+    def _drawn(self, epoch: int) -> Tensor:
+        if epoch not in self._draws:
+            drawn = augment.draws(self.config.seed, epoch, self.n)
+            self._draws = {k: v for k, v in self._draws.items() if k == epoch - 1} | {epoch: drawn}
+        return self._draws[epoch]
+
+
+def stack(blocks: Sequence[Block]) -> Block:
+    """The blocks of several runs over the same steps, as one with an axis of members."""
+    draws = [block.draws for block in blocks if block.draws is not None]
+    return Block(
+        torch.stack([block.positions for block in blocks], 1),
+        torch.stack(draws, 1) if draws else None,
+        torch.stack([block.lr for block in blocks], 1),
+        torch.stack([block.counters for block in blocks], 1),
+    )

@@ -1,0 +1,98 @@
+"""Loss and gradients of one batch, for one run or for several runs as one program."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+from experiments.lab.config import Precision, RunConfig
+from experiments.lab.models.dropout import counter_names
+from experiments.lab.training.recorded import Function, record
+
+RECORD_AFTER = 30
+"""batches before one is recorded: recording costs as much as some twenty"""
+
+
+def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) -> Function:
+    """f(parameters, counter, inputs, targets) = (loss, *gradients) of b examples' part in the mean cross-entropy of a batch.
+
+    parameters: as `model.parameters()`; counter [3] (see `models.dropout`); inputs [b, ...]; targets [b]; loss 0-d, the sum
+    over the examples / B. With `members` everything has a leading axis of members, and so have loss and gradients: each
+    of its own member alone.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    counters = counter_names(model)
+
+    def loss(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+        tensors = dict(zip(names, parameters, strict=True)) | dict.fromkeys(counters, counter)
+        mean = nn.functional.cross_entropy(functional_call(model, tensors, (inputs,)), targets)
+        return mean if len(targets) == config.batch_size else mean * (len(targets) / config.batch_size)
+
+    losses: Callable[..., Tensor] = vmap(loss) if members else loss
+
+    def both(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        with torch.enable_grad(), precision(config, inputs.device):
+            value = losses(leaves, counter, inputs, targets)
+            gradients = torch.autograd.grad(value.sum() if members else value, leaves)
+        return value.detach(), *(in_order_of(g, p) for g, p in zip(gradients, leaves, strict=True))
+
+    return both
+
+
+def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` in `like`'s memory order, which optimizer kernels walk."""
+    if all(a == b or size == 1 for a, b, size in zip(tensor.stride(), like.stride(), like.shape, strict=True)):
+        return tensor
+    if like.dim() == 4 and like.is_contiguous(memory_format=torch.channels_last) and not like.is_contiguous():
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor.contiguous()
+
+
+class Gradient:
+    """Mean loss and gradients over batches of any size, in micro-batches; replayed on a CPU once a shape comes often."""
+
+    def __init__(self, config: RunConfig, model: nn.Module, parameters: Sequence[Tensor], micro_batch: int | None,
+                 *, members: bool, recorded: bool) -> None:  # fmt: skip
+        self.function = loss_and_gradients(config, model, members=members)
+        self.parameters, self.size, self.recorded = [p.detach() for p in parameters], micro_batch, recorded
+        self.axis = int(members)
+        self._seen: dict[int, int] = {}
+        self._programs: dict[int, Function | None] = {}
+
+    def __call__(self, counter: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients, the mean over all examples of the batch."""
+        axis, count = self.axis, targets.shape[self.axis]
+        if self.size is None or self.size >= count:
+            loss, *gradients = self._part(counter, inputs, targets)
+            return loss, gradients
+        parts = []
+        for first in range(0, count, self.size):
+            length = min(self.size, count - first)
+            moved = counter.clone()
+            moved[..., 2] = first
+            part = self._part(moved, inputs.narrow(axis, first, length), targets.narrow(axis, first, length))
+            parts = [part] if not parts else [[a + b for a, b in zip(parts[0], part, strict=True)]]
+        loss, *gradients = parts[0]
+        return loss, gradients
+
+    def _part(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        count = inputs[-1].shape[self.axis]
+        if count in self._programs:
+            program = self._programs[count]
+            return self.function(self.parameters, *inputs) if program is None else program(*inputs)
+        self._seen[count] = self._seen.get(count, 0) + 1
+        if self.recorded and self._seen[count] > RECORD_AFTER:
+            self._programs[count] = record(self.function, self.parameters, inputs)
+        return self.function(self.parameters, *inputs)
+
+
+def precision(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    if config.precision is Precision.BFLOAT16:
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()

@@ -1,0 +1,124 @@
+"""What moves a run, or several runs as one program, from update to update. The training loop is in `train`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from experiments.lab.config import Machine, RunConfig
+from experiments.lab.training import augment
+from experiments.lab.training.data import Data
+from experiments.lab.training.feed import Block, Feed, block_steps
+from experiments.lab.training.gradient import Gradient
+from experiments.lab.training.graphs import Graph
+from experiments.lab.training.optimizers import Update
+from experiments.lab.training.state import Snapshot, State
+
+Due = Callable[[int], bool]
+"""whether something must be done before update `step`"""
+
+
+def never(step: int) -> bool:
+    return False
+
+
+class Stepper:
+    """Blocks of updates of one run or of several. A subclass has `block` and `update`, and its members' states."""
+
+    def __init__(self, config: RunConfig, machine: Machine, data: Data) -> None:
+        self.step = 0
+        self.data, self.block_steps = data, block_steps(config.batch_size)
+        self.device = data.train.targets.device
+        self.graph = Graph(self.update, self.block_steps) if machine.uses_graphs else None
+
+    def advance(self, until: int, due: Due = never) -> None:
+        """Update up to step `until`, or to the first step at which `due` says so."""
+        while self.step < until:
+            block = self.block(min(until - self.step, self.block_steps)).to(self.device)
+            run = self._run if self.graph is None else self.graph.run
+            losses = run(block, self.step, due)
+            self.step += len(losses)
+            self.keep(losses)
+            if len(losses) < len(block):
+                return
+
+    def _run(self, block: Block, step: int, due: Due) -> Tensor:
+        losses = []
+        draws = [None] * len(block) if block.draws is None else block.draws.unbind()
+        for positions, draw, lr, counter in zip(
+            block.positions.unbind(), draws, self.rates(block.lr), block.counters.unbind(), strict=True
+        ):
+            if due(step + len(losses)):
+                break
+            losses.append(self.update(positions, draw, lr, counter))
+        return torch.stack(losses) if losses else block.lr[:0]
+
+    def batch(self, positions: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs [..., B, C, H, W] and targets [..., B] at positions [..., B]."""
+        inputs, targets = self.data.train.inputs[positions], self.data.train.targets[positions]
+        if draws is not None:
+            inputs = augment.crop_flip(inputs.flatten(0, -4), draws.flatten(0, -2)).view(inputs.shape)
+        return inputs, targets
+
+    def block(self, count: int) -> Block:
+        """The next `count` steps."""
+        raise NotImplementedError
+
+    def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
+        """What `update` takes as the learning rates of a block."""
+        raise NotImplementedError
+
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
+        """One optimizer step on its exact batch: w <- w - optimizer(mean gradient over B examples); returns the loss."""
+        raise NotImplementedError
+
+    def keep(self, losses: Tensor) -> None:
+        """Add a block's losses to the states."""
+        raise NotImplementedError
+
+
+class Single(Stepper):
+    """One run: eager at first, then replayed, as recorded operations (CPU) or as a CUDA graph, which give the same bits."""
+
+    def __init__(self, config: RunConfig, machine: Machine, data: Data, model: nn.Module, total_steps: int | None) -> None:
+        super().__init__(config, machine, data)
+        parameters = list(model.parameters())
+        self.state = State(model, Update(config, parameters))
+        self.feed = Feed(config, len(data.train), total_steps)
+        recorded = self.device.type == "cpu"
+        self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, recorded=recorded)
+
+    def block(self, count: int) -> Block:
+        return self.feed.block(self.step, count)
+
+    def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
+        return lr.tolist()
+
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
+        loss, gradients = self.gradient(counter, *self.batch(positions, draws))
+        self.state.optimizer(gradients, lr)
+        return loss
+
+    def keep(self, losses: Tensor) -> None:
+        if len(losses):
+            self.state.losses.append(losses)
+
+    def model(self, member: int = 0) -> nn.Module:
+        """The network at its present weights, for evaluation."""
+        return self.state.model
+
+    def copy(self, member: int = 0) -> Snapshot:
+        return self.state.copy(self.step)
+
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        self.state.restore(snapshots[0])
+        self.step = snapshots[0].step
+
+    def losses(self, member: int = 0) -> list[Tensor]:
+        """Online losses since `forget_losses`: tensors [k], one loss a batch."""
+        return self.state.losses
+
+    def forget_losses(self, member: int = 0) -> None:
+        self.state.losses = []
