@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from typing import Any
 
 from experiments.lab import launch
@@ -61,32 +62,36 @@ def overview_text(document: Any) -> str:
 
 def plan(options: Any) -> tuple[int, Any]:
     """Every run of a study with its state; later stages as an upper bound."""
-    study, request, store = _study(options)
-    stages = []
-    for stage in make_plan(study, request, store, options.data_dir):
-        chosen = select(stage.runs or (), options.where)
-        records = dict(zip(stage.runs or (), stage.records, strict=True))
-        runs = [
-            {"run_id": c.run_id, "state": r.status if (r := records[c]) is not None else "missing", "config": c.to_dict()}
-            for c in chosen
+    document = _planned(options)
+    for stage in document["stages"]:
+        stage["runs"] = [
+            {"run_id": config.run_id, "state": "missing" if record is None else record.status, "config": config.to_dict()}
+            for config, record in stage["runs"]
         ]
-        known = stage.runs is not None
-        stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
-    if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
-        raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
-    return 0, {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
+    return 0, document
 
 
 def status(options: Any) -> tuple[int, Any]:
     """Counts by stage and status. Exit status 1 while runs are missing."""
-    code, document = plan(options)
+    code, document = 0, _planned(options)
     for stage in document["stages"]:
-        counts: dict[str, int] = {}
-        for run_ in stage.pop("runs"):
-            counts[run_["state"]] = counts.get(run_["state"], 0) + 1
-        stage["counts"] = counts
-        code = max(code, int(not stage["known"] or "missing" in counts))
+        stage["counts"] = dict(Counter("missing" if record is None else record.status for _, record in stage.pop("runs")))
+        code = max(code, int(not stage["known"] or "missing" in stage["counts"]))
     return code, document
+
+
+def _planned(options: Any) -> dict[str, Any]:
+    """A study's stages with the chosen runs and their records."""
+    study, request, store = _study(options)
+    stages = []
+    for stage in make_plan(study, request, store, options.data_dir):
+        records = dict(zip(stage.runs or (), stage.records, strict=True))
+        runs = [(config, records[config]) for config in select(stage.runs or (), options.where)]
+        known = stage.runs is not None
+        stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
+    if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
+        raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
+    return {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
 
 
 def run(options: Any) -> tuple[int, Any]:

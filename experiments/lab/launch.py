@@ -95,8 +95,8 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
             ]
             execute(pool, pairs, f"{study.name} {request.scale} pairs of runs", result, quiet=quiet)
             result.planned += len(chosen)
-            for config in chosen:
-                if (record := store.record(config)) is not None:
+            for record in stage.records:
+                if record is not None and record.config.run_id in runs:
                     result.counts[record.status] = result.counts.get(record.status, 0) + 1
     return result
 
