@@ -3,7 +3,7 @@ PYTHON ?= python3
 STORE  ?= store/reproduce
 BIN    := .venv/bin
 
-.PHONY: setup reproduce test verify benchmark check clean
+.PHONY: setup reproduce test verify benchmark benchmark-training check clean
 
 setup: .venv/installed
 
@@ -37,6 +37,17 @@ verify: test
 # time to equal accuracy against the peers, on one thread: minutes, and the machine should be quiet
 benchmark: .venv/peers
 	$(BIN)/python tests/benchmarks/bench_curvature.py
+
+# Lightning, Hugging Face Trainer and skorch, in an environment of their own
+build/harnesses/installed: tests/benchmarks/harnesses.txt constraints.txt
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r tests/benchmarks/harnesses.txt
+	touch $@
+
+# training against a bare loop, those harnesses and a DataLoader, on one thread: half an hour on a quiet machine
+benchmark-training: setup build/harnesses/installed
+	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/table.py
 
 clean:
 	rm -rf .venv store build

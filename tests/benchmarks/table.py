@@ -1,18 +1,22 @@
-"""The README's table of the curvature benchmark, from its published numbers.
+"""The README's tables of the benchmarks, from their published numbers.
 
-    python tests/benchmarks/table.py        rewrites the block in README.md
+    python tests/benchmarks/table.py        rewrites the blocks in README.md
 """
 
 from __future__ import annotations
 
 import json
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import table_training
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "curvature.json"
-BEGIN, END = "<!-- begin:benchmark-curvature -->", "<!-- end:benchmark-curvature -->"
 PEERS = ("PyHessian", "curvlinops + eigsh", "curvlinops + eigsh, ncv tuned", "hessian-eigenthings")
 
 
@@ -51,12 +55,25 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_block(readme: str, block: str) -> str:
+def with_block(readme: str, block: str, name: str = "curvature") -> str:
     """`readme` with what stands between the two marks replaced."""
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n\n{block}\n\n{END}{rest.split(END)[1]}"
+    begin, end = f"<!-- begin:benchmark-{name} -->", f"<!-- end:benchmark-{name} -->"
+    head, rest = readme.split(begin)
+    return f"{head}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
+
+
+MAKERS = {"curvature": markdown, "training": table_training.markdown}
+"""name of the block and of the file of its numbers, and what draws it"""
+
+
+def renewed(readme: str) -> str:
+    """`readme` with every block whose numbers are published drawn from them."""
+    for name, make in MAKERS.items():
+        if (results := RESULTS.with_name(f"{name}.json")).exists():
+            readme = with_block(readme, make(json.loads(results.read_text())), name)
+    return readme
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(with_block(path.read_text(), markdown(json.loads(RESULTS.read_text()))))
+    path.write_text(renewed(path.read_text()))
