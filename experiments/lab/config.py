@@ -17,67 +17,15 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.words import Augment, Budget, ConfigError, Model, Norm, Optimizer, Precision, Scaling, Schedule
+
+__all__ = [
+    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Machine", "Model", "Norm", "Optimizer", "Precision",
+    "RunConfig", "Scaling", "Schedule", "program",
+]  # fmt: skip
+
 SCIENCE_VERSION = 1
 """Raised only when the golden weights of `tests/unit/test_golden.py` change, never by a mere commit."""
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message is one sentence with the remedy."""
-
-
-class Model(StrEnum):
-    MLP = "mlp"
-    SMALL_CONV = "small-conv"
-    KESKAR_C1 = "keskar-c1"
-    KESKAR_C2 = "keskar-c2"
-
-
-class Norm(StrEnum):
-    NONE = "none"
-    BATCH = "batch"
-    GHOST = "ghost"
-    GROUP = "group"
-
-
-class Optimizer(StrEnum):
-    SGD = "sgd"
-    ADAM = "adam"
-    ADAMW = "adamw"
-
-
-class Scaling(StrEnum):
-    """How the learning rate follows the batch size B: peak LR = lr * (B / base_batch_size) ** {none: 0, sqrt: 1/2, linear: 1}."""
-
-    NONE = "none"
-    SQRT = "sqrt"
-    LINEAR = "linear"
-
-
-class Schedule(StrEnum):
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-    STEP = "step"
-
-
-class Budget(StrEnum):
-    """When training stops. Never defaulted: most disputes about batch size are disputes about the budget."""
-
-    EPOCHS = "epochs"
-    STEPS = "steps"
-    TRAIN_LOSS = "train_loss"
-    PLATEAU = "plateau"
-
-
-class Augment(StrEnum):
-    NONE = "none"
-    CROP_FLIP = "crop-flip"
-
-
-class Precision(StrEnum):
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT64 = "float64"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,6 +269,16 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
         raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
+
+
+SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "beta1", "beta2", "eps", "weight_decay", "schedule",
+                     "warmup", "final_lr", "epochs", "steps", "train_loss", "patience", "max_epochs", "parent"})  # fmt: skip
+"""fields in which runs that are trained as one program may differ: they change numbers, not the program"""
+
+
+def program(config: RunConfig) -> tuple[Any, ...]:
+    """Equal for runs that can be trained as one program."""
+    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0)
 
 
 @dataclass(frozen=True, kw_only=True)

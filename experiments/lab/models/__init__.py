@@ -10,6 +10,7 @@ from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
 from experiments.lab.models.dropout import number_dropout_layers
 from experiments.lab.models.mlp import mlp
 from experiments.lab.models.norms import Normalizer
+from experiments.lab.models.resnet import resnet
 
 __all__ = ["build"]
 
@@ -17,8 +18,8 @@ __all__ = ["build"]
 def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The network of `config` for inputs [B, *shape] and outputs [B, classes], on the CPU in float32.
 
-    Weights follow torch's default initialisers, drawn from a stream of `config.seed` alone: the caller's global random
-    state is left as it was, and the weights are the same whatever device computes with them afterwards.
+    Weights follow torch's default initialisers (residual networks: He's), drawn from a stream of `config.seed`
+    alone: the caller's global random state is left as it was, and the weights are the same whatever device computes with them afterwards.
     """
     normalizer = Normalizer(config.norm, config.norm_batch)
     with torch.random.fork_rng(devices=[]):
@@ -32,5 +33,7 @@ def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Mo
                 model = keskar_c1(shape, classes, normalizer, dropout=config.dropout)
             case Model.KESKAR_C2:
                 model = keskar_c2(shape, classes, normalizer, dropout=config.dropout)
+            case Model.RESNET20:
+                model = resnet(shape, classes, normalizer, depth=20)
     number_dropout_layers(model)
     return model

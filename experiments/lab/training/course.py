@@ -277,5 +277,6 @@ def outcome(
             return outcome("diverged", "the final weights or losses are not finite", model, step, course)
     facts = {"steps": step, **{k: v for k, v in position(step, config, len(data.train)).items() if k != "step"}}
     facts["epochs"] = facts.pop("epoch")
-    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    # copies: the members of an ensemble share one network
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
     return Outcome(status, reason, {**facts, **values}, weights, predictions)

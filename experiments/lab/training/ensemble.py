@@ -7,9 +7,7 @@ rounding, so membership belongs to a run's execution plan (`plan.json`), never t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +19,6 @@ from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.optimizers import slot_names
 from experiments.lab.training.state import Snapshot, Tensors
 from experiments.lab.training.stepper import Stepper
-
-SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "beta1", "beta2", "eps", "weight_decay", "schedule",
-                     "warmup", "final_lr", "epochs", "steps", "train_loss", "patience", "max_epochs", "parent"})  # fmt: skip
-"""fields in which members may differ: they change numbers, not the program"""
-
-
-def program(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for runs that can be trained as one program."""
-    fixed = tuple((f.name, getattr(config, f.name)) for f in dataclasses.fields(config) if f.name not in SCALARS)
-    return (*fixed, config.momentum > 0)
 
 
 class StackedUpdate:

@@ -31,23 +31,29 @@ def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Te
         module = make_fx(lambda *args: function(args[:count], *args[count:]))(*parameters, *inputs)
     except (RuntimeError, TypeError, NotImplementedError):
         return None
-    if any(_operation(node) is not None and _operation(node)._schema.is_mutable for node in module.graph.nodes):
-        return None  # a constant might be written to
-    _simplify(module, parameters)
+    if not _simplify(module, parameters):
+        return None
     replay: Function = module.forward
     with torch.no_grad():
         expected, found = function(parameters, *inputs), replay(*inputs)
     return replay if all(_same(a, b) for a, b in zip(expected, found, strict=True)) else None
 
 
-def _simplify(module: GraphModule, parameters: Sequence[Tensor]) -> None:
-    """Drop aliases and double transpositions; take views of parameters and constant fillings out of the program."""
+def _simplify(module: GraphModule, parameters: Sequence[Tensor]) -> bool:
+    """Drop aliases and double transpositions; take views of parameters and constant fillings out of the program.
+
+    False where an operation writes into a parameter, an input or a window on one.
+    """
     graph = module.graph
-    constants: dict[Node, Tensor] = {}
-    for node, parameter in zip([n for n in graph.nodes if n.op == "placeholder"], parameters, strict=False):
-        constants[node] = parameter
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    constants: dict[Node, Tensor] = dict(zip(given, parameters, strict=False))
+    fixed = set(given)
     for node in list(graph.nodes):
         operation, sources = _operation(node), node.all_input_nodes
+        if operation is not None and operation._schema.is_mutable and fixed & {node.args[i] for i in _written(operation)}:
+            return False
+        if operation is not None and _is_view(operation) and fixed & set(sources):
+            fixed.add(node)
         if operation is aten.detach.default:
             node.replace_all_uses_with(sources[0])
         elif operation is aten.t.default and _operation(sources[0]) is aten.t.default:
@@ -67,10 +73,16 @@ def _simplify(module: GraphModule, parameters: Sequence[Tensor]) -> None:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     module.recompile()
+    return True
 
 
 def _operation(node: Node) -> Any:
     return node.target if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _written(operation: Any) -> list[int]:
+    arguments = enumerate(operation._schema.arguments)
+    return [i for i, a in arguments if a.alias_info is not None and a.alias_info.is_write]
 
 
 def _is_view(operation: Any) -> bool:

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
-from experiments.lab.config import ConfigError, Machine, RunConfig
+from experiments.lab.config import ConfigError, Machine, RunConfig, program
 from experiments.lab.training import budget
 from experiments.lab.training.course import Course, Log, Outcome, initial_model, set_arithmetic
 from experiments.lab.training.data import Data
-from experiments.lab.training.ensemble import Ensemble, program
+from experiments.lab.training.ensemble import Ensemble
 from experiments.lab.training.state import Checkpoint, Tensors
 from experiments.lab.training.stepper import Single
 
@@ -30,7 +30,7 @@ def train(config: RunConfig, machine: Machine, data: Data, log: Log, parent: Ten
 
 def train_group(configs: Sequence[RunConfig], machine: Machine, data: Data, logs: Sequence[Log],
                 parents: Sequence[Tensors | None] | None = None, ended: Ended | None = None) -> list[Outcome]:  # fmt: skip
-    """Train runs that differ only in `ensemble.SCALARS` as one program; the outcomes in the order of `configs`.
+    """Train runs that differ only in `config.SCALARS` as one program; the outcomes in the order of `configs`.
 
     `ended(index, outcome)` is called as soon as a member has ended; the others go on without it. Continues from the newest
     step of which every log has a checkpoint.

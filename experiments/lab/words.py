@@ -1,0 +1,65 @@
+"""The words of a configuration: what its fields may be, and the error for everything else."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message is one sentence with the remedy."""
+
+
+class Model(StrEnum):
+    MLP = "mlp"
+    SMALL_CONV = "small-conv"
+    KESKAR_C1 = "keskar-c1"
+    KESKAR_C2 = "keskar-c2"
+    RESNET20 = "resnet20"
+
+
+class Norm(StrEnum):
+    NONE = "none"
+    BATCH = "batch"
+    GHOST = "ghost"
+    GROUP = "group"
+
+
+class Optimizer(StrEnum):
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Scaling(StrEnum):
+    """How the learning rate follows the batch size B: peak LR = lr * (B / base_batch_size) ** {none: 0, sqrt: 1/2, linear: 1}."""
+
+    NONE = "none"
+    SQRT = "sqrt"
+    LINEAR = "linear"
+
+
+class Schedule(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    STEP = "step"
+
+
+class Budget(StrEnum):
+    """When training stops. Never defaulted: most disputes about batch size are disputes about the budget."""
+
+    EPOCHS = "epochs"
+    STEPS = "steps"
+    TRAIN_LOSS = "train_loss"
+    PLATEAU = "plateau"
+
+
+class Augment(StrEnum):
+    NONE = "none"
+    CROP_FLIP = "crop-flip"
+
+
+class Precision(StrEnum):
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT64 = "float64"

@@ -1,0 +1,62 @@
+"""Runs trained as one program are the runs trained alone, up to rounding; a replayed update is the eager one, bitwise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from toy_runs import Memory, identical, run, toy_config, toy_data
+
+from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.training import gradient
+from experiments.lab.training.train import Outcome, train_group
+
+SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32, Model.RESNET20: 8}
+NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
+STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
+EVERY = [(model, norm) for model in Model for norm in Norm]
+
+
+def fused(configs: list[RunConfig], size: int = 8, **machine: Any) -> tuple[list[Outcome], list[Memory]]:
+    logs = [Memory() for _ in configs]
+    return train_group(configs, Machine(**machine), toy_data(configs[0], size), logs), logs
+
+
+def difference(first: Outcome, second: Outcome) -> float:
+    """Largest difference of the weights, relative to the largest weight of its tensor."""
+    pairs = [(first.weights[name].double(), w.double()) for name, w in second.weights.items()]
+    return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
+
+
+@pytest.mark.parametrize(("model", "norm"), EVERY)
+def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> None:
+    """Seeds that learn from each other's examples, masks or statistics would not be seeds."""
+    base = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, augment=Augment.CROP_FLIP, batch_size=8,
+                      lr=0.01, momentum=0.9, steps=STEPS.get(model, 4))  # fmt: skip
+    configs = [base.replace(seed=3), base.replace(seed=4, lr=0.02, weight_decay=0.01)]
+    outcomes, _ = fused(configs, SIZES[model])
+    for config, outcome in zip(configs, outcomes, strict=True):
+        alone, _ = run(config, size=SIZES[model])
+        assert difference(outcome, alone) < 1e-9
+        assert outcome.values["test_loss"] == pytest.approx(alone.values["test_loss"], rel=1e-9)
+
+
+@pytest.mark.parametrize(("model", "norm"), EVERY)
+def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When recording starts, or resumes, would change the weights."""
+    config = toy_config(model=model, **NORMS[norm], augment=Augment.CROP_FLIP, batch_size=8, lr=0.01, steps=2,
+                        optimizer=Optimizer.ADAM)  # fmt: skip
+    eager, _ = run(config, size=SIZES[model])
+    used: list[bool] = []
+    record = gradient.record
+
+    def seen(*arguments: Any) -> Any:
+        program = record(*arguments)
+        used.append(program is not None)
+        return program
+
+    monkeypatch.setattr(gradient, "RECORD_AFTER", 0)
+    monkeypatch.setattr(gradient, "record", seen)
+    replayed, _ = run(config, size=SIZES[model])
+    assert used == [True]
+    assert identical(eager.weights, replayed.weights)
