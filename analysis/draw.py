@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.figures import NoDataError
 from analysis.load import Tables
-from experiments.lab.store import to_json, write_atomic
+from experiments.lab.files import to_json, write_atomic
 from experiments.lab.study import Figure
 
 FORMS = ("pdf", "png", "csv", "json")

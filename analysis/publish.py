@@ -15,7 +15,7 @@ from analysis.load import TABLES, Tables, from_published
 from analysis.report import deviations, every_table
 from analysis.tables import render
 from analysis.verdicts import Verdict, verdicts
-from experiments.lab.store import StoreError, to_json, write_atomic
+from experiments.lab.files import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,9 +19,9 @@ import tyro
 from experiments.lab import command
 from experiments.lab.config import ConfigError, RunConfig
 from experiments.lab.datasets import DataError
+from experiments.lab.files import StoreError
 from experiments.lab.launch import Stopped
 from experiments.lab.plan import UsageError
-from experiments.lab.store import StoreError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,8 @@ class StoreCommand(Common):
     action: tyro.conf.Positional[Literal["check", "export", "import"]]
     file: tyro.conf.Positional[Path | None] = None
     """archive to write or read (export, import)"""
+    repair: bool = False
+    """check: move damaged records into the store's folder `damaged`, so that `run` makes them anew"""
 
 
 COMMANDS: dict[str, tuple[type[Common], Callable[[Any], tuple[int, Any]]]] = {

@@ -14,7 +14,8 @@ from safetensors.numpy import save
 
 from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, ValueScale
 from experiments.lab.config import SCIENCE_VERSION, Budget, Optimizer, RunConfig
-from experiments.lab.store import Store, to_json
+from experiments.lab.files import to_json
+from experiments.lab.store import Store
 from experiments.lab.study import Comparison, Figure, Pair, PaperRow, Request, Scale, Stage, Study, measure
 
 TARGET = 0.01

@@ -12,10 +12,11 @@ from typing import Any
 from experiments.lab import launch
 from experiments.lab.config import Machine
 from experiments.lab.datasets import DataError
+from experiments.lab.files import StoreError
 from experiments.lab.plan import UsageError, find_study, select, studies
 from experiments.lab.plan import plan as make_plan
 from experiments.lab.progress import duration
-from experiments.lab.store import Store, StoreError
+from experiments.lab.store import Store
 from experiments.lab.study import Request
 from experiments.lab.worker import set_blas_threads
 
@@ -174,12 +175,31 @@ def store(options: Any) -> tuple[int, Any]:
         raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")
     if options.action in ("check", "export") and not (options.store / "runs").is_dir():
         raise StoreError(f"there is no store at {options.store}; name one with --store")
+    if options.repair and options.action != "check":
+        raise UsageError(f"--repair belongs to store check, not to store {options.action}")
     if options.action == "check":
-        damaged = transfer.check(Store(options.store, create=False))
-        return int(bool(damaged)), {"store": str(options.store), "damaged": damaged}
+        return _check(Store(options.store, create=False), repair=options.repair)
     if options.action == "export":
         return 0, {"exported": transfer.export_runs(Store(options.store, create=False), options.file)}
     return 0, {"imported": transfer.import_runs(Store(options.store), options.file)}
+
+
+def _check(store: Store, *, repair: bool) -> tuple[int, Any]:
+    from experiments.lab import check
+
+    found = check.check(store)
+    moved = check.repair(store, found) if repair else []
+    notes = []
+    if found.unsealed:
+        notes.append(
+            f"{len(found.unsealed)} runs and measurements are of an older batchlab and carry no digests of their numbers, "
+            "which cannot be checked; run them again into a new store to have them checked"
+        )
+    if found.foreign:
+        notes.append(f"{len(found.foreign)} runs were made under another science version; they are kept and never used")
+    document = {"store": str(store.root), "damaged": [sentence for _, sentence in found.damaged], "moved": moved,
+                "unchecked": found.unsealed, "of_another_science_version": found.foreign, "notes": notes}  # fmt: skip
+    return int(bool(found.damaged) and not repair), document
 
 
 def readable(document: Any, indent: int = 0) -> str:

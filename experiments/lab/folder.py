@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import time
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.config import SCIENCE_VERSION, Machine, RunConfig
+from experiments.lab.files import StoreError, append, sync_folder, to_json, write_atomic, writing
+from experiments.lab.history import COLUMNS, columns_of
 from experiments.lab.lease import Lease, acquire
 from experiments.lab.provenance import commit, hardware, provenance
-from experiments.lab.store import Store, StoreError, append, sync_folder, to_json, write_atomic, writing
+from experiments.lab.seal import SCHEMA, seal, sha256_of, why_broken
+from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint, save_tensors
 from experiments.lab.training.state import Checkpoint
 from experiments.lab.training.train import Outcome
@@ -42,7 +46,7 @@ class RunFolder:
         self.config, self.machine, self.lease = config, machine, lease
         self.stop, self.report = stop, report
         self.rows: list[bytes] = []
-        self.length = 0
+        self.length, self.digest = 0, hashlib.sha256()
         self.processes = [provenance(machine)]
         self.started = self.saved = time.monotonic()
         self.end_warmth = lease.keep_warm()
@@ -59,27 +63,29 @@ class RunFolder:
                 raise LeaseLost(self.config.run_id)
             yield
 
-    def load(self) -> Checkpoint | None:
-        """The newest whole checkpoint; the history is cut back to it."""
+    def load(self, newest: int | None = None) -> Checkpoint | None:
+        """The newest whole checkpoint (of step `newest` at most); the history is cut back to it."""
         with self._owned():
             for torn in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 torn.unlink(missing_ok=True)
             config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
-            write_atomic(self.path / "config.json", to_json(config))
-            if (checkpoint := load_checkpoint(self.path)) is not None:
+            write_atomic(self.path / "config.json", to_json(config), durable=False)
+            self.files = {"config.json": hashlib.sha256(to_json(config)).hexdigest()}
+            if (checkpoint := load_checkpoint(self.path, newest)) is not None:
                 self.processes = [*_processes(self.path), *self.processes]
                 self.length = checkpoint.history_bytes
             self._write_provenance()
-            if (self.history.stat().st_size if self.history.exists() else 0) < self.length:
-                raise StoreError(f"{self.history} is shorter than its checkpoint; delete {self.path} and run again")
             if self.history.exists():
                 os.truncate(self.history, self.length)
+                self.digest = hashlib.sha256(self.history.read_bytes())
         return checkpoint
 
     def _write_provenance(self) -> None:
         """One entry a process that worked on the run, each with the seconds that went into the weights."""
         self.processes[-1]["seconds"] = time.monotonic() - self.started
-        write_atomic(self.path / "provenance.json", to_json({"processes": self.processes}))
+        content = seal(to_json({"schema": SCHEMA, "processes": self.processes}))
+        write_atomic(self.path / "provenance.json", content, durable=False)
+        self.files["provenance.json"] = hashlib.sha256(content).hexdigest()
 
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -91,6 +97,7 @@ class RunFolder:
         content = b"".join(self.rows)
         append(self.history, content)
         self.length, self.rows = self.length + len(content), []
+        self.digest.update(content)
 
     def wants_checkpoint(self, step: int) -> bool:
         """True when the time has come or a stop was asked for; keeps progress flowing."""
@@ -101,7 +108,7 @@ class RunFolder:
         """Write a checkpoint; raises `Interrupted` after it when a stop was asked for. Only the lease's owner may."""
         with self._owned():
             self._write_rows()
-            save_checkpoint(self.path, checkpoint)
+            save_checkpoint(self.path, checkpoint, self.digest.hexdigest())
             self._write_provenance()
         self.saved = time.monotonic()
         if self.stop():
@@ -114,24 +121,31 @@ class RunFolder:
                 return False
             self._write_rows()
             self._write_provenance()
-            files = {"final.safetensors": save_tensors(self.path / "final.safetensors", outcome.weights)}
-            if outcome.predictions:
-                predictions = self.path / "predictions.safetensors"
-                files[predictions.name] = save_tensors(predictions, outcome.predictions)
+            self.files[self.history.name] = self.digest.hexdigest()
+            if sha256_of(self.history) != self.digest.hexdigest():
+                raise StoreError(f"{self.history} was altered while its run went on; run the same command again")
+            if (content := columns_of(self.history)) is not None:
+                write_atomic(self.path / COLUMNS, content)
+                self.files[COLUMNS] = hashlib.sha256(content).hexdigest()
+            for name, tensors in (("final.safetensors", outcome.weights), ("predictions.safetensors", outcome.predictions)):
+                if tensors:
+                    self.files[name] = save_tensors(self.path / name, tensors)
+            seconds = [process["seconds"] for process in self.processes]
             summary = {
+                "schema": SCHEMA,
                 "run_id": self.config.run_id,
                 "status": outcome.status,
                 "reason": outcome.reason,
                 **outcome.values,
-                "seconds": sum(process["seconds"] for process in self.processes),
+                "seconds": None if None in seconds else sum(seconds),
                 "commit": commit(),
                 "device": self.machine.device,
                 "hardware": hardware(self.machine.device),
-                "files": files,
+                "files": self.files,
             }
             draft = self.path / f".summary.{self.lease.token}.tmp"
             try:
-                append(draft, to_json(summary))
+                append(draft, seal(to_json(summary)))
                 os.link(draft, self.path / "summary.json")  # where the file system has no locks, the first one wins
             except FileExistsError:
                 return False
@@ -147,11 +161,15 @@ class RunFolder:
 
 
 def _processes(path: Path) -> list[dict[str, Any]]:
-    """Earlier entries of a run's provenance; none where the file is missing or damaged."""
+    """Earlier entries of a run's provenance; where it is missing or damaged, one that says that they are lost."""
     try:
-        return json.loads((path / "provenance.json").read_bytes())["processes"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+        content = (path / "provenance.json").read_bytes()
+        document = json.loads(content)
+        if why_broken(content, document) is None and all("seconds" in process for process in document["processes"]):
+            return document["processes"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return [{"lost": True, "seconds": None}]
 
 
 def open_run(store: Store, config: RunConfig, machine: Machine, stop: Callable[[], bool],

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from experiments.lab.config import ConfigError, Machine, RunConfig
+from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.landscape import plane
-from experiments.lab.store import Store, StoreError
+from experiments.lab.store import Store
 from experiments.lab.study import Measure, measure
 
 if TYPE_CHECKING:
@@ -42,21 +43,18 @@ class Subject:
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     """Model, weights and data of a stored run; raises `StoreError` where its weights are missing or altered."""
     from experiments.lab import models
-    from experiments.lab.training.checkpoint import digest, load_tensors
+    from experiments.lab.training.checkpoint import final_weights
     from experiments.lab.training.data import dtype_of, prepare, read
 
-    config, path = store.config(run_id), store.folder(run_id) / "final.safetensors"
     if (store.summary(run_id) or {}).get("status") == "diverged":
         raise StoreError(f"run {run_id} diverged, so there is no minimum to measure; choose another run")
-    summary, loaded = store.summary(run_id), load_tensors(path)
-    if summary is None:
-        raise StoreError(f"run {run_id} is not finished; run its study first")
-    if config is None or loaded is None or digest(loaded[0]) != summary["files"][path.name]:
-        raise StoreError(f"{path} is missing or altered; delete {path.parent} and run its study again")
+    weights, config = final_weights(store, run_id), store.config(run_id)
+    if config is None:
+        raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
     data = prepare(config, machine, read(config.dataset, machine.data_path))
     model = models.build(config, data.shape, data.classes).to(machine.device, dtype_of(config))
-    model.load_state_dict(loaded[0])
-    return Subject(config, model.eval(), loaded[0], data)
+    model.load_state_dict(weights)
+    return Subject(config, model.eval(), weights, data)
 
 
 def top_eigenpair(subject: Subject, examples: int, tol: float = 1e-3, seed: int = 0) -> Eigenvalues:

@@ -11,128 +11,37 @@
                           summary.json         written last, atomically
     <store>/measurements/<id>.json             measurements of pairs of runs
 
-Files appear whole or not at all: written beside their place, synced, renamed. A summary is published by a hard link, so
-the first owner wins and a stale one cannot replace it.
+A summary is published by a hard link, so the first owner wins and a stale one cannot replace it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import json
-import math
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.config import RunConfig
+from experiments.lab.config import SCIENCE_VERSION, ConfigError, RunConfig
+from experiments.lab.files import (
+    REPAIR,
+    StoreError,
+    clear_leftovers,
+    finite_or_null,
+    parse,
+    read_document,
+    read_file,
+    to_json,
+    write_atomic,
+    writing,
+)
+from experiments.lab.seal import SCHEMA, config_id, seal
 from experiments.lab.study import Measure, Record
 
 FINISHED = ("done", "diverged", "capped")
-BLOCK = 1 << 16
-"""bytes read at once"""
-LEFTOVER_SECONDS = 3600.0
-"""age of a file under way after which nobody writes it any more"""
-
-
-class StoreError(Exception):
-    """The store cannot be used as asked; the message is one sentence with the remedy."""
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system says while `path` is written into a `StoreError` with the remedy."""
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "check the disk")
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}); {remedy} and run the same command again: "
-            "finished runs and checkpoints are kept"
-        ) from error
-
-
-_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there") | {
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable or choose another folder"),
-}
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` beside `path`, sync, rename: after a crash at any instant the old or the new file is whole.
-
-    Raises `StoreError` where that fails; then the old file is there.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    with writing(path):
-        try:
-            append(temporary, content)
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
-
-
-def append(path: Path, content: bytes) -> None:
-    """Add `content` to the file `path`, made if missing, and wait for the disk."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-    try:
-        left = memoryview(content)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the names in `path` are on the disk, where the file system can be asked for that."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def clear_leftovers(folder: Path) -> None:
-    """Remove old halves of JSON files from `folder`: processes that were killed while they wrote left them."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(FileNotFoundError):  # another one was faster
-                if _HALF.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFTOVER_SECONDS:
-                    os.unlink(entry)
-
-
-_HALF = re.compile(r"\..+\.json\.\d+\.[0-9a-f]{8}\.tmp")
-
-
-def to_json(document: Any) -> bytes:
-    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
-
-
-def finite_or_null(document: Any) -> Any:
-    """`document` with every number that is not finite as null: JSON has no other honest word for it."""
-    match document:
-        case float():
-            return document if math.isfinite(document) else None
-        case dict():
-            return {name: finite_or_null(value) for name, value in document.items()}
-        case list() | tuple():
-            return [finite_or_null(value) for value in document]
-        case _:
-            return document
-
-
 METRIC_VERSIONS = {"phi_full": 2, "phi_full_5e-4": 2, "phi_subspace": 2}
 """raised when a metric's definition changes its values, so that an old store's are measured again, never mixed in:
 2 searches from other points, and draws A in the precision of the weights"""
@@ -174,18 +83,47 @@ class Store:
     def summary(self, run_id: str) -> dict[str, Any] | None:
         """The summary of a finished run, or None. Raises `StoreError` when it cannot be read back."""
         path = f"{self._runs}/{run_id}/summary.json"
-        content = _read(path)
+        content = read_file(path)
         return None if content is None else _summary(path, content)
 
     def config(self, run_id: str) -> RunConfig | None:
-        document = _read_json(self.folder(run_id) / "config.json")
-        return None if document is None else RunConfig.from_dict(_without_version(document))
+        """The configuration of a run; raises `StoreError` where it is damaged, or another batchlab's."""
+        path = self.folder(run_id) / "config.json"
+        if (document := read_document(path)) is None:
+            return None
+        own = config_id(document) == run_id
+        try:
+            config = RunConfig.from_dict({name: value for name, value in document.items() if name != "science_version"})
+        except ConfigError as error:
+            why = f"was written by a newer batchlab ({error}); use that one" if own else f"is damaged ({error}); {REPAIR}"
+            raise StoreError(f"{path} {why}") from error
+        if config.run_id != run_id and own:
+            version = document.get("science_version")
+            raise StoreError(
+                f"{path.parent} was made under science version {version}, and this is version {SCIENCE_VERSION}: it counts "
+                "for nothing here; run its study again"
+            )
+        if config.run_id != run_id:
+            raise StoreError(f"{path} is the configuration of another run; {REPAIR}")
+        return config
+
+    def recorded(self, run_id: str, name: str, summary: Mapping[str, Any] | None = None) -> bytes | None:
+        """The content of a run's file, None where there is none; raises `StoreError` where the summary of a finished
+        run (read here, if it is not given) stands for another content."""
+        path = f"{self._runs}/{run_id}/{name}"
+        content, summary = read_file(path), self.summary(run_id) if summary is None else summary
+        if summary is not None and summary.get("schema", 1) > 1:
+            if (sha256 := summary["files"].get(name)) is None:
+                return None
+            if content is None or hashlib.sha256(content).hexdigest() != sha256:
+                raise StoreError(f"{path} is missing or altered; {REPAIR}")
+        return content
 
     def record(self, config: RunConfig) -> Record | None:
         """The record of `config`, None where it is not finished. Its values are parsed, and damage to them is noticed,
         when the first of them is asked for: a plan of 100,000 runs wants their states alone."""
         path = f"{self._runs}/{config.run_id}/summary.json"
-        content = _read(path)
+        content = read_file(path)
         if content is None:
             return None
         values = Summary(path, content)
@@ -200,14 +138,11 @@ class Store:
 
     def history(self, run_id: str) -> list[dict[str, Any]]:
         """Rows of the history in order of step; a torn last line is left out."""
-        path = self.folder(run_id) / "history.jsonl"
-        if not path.exists():
-            return []
-        lines = path.read_bytes().split(b"\n")[:-1]
+        lines = (self.recorded(run_id, "history.jsonl") or b"").split(b"\n")[:-1]
         try:
             return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and run again") from error
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{self.folder(run_id)}/history.jsonl is damaged ({error}); {REPAIR}") from error
 
     def measurement_path(self, measure: Measure, run_ids: Sequence[str]) -> Path:
         return Path(self._measurement(measure, run_ids))
@@ -221,7 +156,13 @@ class Store:
         return os.path.exists(self._measurement(measure, run_ids))
 
     def measurement(self, measure: Measure, run_ids: Sequence[str]) -> dict[str, Any] | None:
-        return _read_json(self.measurement_path(measure, run_ids))
+        path = self._measurement(measure, run_ids)
+        found = read_document(Path(path))
+        if found is None:
+            return None
+        if (found.get("metric"), found.get("runs")) != (measure.metric, list(run_ids)):
+            raise StoreError(f"{path} is the measurement of another run; {REPAIR}")
+        return {name: value for name, value in found.items() if name not in ("schema", "seal")}
 
     def write_measurement(self, measure: Measure, run_ids: Sequence[str], result: Mapping[str, Any]) -> None:
         """Record one measurement: its metric, options and runs, beside `result` (value, residual, products, ...)."""
@@ -230,8 +171,8 @@ class Store:
             path.parent.mkdir(exist_ok=True)
             if len(run_ids) == 1:
                 clear_leftovers(path.parent)
-        head = {"metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
-        write_atomic(path, to_json(finite_or_null({**head, **result})))
+        head = {"schema": SCHEMA, "metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
+        write_atomic(path, seal(to_json(finite_or_null({**head, **result}))))
 
     def run_ids(self) -> Iterator[str]:
         """Every run with a folder, finished or not."""
@@ -278,43 +219,13 @@ class Summary(Mapping[str, Any]):
 
 
 def _summary(path: str, content: bytes) -> dict[str, Any]:
-    summary = _parse(path, content)
-    if not (isinstance(summary, dict) and summary.get("status") in FINISHED):
-        raise StoreError(f"{path} is not the summary of a run; delete it and run the same command again")
+    summary = parse(path, content)
+    run_id = path.split("/")[-2]
+    if summary.get("status") not in FINISHED:
+        raise StoreError(f"{path} is not the summary of a run; {REPAIR}")
+    if summary.get("run_id", run_id) != run_id:
+        raise StoreError(f"{path} is the summary of another run; {REPAIR}")
     return summary
 
 
 _STATUS = re.compile(rb'\n "status": "(done|diverged|capped)",?\n')
-
-
-def _without_version(document: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != "science_version"}
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    content = _read(str(path))
-    return None if content is None else _parse(str(path), content)
-
-
-def _parse(path: str, content: bytes) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise StoreError(f"{path} is damaged ({error}); delete it and run the same command again") from error
-
-
-def _read(path: str) -> bytes | None:
-    """The content of a file, None where it is missing; raises `StoreError` where it cannot be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a fifth of the time of Path.read_bytes
-        try:
-            parts = [os.read(descriptor, BLOCK)]
-            while len(parts[-1]) == BLOCK:
-                parts.append(os.read(descriptor, BLOCK))
-        finally:
-            os.close(descriptor)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}); check the folder's permissions") from error
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -96,8 +96,8 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
 def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> Report:
     """One task, whatever comes of it. Only `Interrupted` escapes."""
     from experiments.lab.datasets import DataError
+    from experiments.lab.files import StoreError
     from experiments.lab.measure import perform
-    from experiments.lab.store import StoreError
 
     try:
         status = "done"
@@ -124,10 +124,10 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 
 def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
     """Train and record one run; returns its status, or `busy` while another process holds it."""
+    from experiments.lab.files import StoreError
     from experiments.lab.folder import LeaseLost, open_run
     from experiments.lab.lease import clear_record
-    from experiments.lab.store import StoreError
-    from experiments.lab.training.checkpoint import load_tensors
+    from experiments.lab.training.checkpoint import final_weights
     from experiments.lab.training.data import prepare, read
     from experiments.lab.training.train import train
 
@@ -136,10 +136,9 @@ def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper,
         return summary["status"]
     parent = None
     if config.parent is not None:
-        loaded = load_tensors(store.folder(config.parent) / "final.safetensors")
-        if loaded is None:
+        if not store.finished(config.parent):
             raise StoreError(f"the parent run {config.parent} has no weights in {store.root}; run it first")
-        parent = loaded[0]
+        parent = final_weights(store, config.parent)
     data = prepare(config, machine, read(config.dataset, machine.data_path))
     told = 0.0
 

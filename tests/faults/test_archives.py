@@ -14,7 +14,8 @@ from toy_runs import toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.store import Store, StoreError
+from experiments.lab.files import StoreError
+from experiments.lab.store import Store
 from experiments.lab.study import measure
 from experiments.lab.training.checkpoint import load_tensors
 

@@ -12,7 +12,8 @@ from toy_runs import toy_config
 
 from experiments.__main__ import main
 from experiments.lab.config import Budget, RunConfig
-from experiments.lab.store import Store, to_json, write_atomic
+from experiments.lab.files import to_json, write_atomic
+from experiments.lab.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["train", "--budget", "steps", "--steps", "2"]

@@ -17,7 +17,8 @@ from analysis import publish
 from analysis.load import TABLES, from_published, from_store
 from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
-from experiments.lab.store import Store, StoreError
+from experiments.lab.files import StoreError
+from experiments.lab.store import Store
 
 QUICK = ("keskar2017", "--scale", "quick")
 FIELDS = {"study", "scale", "claim", "claim_hash", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",

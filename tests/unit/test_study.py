@@ -15,8 +15,9 @@ from toy_runs import toy_config
 
 from experiments import keskar2017
 from experiments.lab.config import ConfigError, Model, RunConfig
+from experiments.lab.files import to_json, write_atomic
 from experiments.lab.plan import UsageError, check_fits, find_study, measurements_due, plan, select, studies
-from experiments.lab.store import Store, measurement_id, to_json, write_atomic
+from experiments.lab.store import Store, measurement_id
 from experiments.lab.study import Record, Request, Stage, measure
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -21,11 +21,11 @@ REGULAR = (b"0", b"\0")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 
 
-class _ArchiveError(Exception):
+class ArchiveError(Exception):
     """What is wrong with the archive, in a few words."""
 
 
-class _BoundedReader:
+class BoundedReader:
     """Reads exactly what is asked for, and never more than `limit` decompressed bytes in all."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
@@ -35,7 +35,7 @@ class _BoundedReader:
     def read(self, size: int) -> bytes:
         data = self._take(size)
         if len(data) < size:
-            raise _ArchiveError("it ends too early")
+            raise ArchiveError("it ends too early")
         return data
 
     def skip(self, size: int) -> None:
@@ -51,7 +51,7 @@ class _BoundedReader:
         data = self._stream.read(min(size, self._left + 1))
         self._left -= len(data)
         if self._left < 0:
-            raise _ArchiveError("it holds more data than it should")
+            raise ArchiveError("it holds more data than it should")
         return data
 
 
@@ -63,43 +63,43 @@ def read_members(path: Path, sizes: Mapping[str, int], remedy: str) -> dict[str,
     DataError when the archive is missing or damaged, or an expected member is missing, of another size, twice
     there, or a link or device.
     """
-    limit = SLACK + sum(BLOCK + _padded(size) for size in sizes.values())
+    limit = SLACK + sum(BLOCK + padded(size) for size in sizes.values())
     try:
         with gzip.open(path, "rb") as stream:
-            return _read(_BoundedReader(cast(BinaryIO, stream), limit), sizes)
+            return _read(BoundedReader(cast(BinaryIO, stream), limit), sizes)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {remedy}.") from None
-    except (OSError, EOFError, zlib.error, _ArchiveError) as error:
+    except (OSError, EOFError, zlib.error, ArchiveError) as error:
         raise DataError(f"{path} is not the expected archive: {error}; {remedy}.") from error
 
 
-def _read(reader: _BoundedReader, sizes: Mapping[str, int]) -> dict[str, bytes]:
+def _read(reader: BoundedReader, sizes: Mapping[str, int]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     while any(header := reader.read(BLOCK)):
-        name, kind, size = _parse_header(header)
+        name, kind, size = parse_header(header)
         if name not in sizes:
-            reader.skip(0 if kind in WITHOUT_DATA else _padded(size))
+            reader.skip(0 if kind in WITHOUT_DATA else padded(size))
             continue
         if kind not in REGULAR:
-            raise _ArchiveError(f"its member {name} is not a regular file")
+            raise ArchiveError(f"its member {name} is not a regular file")
         if name in found:
-            raise _ArchiveError(f"its member {name} is there twice")
+            raise ArchiveError(f"its member {name} is there twice")
         if size != sizes[name]:
-            raise _ArchiveError(f"its member {name} has {size} bytes, expected {sizes[name]}")
+            raise ArchiveError(f"its member {name} has {size} bytes, expected {sizes[name]}")
         found[name] = reader.read(size)
-        reader.skip(_padded(size) - size)
+        reader.skip(padded(size) - size)
     reader.drain()
     missing = [name for name in sizes if name not in found]
     if missing:
-        raise _ArchiveError(f"its member {missing[0]} is missing")
+        raise ArchiveError(f"its member {missing[0]} is missing")
     return found
 
 
-def _parse_header(header: bytes) -> tuple[str, bytes, int]:
+def parse_header(header: bytes) -> tuple[str, bytes, int]:
     """Name, type flag and size in bytes of a ustar header; where links point to is not looked at."""
     check_sum = sum(header[:148]) + sum(header[156:]) + 8 * ord(" ")
     if _octal(header[148:156]) != check_sum:
-        raise _ArchiveError("a header's check sum is wrong")
+        raise ArchiveError("a header's check sum is wrong")
     name = _text(header[:100])
     if header[257:263] == b"ustar\0" and header[345:346] != b"\0":
         name = f"{_text(header[345:500])}/{name}"
@@ -111,7 +111,7 @@ def _octal(field: bytes) -> int:
     if not all(
         digit in b"01234567" for digit in digits
     ):  # also refuses the binary form of sizes beyond 8 GiB
-        raise _ArchiveError("a header's number is not octal")
+        raise ArchiveError("a header's number is not octal")
     return int(digits or b"0", 8)
 
 
@@ -119,5 +119,5 @@ def _text(field: bytes) -> str:
     return field.split(b"\0", 1)[0].decode("latin-1")
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
-from experiments.lab.store import write_atomic
+from experiments.lab.files import REPAIR, StoreError, write_atomic
+from experiments.lab.store import Store
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
 
@@ -24,16 +27,17 @@ def digest(tensors: Tensors, text: str = "") -> str:
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
 def save_tensors(path: Path, tensors: Tensors, text: str = "") -> str:
-    """Write `tensors` atomically with their digest; returns the digest."""
+    """Write `tensors` atomically with their digest; returns the SHA-256 of the file."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    sha = digest(contiguous, text)
-    write_atomic(path, save(contiguous, metadata={"sha256": sha, "text": text}))
-    return sha
+    metadata = {"sha256": digest(contiguous, text)}  # alone, because safetensors writes several in random order
+    content = save(contiguous, metadata=metadata | ({"text": text} if text else {}))
+    write_atomic(path, content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def load_tensors(path: Path) -> tuple[Tensors, str] | None:
@@ -42,14 +46,34 @@ def load_tensors(path: Path) -> tuple[Tensors, str] | None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (OSError, SafetensorError, ValueError, RuntimeError):
+    except (OSError, SafetensorError, ValueError, RuntimeError, AttributeError, KeyError):  # of a type torch lacks
         return None
     text = metadata.get("text", "")
     return (tensors, text) if digest(tensors, text) == metadata.get("sha256") else None
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write the next checkpoint and drop all but the last two, so that a torn one never stands alone."""
+def whole(folder: Path, name: str, summary: Mapping[str, Any]) -> bool:
+    """Whether a file of tensors is the one that a summary of schema 1 stands for."""
+    loaded = load_tensors(folder / name)
+    return loaded is not None and digest(*loaded) == summary["files"].get(name)
+
+
+def final_weights(store: Store, run_id: str) -> Tensors:
+    """The weights that a finished run ended with; raises `StoreError` where they are missing, altered or not finished."""
+    name, summary = "final.safetensors", store.summary(run_id)
+    if summary is None:
+        raise StoreError(f"run {run_id} is not finished; run its study first")
+    content = store.recorded(run_id, name)
+    if content is None or (summary.get("schema", 1) == 1 and not whole(store.folder(run_id), name, summary)):
+        raise StoreError(f"{store.folder(run_id)}/{name} is missing or altered; {REPAIR}")
+    return load(content)
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, history_sha256: str) -> None:
+    """Write the next checkpoint and drop all but the last two, so that a torn one never stands alone.
+
+    It holds the digest of the `history_bytes` that belong to it, so that no damaged history is continued.
+    """
     tensors: Tensors = {}
     steps: dict[str, int] = {}
     for part in PARTS:
@@ -61,6 +85,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "steps": steps,
         "passes": [asdict(p) for p in checkpoint.passes],
         "history_bytes": checkpoint.history_bytes,
+        "history_sha256": history_sha256,
+        "run_id": folder.name,
     })  # fmt: skip
     existing = _numbers(folder)
     save_tensors(folder / f"checkpoint.{existing[-1] + 1 if existing else 0}.safetensors", tensors, text)
@@ -69,25 +95,31 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(folder: Path, newest: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint (of step `newest` at most) that reads back whole, or None."""
+    """The newest checkpoint (of step `newest` at most) that reads back whole, with its history before it, or None."""
+    path = folder / "history.jsonl"
+    history = path.read_bytes() if path.exists() else b""
     for number in reversed(_numbers(folder)):
         loaded = load_tensors(folder / f"checkpoint.{number}.safetensors")
-        if loaded is None:
-            continue
-        tensors, text = loaded
-        facts = json.loads(text)
-        parts = {part: _part(part, facts["steps"], tensors) for part in PARTS}
-        assert parts["current"] is not None
-        if newest is not None and parts["current"].step > newest:
-            continue
-        return Checkpoint(
-            current=parts["current"],
-            above=parts["above"],
-            below=parts["below"],
-            passes=tuple(Pass(**p) for p in facts["passes"]),
-            history_bytes=facts["history_bytes"],
-        )
+        checkpoint = None if loaded is None else _checkpoint(*loaded, folder.name, history)
+        if checkpoint is not None and (newest is None or checkpoint.current.step <= newest):
+            return checkpoint
     return None
+
+
+def _checkpoint(tensors: Tensors, text: str, run_id: str, history: bytes) -> Checkpoint | None:
+    """What a file of tensors says, None where it is of another run or the history before it is not the one it knows."""
+    try:
+        facts = json.loads(text)
+        length = facts["history_bytes"]
+        known = hashlib.sha256(history[:length]).hexdigest()
+        if facts.get("run_id", run_id) != run_id or len(history) < length or facts.get("history_sha256", known) != known:
+            return None
+        current = _part("current", facts["steps"], tensors)
+        passes = tuple(Pass(**p) for p in facts["passes"])
+        above, below = (_part(part, facts["steps"], tensors) for part in ("above", "below"))
+        return None if current is None else Checkpoint(current, above, below, passes, length)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):  # nobody here wrote it
+        return None
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -103,4 +135,5 @@ def _part(part: str, steps: dict[str, int], tensors: Tensors) -> Snapshot | None
 
 
 def _numbers(folder: Path) -> list[int]:
-    return sorted(int(path.name.split(".")[1]) for path in folder.glob("checkpoint.*.safetensors"))
+    parts = [path.name.split(".") for path in folder.glob("checkpoint.*.safetensors")]
+    return sorted(int(number) for _, number, *rest in parts if number.isdecimal() and len(rest) == 1)

@@ -1,0 +1,116 @@
+"""What `store check` looks for: records that are not what was written, and what nothing vouches for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.config import SCIENCE_VERSION
+from experiments.lab.files import REPAIR, StoreError, read_document, sync_folder
+from experiments.lab.seal import config_id, sha256_of
+from experiments.lab.store import Store
+
+ASIDE = "damaged"
+"""folder of the store that repair moves damaged records to"""
+
+
+@dataclass
+class Findings:
+    """What is wrong with the finished runs and the measurements of a store."""
+
+    damaged: list[tuple[Path, str]] = field(default_factory=list)
+    """what has to be redone (the folder of a run, or a measurement), and a sentence"""
+    unsealed: list[str] = field(default_factory=list)
+    """runs and measurements of schema 1: only their weights and predictions have digests"""
+    foreign: list[str] = field(default_factory=list)
+    """runs of another science version: kept, never used"""
+
+
+def check(store: Store) -> Findings:
+    """Look into every finished run and every measurement."""
+    found = Findings()
+    for run_id in store.run_ids():
+        if store.finished(run_id):
+            check_run(store, run_id, found)
+    for path in sorted((store.root / "measurements").glob("*.json")):
+        check_measurement(path, None, found)
+    return found
+
+
+def check_run(store: Store, run_id: str, found: Findings) -> None:
+    """Add what is wrong with one finished run and its measurements to `found`."""
+    folder = store.folder(run_id)
+    found.damaged += [(folder, sentence) for sentence in _of_run(store, run_id, found)]
+    for path in sorted((folder / "measurements").glob("*.json")):
+        check_measurement(path, run_id, found)
+
+
+def _of_run(store: Store, run_id: str, found: Findings) -> Iterator[str]:
+    folder = store.folder(run_id)
+    try:
+        summary, document = store.summary(run_id), read_document(folder / "config.json")
+        if summary is None or document is None or config_id(document) != run_id or summary.get("run_id") != run_id:
+            yield f"{folder} holds the record of another run; {REPAIR}"
+            return
+        if document.get("science_version") != SCIENCE_VERSION:
+            found.foreign.append(run_id)
+        if summary.get("schema", 1) == 1:
+            found.unsealed.append(run_id)
+        for name in _altered(folder, summary):
+            yield f"{folder / name} is missing or altered; {REPAIR}"
+    except (StoreError, ValueError, KeyError, AttributeError, TypeError) as error:
+        yield str(error) if isinstance(error, StoreError) else f"{folder} cannot be read ({error}); {REPAIR}"
+
+
+def _altered(folder: Path, summary: dict[str, Any]) -> Iterator[str]:
+    """Names of the files that are not what the summary stands for."""
+    if summary.get("schema", 1) > 1:
+        yield from (name for name, sha256 in summary["files"].items() if sha256_of(folder / name) != sha256)
+        return
+    from experiments.lab.training.checkpoint import whole
+
+    yield from (name for name in summary["files"] if not whole(folder, name, summary))
+    try:
+        with open(folder / "history.jsonl", "rb") as file:
+            for line in file:
+                json.loads(line)
+    except FileNotFoundError:
+        pass
+    except (ValueError, RecursionError):
+        yield "history.jsonl"
+
+
+def check_measurement(path: Path, run_id: str | None, found: Findings) -> None:
+    """Add what is wrong with one measurement, of the run `run_id` or of a pair (none), to `found`."""
+    try:
+        document = read_document(path) or {}
+        metric, runs = document.get("metric"), document.get("runs")
+        others = (runs != [run_id]) if run_id else not (isinstance(runs, list) and len(runs) > 1)
+        if others or not path.name.startswith(f"{metric}-"):
+            found.damaged.append((path, f"{path} is another measurement than its name says; {REPAIR}"))
+        elif document.get("schema", 1) == 1:
+            found.unsealed.append(path.name)
+    except StoreError as error:
+        found.damaged.append((path, str(error)))
+
+
+def repair(store: Store, found: Findings) -> list[str]:
+    """Move what is damaged aside, so that `run` makes it anew; returns where to."""
+    aside = store.root / ASIDE
+    moved = []
+    for path in sorted({path for path, _ in found.damaged}):
+        if not path.exists():  # it lay in a run's folder that has been moved
+            continue
+        aside.mkdir(exist_ok=True)
+        own = path.name if path.is_dir() or path.parent.parent == store.root else f"{path.parent.parent.name}.{path.name}"
+        target, number = aside / own, 0
+        while target.exists():
+            number += 1
+            target = aside / f"{own}.{number}"
+        path.rename(target)
+        sync_folder(path.parent)
+        moved.append(str(target))
+    return moved

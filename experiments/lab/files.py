@@ -1,0 +1,152 @@
+"""Files of a store: written whole or not at all (beside their place, synced, renamed), and read with care."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.seal import why_broken
+
+REPAIR = "`python -m experiments store check --repair` moves it aside, then run the same command again"
+BLOCK = 1 << 16
+"""bytes read at once"""
+LEFTOVER_SECONDS = 3600.0
+"""age of a file under way after which nobody writes it any more"""
+
+
+class StoreError(Exception):
+    """The store cannot be used as asked; the message is one sentence with the remedy."""
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system says while `path` is written into a `StoreError` with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "check the disk")
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}); {remedy} and run the same command again: "
+            "finished runs and checkpoints are kept"
+        ) from error
+
+
+_REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there") | {
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable or choose another folder"),
+}
+
+
+def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write `content` beside `path`, sync, rename: after a crash at any instant the old or the new file is whole.
+
+    Raises `StoreError` where that fails; then the old file is there. Not `durable`: after a power failure it may be the
+    old one until the next `sync_folder`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    with writing(path):
+        try:
+            append(temporary, content)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync_folder(path.parent)
+
+
+def append(path: Path, content: bytes) -> None:
+    """Add `content` to the file `path`, made if missing, and wait for the disk."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        left = memoryview(content)
+        while left:
+            left = left[os.write(descriptor, left) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in `path` are on the disk, where the file system can be asked for that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove old halves of JSON files from `folder`: processes that were killed while they wrote left them."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another one was faster
+                if _HALF.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > LEFTOVER_SECONDS:
+                    os.unlink(entry)
+
+
+_HALF = re.compile(r"\..+\.json\.\d+\.[0-9a-f]{8}\.tmp")
+
+
+def to_json(document: Any) -> bytes:
+    return (json.dumps(document, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def finite_or_null(document: Any) -> Any:
+    """`document` with every number that is not finite as null: JSON has no other honest word for it."""
+    match document:
+        case float():
+            return document if math.isfinite(document) else None
+        case dict():
+            return {name: finite_or_null(value) for name, value in document.items()}
+        case list() | tuple():
+            return [finite_or_null(value) for value in document]
+        case _:
+            return document
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    content = read_file(str(path))
+    return None if content is None else parse(str(path), content)
+
+
+def parse(path: str, content: bytes) -> dict[str, Any]:
+    """The JSON object of a file; raises `StoreError` where it is none, or its seal is broken."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from error
+    why = why_broken(content, document) if isinstance(document, dict) else "it is no JSON object"
+    if why is not None:
+        raise StoreError(f"{path} is damaged ({why}); {REPAIR}")
+    return document
+
+
+def read_file(path: str) -> bytes | None:
+    """The content of a file, None where it is missing; raises `StoreError` where it cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a fifth of the time of Path.read_bytes
+        try:
+            parts = [os.read(descriptor, BLOCK)]
+            while len(parts[-1]) == BLOCK:
+                parts.append(os.read(descriptor, BLOCK))
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error.strerror}); check the folder's permissions") from error
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,57 @@
+"""Digests of a record, so that damage which leaves a file readable is noticed too.
+
+A sealed document is JSON whose first line holds the SHA-256 of all other bytes. A summary is sealed, and its `files`
+hold the SHA-256 of every file that it stands for; measurements and provenance are sealed each for itself. Documents
+of schema 1, the first, have no seal: they are read, and `store check` says that nothing vouches for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 2
+"""layout of a record; 1, where a document names none, had no seals and in `files` digests of tensors"""
+_HEAD = b'{\n "seal": "'
+_TAIL = b'",\n'
+_BODY = len(_HEAD) + 64 + len(_TAIL)
+CHUNK = 1 << 20
+"""bytes read at once"""
+
+
+def seal(content: bytes) -> bytes:
+    """The JSON object `content`, which begins with a line `{`, with the seal as its first entry."""
+    assert content.startswith(b"{\n ")
+    return _HEAD + hashlib.sha256(content).hexdigest().encode() + _TAIL + content[2:]
+
+
+def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
+    """What is wrong with `content`, which reads as `document`; None where its seal holds, or its schema has none."""
+    schema = document.get("schema", 1)
+    if schema == 1 and "seal" not in document:
+        return None
+    digest = hashlib.sha256(b"{\n" + content[_BODY:]).hexdigest().encode()
+    if content[:_BODY] != _HEAD + digest + _TAIL:
+        return "it is not what was written"
+    return None if schema <= SCHEMA else f"it has schema {schema}, which a newer batchlab wrote"
+
+
+def sha256_of(path: Path) -> str | None:
+    """Digest of a file's bytes; None where it is missing. Holds `CHUNK` bytes at a time."""
+    sha = hashlib.sha256()
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                sha.update(chunk)
+    except FileNotFoundError:
+        return None
+    return sha.hexdigest()
+
+
+def config_id(document: Mapping[str, Any]) -> str:
+    """The run id that a stored configuration stands for, whichever version of batchlab wrote it; see `RunConfig.run_id`."""
+    fields = {**document, **({"dataset": "cifar-bin"} if document.get("data_sha256") is not None else {})}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:20]
