@@ -3,7 +3,7 @@ PYTHON ?= python3
 STORE  ?= store/reproduce
 BIN    := .venv/bin
 
-.PHONY: setup reproduce test verify benchmark benchmark-training check clean
+.PHONY: setup reproduce test verify benchmark benchmark-training benchmark-scale check clean
 
 setup: .venv/installed
 
@@ -47,6 +47,11 @@ build/harnesses/installed: tests/benchmarks/harnesses.txt constraints.txt
 # training against a bare loop, those harnesses and a DataLoader, on one thread: half an hour on a quiet machine
 benchmark-training: setup build/harnesses/installed
 	$(BIN)/python tests/benchmarks/bench_training.py
+	$(BIN)/python tests/benchmarks/table.py
+
+# planning, histories and scheduling of 168,160 runs: ten minutes and 11 GB of disk
+benchmark-scale: setup
+	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/table.py
 
 clean:

@@ -17,11 +17,13 @@ import tyro
 
 from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
+from experiments.lab.files import StoreError
 from experiments.lab.plan import UsageError, check_scale, find_study, studies
-from experiments.lab.store import Store, StoreError
+from experiments.lab.store import Store
 
 if TYPE_CHECKING:
     from analysis.load import Tables
+    from experiments.lab.study import Study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
 
@@ -61,17 +63,25 @@ class Report(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Histories(Options):
+    """Write every row of the histories, with mean and spread over seeds, as Parquet below the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Publish(Options):
     """Write records, tables and figures into figures/, and renew the README."""
 
 
-COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "publish": Publish}
+COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "histories": Histories,
+            "publish": Publish}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m analysis", description=__doc__, args=argv)
+        if isinstance(options, Histories):
+            return _export(options)
         incomplete, documents = 0, []
         for tables in _tables(options):
             text, document = _answer(options, tables)
@@ -96,8 +106,41 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
+def _export(options: Histories) -> int:
+    """Histories may be larger than the memory, so that nothing else is read with them."""
+    from analysis.history import export
+    from analysis.load import stages_in
+
+    if options.published:
+        raise UsageError("histories are read from a store; the published ones are figures/<study>/<scale>/history.parquet")
+    written, missing, store = [], 0, Store(options.store, create=False)
+    for study in _studies(options):
+        stages = stages_in(study, options.scale, store)
+        records = [record for stage in stages for record in stage.records if record is not None]
+        written += export(store, records, _folder(options, "store", study.name))
+        if absent := sum(stage.at_most for stage in stages) - len(records):
+            missing += absent
+            _complain(f"{absent} runs of {study.name} are missing; `python -m experiments run {study.name} --scale "
+                      f"{options.scale} --store {options.store}` makes them")  # fmt: skip
+    if options.json:
+        print(json.dumps([{"written": str(path)} for path in written], indent=1))
+    else:
+        print("\n".join(f"written: {path}" for path in written))
+    return int(missing > 0)
+
+
 def _tables(options: Options) -> Iterator[Tables]:
     """The records of the study asked for, or of `all` that have the scale."""
+    from analysis.load import from_published, from_store
+
+    for study in _studies(options):
+        if options.published:
+            yield from_published(PUBLISHED / study.name / options.scale)
+        else:
+            yield from_store(study, options.scale, Store(options.store, create=False))
+
+
+def _studies(options: Options) -> list[Study]:
     if options.study == "all":
         chosen = [study for study in studies().values() if options.scale in {scale.name for scale in study.scales}]
     else:
@@ -105,13 +148,7 @@ def _tables(options: Options) -> Iterator[Tables]:
         check_scale(chosen[0], options.scale)
     if not chosen:
         raise UsageError(f"no study has a scale {options.scale!r}; `python -m experiments` lists the studies and scales")
-    from analysis.load import from_published, from_store
-
-    for study in chosen:
-        if options.published:
-            yield from_published(PUBLISHED / study.name / options.scale)
-        else:
-            yield from_store(study, options.scale, Store(options.store, create=False))
+    return chosen
 
 
 def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
@@ -129,10 +166,10 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
             return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
         case Figures():
-            drawn = draw.draw_all(tables, _folder(options, tables))
+            drawn = draw.draw_all(tables, _folder(options, tables.source, tables.study.name))
             return "\n".join(_drawn_line(d) for d in drawn), [vars(d) for d in drawn]
         case Report():
-            folder = _folder(options, tables)
+            folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
             path.write_text(report.markdown(tables, found, drawn))
@@ -146,9 +183,9 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     raise AssertionError(f"no answer to {type(options).__name__}")
 
 
-def _folder(options: Options, tables: Tables) -> Path:
-    """Where local figures go: below the store, never into figures/."""
-    folder = options.store / "reports" / tables.source / tables.study.name / tables.scale
+def _folder(options: Options, source: str, study: str) -> Path:
+    """Where local figures and tables go: below the store, never into figures/."""
+    folder = options.store / "reports" / source / study / options.scale
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -22,9 +22,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from analysis.history import frame
 from experiments.lab.config import RunConfig
+from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
-from experiments.lab.store import Store, StoreError
+from experiments.lab.store import Store
 from experiments.lab.study import Measure, Record, Request, Study
 
 TABLES = ("runs", "history", "measurements", "predictions")
@@ -110,21 +112,25 @@ def find(study: str, scale: str) -> Study:
     return found
 
 
-def from_store(study: Study, scale: str, store: Store) -> Tables:
-    """The finished runs and measurements that `study` declares at `scale`; others in the store are not looked at."""
+def stages_in(study: Study, scale: str, store: Store) -> tuple[PlannedStage, ...]:
+    """What `study` declares at `scale`, with the records that `store` has of it; raises `UsageError` where there is none."""
     if not (store.root / "runs").is_dir():
         raise UsageError(
             f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {scale} "
             f"--store {store.root}`, or read the published results with --published"
         )
-    request = Request(scale)
-    stages = plan(study, request, store)
+    return plan(study, Request(scale), store)
+
+
+def from_store(study: Study, scale: str, store: Store) -> Tables:
+    """The finished runs and measurements that `study` declares at `scale`; others in the store are not looked at."""
+    request, stages = Request(scale), stages_in(study, scale, store)
     records = [(stage.stage.name, c, r) for stage in stages for c, r in _cells(stage) if r is not None]
     measured = [(m, ids, store.measurement(m, ids)) for m, ids in _declared(stages, request)]
     return _assemble(
         study, scale, "store", stages, sum(found is None for _, _, found in measured),
         runs=[_run_row(study, scale, stage, config, record) for stage, config, record in records],
-        history=[row for _, config, record in records for row in _history_rows(store, config, record)],
+        history=frame(store, [record for _, _, record in records]),
         measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
         predictions=_predictions(store, [config.run_id for _, config, _ in records]),
     )  # fmt: skip
@@ -222,13 +228,6 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _history_rows(store: Store, config: RunConfig, record: Record) -> list[dict[str, Any]]:
-    """The run's history up to its last step: the stop rule looks ahead and returns."""
-    last = record.values.get("steps")
-    rows = store.history(config.run_id)
-    return [{"run_id": config.run_id, **row} for row in rows if last is None or row["step"] <= last]
-
-
 def _measurement_row(ids: tuple[str, ...], found: dict[str, Any]) -> dict[str, Any]:
     texts = {name: json.dumps(found.get(name) or {}, sort_keys=True) for name in ("options", "details")}
     return {**found, **texts, "run_id": ids[0], "run_id_b": ids[1] if len(ids) > 1 else None}
@@ -236,17 +235,17 @@ def _measurement_row(ids: tuple[str, ...], found: dict[str, Any]) -> dict[str, A
 
 def _predictions(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
     from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
     parts = []
     for run_id in run_ids:
-        path = store.folder(run_id) / "predictions.safetensors"
-        if path.exists():
+        if (content := store.recorded(run_id, "predictions.safetensors")) is not None:
             try:
-                arrays = load_file(path)
+                arrays = load(content)
                 prediction, label = arrays["test_prediction"], arrays["test_label"]
             except (SafetensorError, KeyError) as error:
-                raise StoreError(f"{path} is damaged ({error}); delete {path.parent} and run again") from error
+                path = f"{store.folder(run_id)}/predictions.safetensors"
+                raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from error
             example = np.arange(len(label), dtype=np.int32)
             parts.append(pd.DataFrame({"run_id": run_id, "example": example, "prediction": prediction, "label": label}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))

@@ -13,6 +13,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import table_scale
 import table_training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,7 +63,7 @@ def with_block(readme: str, block: str, name: str = "curvature") -> str:
     return f"{head}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
-MAKERS = {"curvature": markdown, "training": table_training.markdown}
+MAKERS = {"curvature": markdown, "training": table_training.markdown, "scale": table_scale.markdown}
 """name of the block and of the file of its numbers, and what draws it"""
 
 
