@@ -146,6 +146,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="where the parts measured are written, others there kept; "
                         f"default {RESULTS.relative_to(ROOT)}, and none with --quick")  # fmt: skip
     chosen = parser.parse_args()
+    if unknown := sorted(set(chosen.parts.split(",")) - PARTS.keys()):
+        parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")
     torch.set_num_threads(1)
     target = chosen.json or (None if chosen.quick else RESULTS)
     found: dict[str, Any] = json.loads(target.read_text()) if target and target.exists() else {}

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from experiments.lab import models
 from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.datasets import Dataset, Split
+from experiments.lab.training.course import initial_model, set_arithmetic
 from experiments.lab.training.data import Data, Examples, prepare, read
+from experiments.lab.training.ensemble import Ensemble
 from experiments.lab.training.state import Checkpoint
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.stepper import Single, Stepper
 from experiments.lab.training.train import train
 
 SHAPE, CLASSES = (1, 28, 28), 10
@@ -139,12 +141,38 @@ def loss_after(config: RunConfig, data: Data) -> float:
     return train(config, Machine(), data, Stopwatch(config.steps or 1, lambda: None)).values["train_loss"]
 
 
+def program(configs: Sequence[RunConfig], machine: Machine, data: Data, nets: Sequence[nn.Module] | None = None) -> Stepper:
+    """The runs as one program (alone where there is one), without a log or a budget; `advance(step)` updates up to `step`.
+
+    `nets` replaces the networks that the configurations name.
+    """
+    set_arithmetic(configs[0])
+    made = list(nets or [initial_model(config, machine, data, None) for config in configs])
+    if len(configs) == 1:
+        return Single(configs[0], machine, data, made[0], None)
+    return Ensemble(configs, machine, data, made, [None] * len(configs))
+
+
 def noise_images(n: int) -> Dataset:
     """Images [n, 3, 32, 32] of noise: input pipelines do not look at what they carry."""
     generator = np.random.default_rng(0)
     images, labels = generator.integers(0, 256, (n, 3, 32, 32)).astype(np.uint8), generator.integers(0, 10, n)
     half = (0.5, 0.5, 0.5)
     return Dataset("noise", Split(images, labels), Split(images[:100], labels[:100]), CLASSES, half, half, "0" * 64)
+
+
+def learnable_images(n: int, side: int) -> Dataset:
+    """Noisy copies of ten images, [n, 3, side, side]: for machines without CIFAR-10."""
+    generator = np.random.default_rng(0)
+    prototypes = generator.integers(0, 256, (CLASSES, 3, side, side), dtype=np.int16)
+
+    def split(count: int) -> Split:
+        labels = generator.integers(0, CLASSES, count)
+        images = prototypes[labels] + generator.integers(-120, 121, (count, 3, side, side), dtype=np.int16)
+        return Split(np.clip(images, 0, 255).astype(np.uint8), labels)
+
+    half = (0.5, 0.5, 0.5)
+    return Dataset("made up", split(n), split(max(100, n // 5)), CLASSES, half, half, "0" * 64)
 
 
 def augmented(batch_size: int) -> RunConfig:

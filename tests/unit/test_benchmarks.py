@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import json
+import os
 import subprocess
 import sys
 import time
@@ -54,6 +55,39 @@ def test_quick_benchmark_fills_every_column(tmp_path: Path) -> None:
     lines = table.MAKERS["training"]({"bare": found}).splitlines()
     assert sum(line.startswith("| mlp") for line in lines) == 3
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+@pytest.mark.slow
+def test_gpu_script_runs_end_to_end(tmp_path: Path) -> None:
+    """A rented hour on a GPU that goes into a typing error."""
+    target = tmp_path / "deep" / "gpu.json"
+    words = [sys.executable, BENCHMARKS / "bench_gpu.py", "--device", "cpu", "--tiny", "--json", target]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(target.read_text())
+    assert found["tiny"] and found["data"] == "made up" and found["machine"]["device"] == "cpu"
+    for precision in ("float32 with TF32", "bfloat16"):
+        rows = found["small batches"][precision]
+        assert rows["fused 2 / eager"] == pytest.approx(rows["eager"] / rows["fused 2"]) and rows["fused 2"] > 0
+        assert "graphed" not in rows, "what was not measured is not told"
+    assert found["large batch"]["share of bf16 peak"] > 0
+    assert all("determinism tax" in row for row in found["determinism"].values() if isinstance(row, dict))
+    assert found["sweep"]["sweep"] > 0 and set(found["sweep"]["rows"]) == {"32", "64"}
+    for row in found["sweep"]["rows"].values():
+        assert len(row["test_accuracy"]) == 2 and all(loss <= found["sweep"]["target"] for loss in row["train_loss"])
+
+
+@pytest.mark.parametrize("script, words", [("bench_gpu.py", ["--parts", "none"]), ("bench_training.py", ["--parts", "none"]),
+                                           ("bench_gpu.py", ["--dataset", "none"])])  # fmt: skip
+def test_benchmarks_refuse_what_they_do_not_know(script: str, words: list[str], tmp_path: Path) -> None:
+    """A traceback half an hour later."""
+    command = [sys.executable, BENCHMARKS / script, *words, "--json", tmp_path / "x.json"]
+    if script == "bench_gpu.py":
+        command += ["--device", "cpu", "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "none" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize("case", ["MLP", "CONV", "C1"])
