@@ -65,7 +65,7 @@ class Store:
             try:
                 for folder in (self.root / "runs", self.root / "measurements"):
                     folder.mkdir(parents=True, exist_ok=True)
-                probe = self.root / f".probe.{os.getpid()}.{secrets.token_hex(4)}"
+                probe = self.root / "measurements" / f".probe.json.{os.getpid()}.{secrets.token_hex(4)}.tmp"
                 probe.touch()
                 probe.unlink()
                 clear_leftovers(self.root / "measurements")
@@ -95,7 +95,8 @@ class Store:
         try:
             config = RunConfig.from_dict({name: value for name, value in document.items() if name != "science_version"})
         except ConfigError as error:
-            why = f"was written by a newer batchlab ({error}); use that one" if own else f"is damaged ({error}); {REPAIR}"
+            said = str(error).partition(";")[0]
+            why = f"was written by a newer batchlab ({said}); use that one" if own else f"is damaged ({said}); {REPAIR}"
             raise StoreError(f"{path} {why}") from error
         if config.run_id != run_id and own:
             version = document.get("science_version")
