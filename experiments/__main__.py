@@ -66,6 +66,10 @@ class Run(OfStudy):
     """cpu, cuda or cuda:N"""
     workers: int | None = None
     """worker processes of one thread each (default: one a core on cpu, one on cuda)"""
+    fused: int | None = None
+    """runs trained as one program at most (default: alone on cpu, on cuda as many as a short measured trial finds to pay)"""
+    micro_batch: int | None = None
+    """examples a forward pass (default: the whole batch)"""
 
 
 @dataclass(frozen=True, kw_only=True)

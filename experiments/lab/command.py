@@ -10,6 +10,7 @@ from collections import Counter
 from typing import Any
 
 from experiments.lab import launch
+from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Machine
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
@@ -103,7 +104,10 @@ def run(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or (1 if cuda else cores)
-    machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(
+        device=options.device, fused=options.fused, micro_batch=options.micro_batch,
+        data_dir=None if options.data_dir is None else str(options.data_dir),
+    )  # fmt: skip
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
     if result.planned == 0:
         raise UsageError(f"--where {' '.join(options.where)} keeps no run; see plan {study.name} --scale {request.scale}")
@@ -238,10 +242,11 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
 
 
 def _limit_threads(threads: int) -> None:
-    """Threads of numpy's BLAS and of torch in this process; numpy reads its number once, at its import."""
+    """For this process to compute in: threads of numpy's BLAS, which reads its number once, and of torch; memory kept."""
     if threads < 1:
         raise UsageError(f"--threads is {threads}, but must be at least 1")
     set_blas_threads(threads)
+    keep_freed_memory()
     import torch
 
     torch.set_num_threads(threads)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.config import SCIENCE_VERSION, Machine, RunConfig
-from experiments.lab.files import StoreError, append, sync_folder, to_json, write_atomic, writing
+from experiments.lab.files import StoreError, append, sync_folder, to_json, write_atomic, write_together, writing
 from experiments.lab.history import COLUMNS, columns_of
 from experiments.lab.lease import Lease, acquire
 from experiments.lab.provenance import commit, hardware, provenance
 from experiments.lab.seal import SCHEMA, seal, sha256_of, why_broken
 from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import clear_checkpoints, load_checkpoint, save_checkpoint, save_tensors
+from experiments.lab.training.checkpoint import clear_checkpoints, load_checkpoint, pack_tensors, save_checkpoint
 from experiments.lab.training.state import Checkpoint
 from experiments.lab.training.train import Outcome
 
@@ -45,9 +45,11 @@ class RunFolder:
         self.path: Path = store.folder(config.run_id)
         self.config, self.machine, self.lease = config, machine, lease
         self.stop, self.report = stop, report
+        self.own: dict[str, Any] = {}
+        self.members = 1
         self.rows: list[bytes] = []
         self.length, self.digest = 0, hashlib.sha256()
-        self.processes = [provenance(machine)]
+        self.processes: list[dict[str, Any]] = []
         self.started = self.saved = time.monotonic()
         self.end_warmth = lease.keep_warm()
 
@@ -71,21 +73,29 @@ class RunFolder:
             config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
             write_atomic(self.path / "config.json", to_json(config), durable=False)
             self.files = {"config.json": hashlib.sha256(to_json(config)).hexdigest()}
-            if (checkpoint := load_checkpoint(self.path, newest)) is not None:
-                self.processes = [*_processes(self.path), *self.processes]
-                self.length = checkpoint.history_bytes
-            self._write_provenance()
+            checkpoint = load_checkpoint(self.path, newest)
+            self.length, self.rows = 0 if checkpoint is None else checkpoint.history_bytes, []
+            if not self.processes and checkpoint is not None:
+                self.processes = _processes(self.path)
+            if not self.processes or self.processes[-1] is not self.own or self.own["micro_batch"] != self.machine.micro_batch:
+                self.own = provenance(self.machine) | {"members": self.members}
+                self.processes.append(self.own)
+                self.started = time.monotonic()
+            write_atomic(self.path / "provenance.json", self._provenance(), durable=False)
             if self.history.exists():
                 os.truncate(self.history, self.length)
                 self.digest = hashlib.sha256(self.history.read_bytes())
         return checkpoint
 
-    def _write_provenance(self) -> None:
+    def forget(self) -> None:
+        """Drop the checkpoints: the run begins anew."""
+        with self._owned():
+            clear_checkpoints(self.path)
+
+    def _provenance(self) -> bytes:
         """One entry a process that worked on the run, each with the seconds that went into the weights."""
         self.processes[-1]["seconds"] = time.monotonic() - self.started
-        content = seal(to_json({"schema": SCHEMA, "processes": self.processes}))
-        write_atomic(self.path / "provenance.json", content, durable=False)
-        self.files["provenance.json"] = hashlib.sha256(content).hexdigest()
+        return seal(to_json({"schema": SCHEMA, "processes": self.processes}))
 
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -109,7 +119,7 @@ class RunFolder:
         with self._owned():
             self._write_rows()
             save_checkpoint(self.path, checkpoint, self.digest.hexdigest())
-            self._write_provenance()
+            write_atomic(self.path / "provenance.json", self._provenance(), durable=False)
         self.saved = time.monotonic()
         if self.stop():
             raise Interrupted(self.config.run_id)
@@ -120,16 +130,15 @@ class RunFolder:
             if not held or (self.path / "summary.json").exists():
                 return False
             self._write_rows()
-            self._write_provenance()
             self.files[self.history.name] = self.digest.hexdigest()
             if sha256_of(self.history) != self.digest.hexdigest():
                 raise StoreError(f"{self.history} was altered while its run went on; run the same command again")
-            if (content := columns_of(self.history)) is not None:
-                write_atomic(self.path / COLUMNS, content)
-                self.files[COLUMNS] = hashlib.sha256(content).hexdigest()
-            for name, tensors in (("final.safetensors", outcome.weights), ("predictions.safetensors", outcome.predictions)):
-                if tensors:
-                    self.files[name] = save_tensors(self.path / name, tensors)
+            tensors = {"final.safetensors": outcome.weights, "predictions.safetensors": outcome.predictions}
+            contents = {"provenance.json": self._provenance(), COLUMNS: columns_of(self.history)}
+            contents |= {name: pack_tensors(found) if found else None for name, found in tensors.items()}
+            written = {name: content for name, content in contents.items() if content is not None}
+            write_together(self.path, written)
+            self.files |= {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
             seconds = [process["seconds"] for process in self.processes]
             summary = {
                 "schema": SCHEMA,

@@ -13,9 +13,29 @@ from typing import Any
 from experiments.lab.config import RunConfig, program
 from experiments.lab.files import to_json, write_atomic
 from experiments.lab.seal import SCHEMA, seal, why_broken
+from experiments.lab.store import Store
 
 MOST = 64
 """runs in one program at most"""
+
+
+def groups(configs: Sequence[RunConfig], store: Store, most: int) -> list[tuple[RunConfig, ...]]:
+    """What to train together of runs that are not finished: those begun together as they were, the others as siblings."""
+    known, found, taken = {config.run_id: config for config in configs}, [], set()
+    for config in configs:
+        begun = any(store.folder(config.run_id).glob("checkpoint.*"))
+        company = company_of(store, config.run_id) if begun else []
+        if len(company) > 1 and known.keys() >= set(company) and config.run_id not in taken:
+            found.append(tuple(known[run_id] for run_id in company))
+        if begun:
+            taken |= {config.run_id, *company}
+    return found + siblings([config for config in configs if config.run_id not in taken], most)
+
+
+def company_of(store: Store, run_id: str) -> list[str]:
+    """The members of the program that a run was begun in which are not finished; itself alone where it has no plan."""
+    plan = read_plan(store.folder(run_id))
+    return [member for member in (plan["members"] if plan else [run_id]) if not store.finished(member)]
 
 
 def siblings(configs: Sequence[RunConfig], most: int) -> list[tuple[RunConfig, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.lab.config import Machine, RunConfig
+from experiments.lab.fusing import MOST, groups
 from experiments.lab.lease import clear_record
 from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
 from experiments.lab.progress import Progress, Sweep, describe, expected_steps
 from experiments.lab.store import Store
 from experiments.lab.study import Request, Study
-from experiments.lab.worker import Observe, Report, Task, Train, serve
+from experiments.lab.worker import Fuse, Observe, Report, Task, Train, serve
 
 BUSY_SECONDS = 2.0
 """pause before a run that another process holds is asked for again"""
@@ -85,6 +87,7 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
                     clear_record(folder)
             tasks = _tasks(stage, chosen, request, store)
             check_data([task.config for task in tasks], machine)
+            execute(pool, _programs(stage, chosen, store, machine, workers), f"{study.name} fused", result, quiet=quiet)
             execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
             stage = plan(study, request, store, machine.data_path)[index]
             runs = {config.run_id for config in chosen}
@@ -121,6 +124,16 @@ def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, s
         for config in chosen
         if config.run_id in missing or config.run_id in unmeasured
     ]
+
+
+def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, machine: Machine, workers: int) -> list[Fuse]:
+    """Missing runs to train as one program first; none where runs are trained alone."""
+    if machine.fused == 1 or (machine.fused is None and not machine.device.startswith("cuda")):
+        return []
+    wanted = {config.run_id for config in chosen}
+    missing = [config for config in stage.missing() if config.run_id in wanted]
+    most = min(machine.fused or MOST, max(2, -(-len(missing) // workers)))
+    return [Fuse(group) for group in groups(missing, store, most)]
 
 
 @dataclass
@@ -229,7 +242,10 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                     sweep.finish(_kind(worker.task), time.monotonic() - worker.since)
                     if report.kind == "stopped":
                         pool.workers.remove(worker)
-                    if report.kind in ("failed", "stopped"):
+                    if isinstance(worker.task, Fuse):
+                        if report.kind in ("failed", "stopped"):  # no loss: what it leaves is trained alone
+                            print(f"{_name(worker.task)}: {report.detail}; they are trained alone", file=sys.stderr)
+                    elif report.kind in ("failed", "stopped"):
                         result.failures.append(f"{_name(worker.task)}: {report.detail or 'stopped from outside'}")
                     elif isinstance(worker.task, Train):
                         result.trained += 1
@@ -263,9 +279,9 @@ def _status(pool: Workers, sweep: Sweep) -> tuple[dict[int, str], float]:
 def _fraction(worker: Worker, sweep: Sweep) -> str:
     if worker.step is None:
         return ", measuring"
-    if not isinstance(worker.task, Train) or not worker.step:
+    if isinstance(worker.task, Observe) or worker.task is None or not worker.step:
         return ""
-    config = worker.task.config
+    config = worker.task.configs[0] if isinstance(worker.task, Fuse) else worker.task.config
     total = expected_steps(config, config.n_train) if config.n_train else config.steps
     if total is None:  # only training can tell; runs of the same kind took about as long
         eta = sweep.typical(_kind(worker.task))
@@ -276,10 +292,14 @@ def _fraction(worker: Worker, sweep: Sweep) -> str:
 
 
 def _kind(task: Task) -> str:
+    if isinstance(task, Fuse):
+        return f"{task.configs[0].model} {task.configs[0].batch_size} x {len(task.configs)}"
     return f"{task.config.model} {task.config.batch_size}" if isinstance(task, Train) else task.measure.metric
 
 
 def _name(task: Task) -> str:
     if isinstance(task, Train):
         return describe(task.config)
+    if isinstance(task, Fuse):
+        return f"{len(task.configs)} runs of {task.configs[0].model} B {task.configs[0].batch_size} together"
     return f"{task.measure.metric} of {' and '.join(run_id[:8] for run_id in task.run_ids)}"

@@ -8,11 +8,13 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.study import Measure
 
@@ -33,7 +35,14 @@ class Observe:
     run_ids: tuple[str, ...]
 
 
-Task = Train | Observe
+@dataclass(frozen=True)
+class Fuse:
+    """Train runs that can be one program, as far as that pays. What it leaves is trained alone afterwards."""
+
+    configs: tuple[RunConfig, ...]
+
+
+Task = Train | Observe | Fuse
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,7 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
     threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
 
     set_blas_threads(machine.threads)
+    keep_freed_memory()
     import torch
 
     import sharpness  # noqa: F401  (now, so that its modules are among what the collector leaves alone)
@@ -101,10 +111,13 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
 
     try:
         status = "done"
+        if isinstance(task, Fuse):
+            train(task.configs, store, machine, stopper, pipe)
+            return Report(status)
         measures = (task.measure,) if isinstance(task, Observe) else task.measures
         run_ids = task.run_ids if isinstance(task, Observe) else (task.config.run_id,)
         if isinstance(task, Train):
-            status = train_one(task.config, store, machine, stopper, pipe)
+            (status,) = train([task.config], store, machine, stopper, pipe)
         if status in ("busy", "diverged"):
             return Report(status)
         stopper.measuring = True
@@ -122,24 +135,10 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
         stopper.measuring = False
 
 
-def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> str:
-    """Train and record one run; returns its status, or `busy` while another process holds it."""
-    from experiments.lab.files import StoreError
-    from experiments.lab.folder import LeaseLost, open_run
-    from experiments.lab.lease import clear_record
-    from experiments.lab.training.checkpoint import final_weights
-    from experiments.lab.training.data import prepare, read
-    from experiments.lab.training.train import train
+def train(configs: Sequence[RunConfig], store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> list[str]:
+    """Train and record runs; the status of each, or `busy` while another process holds it."""
+    from experiments.lab.runner import train_runs
 
-    if (summary := store.summary(config.run_id)) is not None:
-        clear_record(store.folder(config.run_id))
-        return summary["status"]
-    parent = None
-    if config.parent is not None:
-        if not store.finished(config.parent):
-            raise StoreError(f"the parent run {config.parent} has no weights in {store.root}; run it first")
-        parent = final_weights(store, config.parent)
-    data = prepare(config, machine, read(config.dataset, machine.data_path))
     told = 0.0
 
     def report(step: int) -> None:
@@ -148,18 +147,7 @@ def train_one(config: RunConfig, store: Any, machine: Machine, stopper: Stopper,
             told = time.monotonic()
             pipe.send(Report("step", step))
 
-    folder = open_run(store, config, machine, lambda: stopper.asked, report)
-    if folder is None:
-        return "busy"
-    try:
-        if (summary := store.summary(config.run_id)) is not None:  # recorded while we waited for the lease
-            return summary["status"]
-        result = train(config, machine, data, folder, parent)
-        return result.status if folder.publish(result) else "busy"
-    except LeaseLost:
-        return "busy"
-    finally:
-        folder.close()
+    return train_runs(configs, store, machine, lambda: stopper.asked, report)
 
 
 def set_blas_threads(threads: int) -> None:

@@ -18,7 +18,7 @@ from experiments.lab.training.course import initial_model
 from experiments.lab.training.stepper import Single
 
 CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
-SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
+SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32, Model.RESNET20: 8}
 NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
 GOLDEN: dict[str, tuple[float, float]] = {
     "mlp none": (8.554563475464041, -54.7260532889123),
@@ -37,6 +37,10 @@ GOLDEN: dict[str, tuple[float, float]] = {
     "keskar-c2 batch": (173.67707683330656, -6812.806461787146),
     "keskar-c2 ghost": (142.51702726968423, -6827.121217442182),
     "keskar-c2 group": (137.79731549265443, -6822.189344532377),
+    "resnet20 none": (26.399469588705546, 3331.5696868304867),
+    "resnet20 batch": (46.50461858812013, -1195.0311492273993),
+    "resnet20 ghost": (46.6354431613761, -1193.6524965534368),
+    "resnet20 group": (46.22899232966184, -1194.9769532788212),
 }  # fmt: skip
 OUTCOMES: dict[str, tuple[float, float]] = {
     "sgd": (166.94136263341048, 8.315133307164663),

@@ -31,11 +31,16 @@ def digest(tensors: Tensors, text: str = "") -> str:
     return sha.hexdigest()
 
 
-def save_tensors(path: Path, tensors: Tensors, text: str = "") -> str:
-    """Write `tensors` atomically with their digest; returns the SHA-256 of the file."""
+def pack_tensors(tensors: Tensors, text: str = "") -> bytes:
+    """The content of a file of `tensors` with their digest."""
     contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     metadata = {"sha256": digest(contiguous, text)}  # alone, because safetensors writes several in random order
-    content = save(contiguous, metadata=metadata | ({"text": text} if text else {}))
+    return save(contiguous, metadata=metadata | ({"text": text} if text else {}))
+
+
+def save_tensors(path: Path, tensors: Tensors, text: str = "") -> str:
+    """Write `tensors` atomically with their digest; returns the SHA-256 of the file."""
+    content = pack_tensors(tensors, text)
     write_atomic(path, content)
     return hashlib.sha256(content).hexdigest()
 

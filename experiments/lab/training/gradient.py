@@ -61,7 +61,7 @@ class Gradient:
                  *, members: bool, recorded: bool) -> None:  # fmt: skip
         self.function = loss_and_gradients(config, model, members=members)
         self.parameters, self.size, self.recorded = [p.detach() for p in parameters], micro_batch, recorded
-        self.axis = int(members)
+        self.axis, self.record_after = int(members), RECORD_AFTER
         self._seen: dict[int, int] = {}
         self._programs: dict[int, Function | None] = {}
 
@@ -87,7 +87,7 @@ class Gradient:
             program = self._programs[count]
             return self.function(self.parameters, *inputs) if program is None else program(*inputs)
         self._seen[count] = self._seen.get(count, 0) + 1
-        if self.recorded and self._seen[count] > RECORD_AFTER:
+        if self.recorded and self._seen[count] > self.record_after:
             self._programs[count] = record(self.function, self.parameters, inputs)
         return self.function(self.parameters, *inputs)
 

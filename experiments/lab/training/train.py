@@ -113,9 +113,11 @@ def common_checkpoints(logs: Sequence[Log]) -> list[Checkpoint]:
     """The newest checkpoints of one step that all logs have; none where there is no such step."""
     newest: int | None = None
     while True:
-        found = [log.load() if newest is None else log.load(newest) for log in logs]
+        found = [log.load(newest) for log in logs]
         saved = [checkpoint for checkpoint in found if checkpoint is not None]
         if len(saved) < len(logs):
+            for log in logs:
+                log.load(-1)  # their histories begin anew
             return []
         steps = {checkpoint.current.step for checkpoint in saved}
         if len(steps) == 1:

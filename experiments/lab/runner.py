@@ -1,0 +1,99 @@
+"""From configurations to records: leases, the execution plan, training, and what to do when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import sys
+from collections.abc import Callable, Sequence
+
+from experiments.lab.config import Machine, RunConfig
+from experiments.lab.files import StoreError
+from experiments.lab.folder import LeaseLost, RunFolder, open_run
+from experiments.lab.fusing import company_of, read_plan, write_plan
+from experiments.lab.lease import clear_record
+from experiments.lab.store import Store
+from experiments.lab.training.checkpoint import final_weights
+from experiments.lab.training.data import Data, prepare, read
+from experiments.lab.training.memory import is_out_of_memory, smaller
+from experiments.lab.training.train import Outcome, train_group
+from experiments.lab.training.trial import members_that_pay
+
+BUSY = "busy"
+
+
+def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, stop: Callable[[], bool],
+               report: Callable[[int], None]) -> list[str]:  # fmt: skip
+    """Train and record runs, one or several that can be one program; each one's status, or `busy` where another process
+    holds it. Raises `StoreError` where a parent is missing, and what training raises."""
+    statuses: dict[str, str] = {}
+    with contextlib.ExitStack() as stack:
+        folders: list[RunFolder] = []
+        for config in configs:
+            folder = None if _recorded(config, store, statuses) else open_run(store, config, machine, stop, report)
+            if folder is None:
+                statuses.setdefault(config.run_id, BUSY)
+                continue
+            stack.callback(folder.close)
+            if not _recorded(config, store, statuses):  # while we waited for the lease
+                folders.append(folder)
+        if folders:
+            data = prepare(folders[0].config, machine, read(folders[0].config.dataset, machine.data_path))
+            ids = [folder.config.run_id for folder in folders]
+            begun = len(ids) > 1 and company_of(store, ids[0]) == ids
+            size = len(ids) if begun else members_that_pay([folder.config for folder in folders], machine, data)
+            for first in range(0, len(folders), size):
+                _train(folders[first : first + size], store, machine, data, statuses)
+    return [statuses[config.run_id] for config in configs]
+
+
+def _recorded(config: RunConfig, store: Store, statuses: dict[str, str]) -> bool:
+    if (summary := store.summary(config.run_id)) is None:
+        return False
+    clear_record(store.folder(config.run_id))
+    statuses[config.run_id] = summary["status"]
+    return True
+
+
+def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data, statuses: dict[str, str]) -> None:
+    """One program until all its runs are recorded, in smaller micro-batches where memory runs out."""
+    parents = {folder.config.run_id: _parent(folder.config, store) for folder in folders}
+    members = [folder.config.run_id for folder in folders]
+    plan = read_plan(folders[0].path) or {}
+    machine = dataclasses.replace(machine, micro_batch=plan.get("micro_batch") or machine.micro_batch)
+    for folder in folders:
+        if company_of(store, folder.config.run_id) != members:
+            folder.forget()  # it was begun in other company, whose rounding would be mixed with this one's
+
+    def ended(index: int, outcome: Outcome) -> None:
+        folder = left[index]
+        statuses[folder.config.run_id] = outcome.status if folder.publish(outcome) else BUSY
+
+    while left := [folder for folder in folders if folder.config.run_id not in statuses]:
+        ids = [folder.config.run_id for folder in left]
+        for folder in left:
+            folder.machine, folder.members = machine, len(left)
+            if len(members) > 1 or machine.micro_batch is not None:
+                write_plan(folder.path, members, machine.micro_batch)
+        configs = [folder.config for folder in left]
+        try:
+            train_group(configs, machine, data, left, [parents[run_id] for run_id in ids], ended)
+        except LeaseLost:
+            statuses |= {run_id: BUSY for run_id in ids if run_id not in statuses}
+        except (RuntimeError, MemoryError) as error:
+            size = smaller(configs[0], machine.micro_batch)
+            if not is_out_of_memory(error) or size is None:
+                raise
+            machine = dataclasses.replace(machine, micro_batch=size)
+            said = f"out of memory: {', '.join(run_id[:8] for run_id in ids)} goes on in micro-batches of {size}"
+            print(said, file=sys.stderr, flush=True)
+            gc.collect()
+
+
+def _parent(config: RunConfig, store: Store) -> dict | None:
+    if config.parent is None:
+        return None
+    if not store.finished(config.parent):
+        raise StoreError(f"the parent run {config.parent} has no weights in {store.root}; run it first")
+    return final_weights(store, config.parent)
