@@ -76,6 +76,7 @@ def against_bare(case: Case, batch_size: int, size: Size) -> dict[str, Any]:
     each = math.ceil(size.seconds / (loop.run(engine.WARM // 2).wall / (engine.WARM // 2)))
     ours, others, loss = engine.interleaved(config, data, each, size.rounds, lambda: loop.run(each))
     row: dict[str, Any] = {"net": case.name, "n": case.n, "batch_size": batch_size} | compared(ours, others)
+    row["micro_batch"] = [None, loop.size]
     row["losses"] = [loss, loss_on_all(loop.model, data)]
     return row | {"operations": operations(config, data, weights)}
 
