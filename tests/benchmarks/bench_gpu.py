@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 import torch  # noqa: E402
-from engine import Stepper, learnable_images, program  # noqa: E402
+from engine import Stepper, as_a_worker, learnable_images, program  # noqa: E402
 from timing import here  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
@@ -314,7 +314,7 @@ def main() -> int:
     except DataError as error:
         parser.error(str(error))
     size = replace(size, images=min(size.images, len(dataset.train.labels)))
-    torch.set_num_threads(1)
+    as_a_worker()
     bench = Bench(chosen.device, dataset, size)
     found: dict[str, Any] = {"machine": hardware(chosen.device), "data": dataset.name, "tiny": chosen.tiny, "goals": GOALS}
     failed = False

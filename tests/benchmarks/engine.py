@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab import models
+from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.datasets import Dataset, Split
 from experiments.lab.training.course import initial_model, set_arithmetic
@@ -109,6 +110,12 @@ class Stopwatch:
 
 def _now() -> tuple[float, float]:
     return time.process_time(), time.perf_counter()
+
+
+def as_a_worker() -> None:
+    """Set up the process as ours are, which serves whatever else is measured in it too."""
+    torch.set_num_threads(1)
+    keep_freed_memory()
 
 
 def data_of(config: RunConfig) -> Data:

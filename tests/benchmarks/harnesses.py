@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
+    engine.as_a_worker()
     warnings.simplefilter("ignore")
     for name in ("pytorch_lightning", "lightning.pytorch", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)

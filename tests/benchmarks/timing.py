@@ -19,8 +19,8 @@ def here() -> dict[str, Any]:
     """Machine, versions, torch's build, threads and what the environment says about memory and threads."""
     built = [line.strip(" -") for line in torch.__config__.show().splitlines() if "oneDNN" in line or "CPU capab" in line]
     told = {name: value for name, value in os.environ.items() if name in SETTINGS or name.startswith("MALLOC_")}
-    load = os.getloadavg()[0]
-    return machine() | {"build": built, "threads": torch.get_num_threads(), "environment": told, "load": round(load, 2)}
+    facts = {"build": built, "threads": torch.get_num_threads(), "malloc": "keeps freed memory", "environment": told}
+    return machine() | facts | {"load": round(os.getloadavg()[0], 2)}
 
 
 def compared(ours: list[Block], others: list[Block]) -> dict[str, Any]:
