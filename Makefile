@@ -3,7 +3,7 @@ PYTHON ?= python3
 STORE  ?= store/reproduce
 BIN    := .venv/bin
 
-.PHONY: setup reproduce test verify benchmark benchmark-training benchmark-scale check clean
+.PHONY: setup reproduce test verify benchmark benchmark-training benchmark-gpu benchmark-scale check clean
 
 setup: .venv/installed
 
@@ -48,6 +48,10 @@ build/harnesses/installed: tests/benchmarks/harnesses.txt constraints.txt
 benchmark-training: setup build/harnesses/installed
 	$(BIN)/python tests/benchmarks/bench_training.py
 	$(BIN)/python tests/benchmarks/table.py
+
+# one GPU: fused seeds, share of peak, determinism, a sweep; also runs uninstalled, see the script
+benchmark-gpu: setup
+	$(BIN)/python tests/benchmarks/bench_gpu.py
 
 # planning, histories and scheduling of 168,160 runs: ten minutes and 11 GB of disk
 benchmark-scale: setup

@@ -51,7 +51,7 @@ def test_quick_benchmark_fills_every_column(tmp_path: Path) -> None:
         ours, theirs = row["cpu"]["seconds"]
         assert 0.05 < row["cpu"]["ratio"] < 20 and row["cpu"]["ratio"] == pytest.approx(theirs / ours)
         assert 0 < row["share of peak"] < 1.5 and row["operations"] > 0
-        assert row["losses"][1] == pytest.approx(row["losses"][0], rel=0.3), "not the same training"
+        assert 0.5 < row["losses"][1] / row["losses"][0] < 2, "not the same training"
     lines = table.MAKERS["training"]({"bare": found}).splitlines()
     assert sum(line.startswith("| mlp") for line in lines) == 3
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
