@@ -6,7 +6,8 @@ counters from tables of a block of steps: every step of the block is replayed wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -17,71 +18,87 @@ WARM_UP = 3
 """updates before the capture, on a stream of their own: libraries choose and allocate in them"""
 
 Update = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+Capture = Callable[[Callable[[], None]], Callable[[], None]]
+"""records what a function does on the device, without running it; gives what repeats it"""
+
+
+def capture(body: Callable[[], None]) -> Callable[[], None]:
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        body()
+    return graph.replay
 
 
 class Graph:
     """`update(positions, draws, lr, counter) -> loss`, captured after `WARM_UP` updates. Everything it touches must stay
     where it is in memory."""
 
-    def __init__(self, update: Update, capacity: int) -> None:
-        self.update, self.capacity = update, capacity
+    def __init__(self, update: Update, capacity: int, capture: Capture = capture) -> None:
+        self.update, self.capacity, self.capture = update, capacity, capture
         self.warm = 0
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.replay: Callable[[], None] | None = None
 
     def run(self, block: Block, step: int, due: Callable[[int], bool]) -> Tensor:
         """Updates `step`, `step + 1`, ... of `block` until it ends or `due`; their losses [done, ...]."""
-        eager = []
-        while self.warm < WARM_UP and len(eager) < len(block) and not due(step + len(eager)):
-            eager.append(self._eagerly(block, len(eager)))
-            self.warm += 1
-        done = len(eager)
-        if self.warm == WARM_UP and done < len(block):
-            if self.graph is None:
-                self._capture(block)
-            self._load(block, done)
-            assert self.graph is not None
+        block = Block(block.positions, block.draws, block.lr.float(), block.counters)
+        losses = torch.zeros_like(block.lr)
+        done = 0
+        while self.warm < WARM_UP and done < len(block):
+            if due(step + done):
+                return losses[:done]
+            losses[done] = self._eagerly(block, done)
+            self.warm, done = self.warm + 1, done + 1
+        if done < len(block):
+            first = done
+            self._load(block, first)
+            if self.replay is None:
+                self.replay = self.capture(self._body)
             while done < len(block) and not due(step + done):
-                self.graph.replay()
+                self.replay()
                 done += 1
-            eager.append(self.losses[len(eager) : done].clone())
-        return torch.cat([loss if loss.dim() > self.members else loss[None] for loss in eager]) if eager else block.lr[:0]
+            losses[first:done] = self.losses[first:done]
+        return losses[:done]
 
     def _eagerly(self, block: Block, k: int) -> Tensor:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            draws = None if block.draws is None else block.draws[k]
-            loss = self.update(block.positions[k], draws, block.lr[k].float(), block.counters[k])
-        torch.cuda.current_stream().wait_stream(side)
-        return loss
+        draws = None if block.draws is None else block.draws[k]
+        with _side_stream(block.lr.device):
+            return self.update(block.positions[k], draws, block.lr[k], block.counters[k])
 
-    @property
-    def members(self) -> int:
-        return self.tables.lr.dim() - 1 if self.graph is not None else 0
-
-    def _capture(self, block: Block) -> None:
-        """Record one update; it is not run here."""
-        def table(like: Tensor) -> Tensor:
-            return torch.zeros(self.capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
-
-        draws = None if block.draws is None else table(block.draws)
-        self.tables = Block(table(block.positions), draws, table(block.lr).float(), table(block.counters))
-        self.k = torch.zeros(1, dtype=torch.int64, device=block.lr.device)
-        self.losses = torch.zeros_like(self.tables.lr)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            t = self.tables
-            row = [x if x is None else x.index_select(0, self.k)[0] for x in (t.positions, t.draws, t.lr, t.counters)]
-            loss = self.update(*row)  # type: ignore[arg-type]  # only draws may be None
-            self.losses.index_copy_(0, self.k, loss[None].float())
-            self.k += 1
-        self.graph = graph
+    def _body(self) -> None:
+        """One update, of the tables' row `k`."""
+        tables, k = self.tables, self.k
+        draws = None if tables.draws is None else tables.draws.index_select(0, k)[0]
+        positions, lr, counter = (table.index_select(0, k)[0] for table in (tables.positions, tables.lr, tables.counters))
+        loss = self.update(positions, draws, lr, counter)
+        self.losses.index_copy_(0, k, loss[None].float())
+        k += 1
 
     def _load(self, block: Block, first: int) -> None:
-        """Put the rest of `block` from row `first` on into the tables, in their own rows."""
-        self.tables.positions[: len(block)].copy_(block.positions)
-        if block.draws is not None and self.tables.draws is not None:
-            self.tables.draws[: len(block)].copy_(block.draws)
-        self.tables.lr[: len(block)].copy_(block.lr)
-        self.tables.counters[: len(block)].copy_(block.counters)
+        """Put `block` into the tables; the next update is that of its row `first`."""
+        if self.replay is None:
+            def table(like: Tensor) -> Tensor:
+                return torch.zeros(self.capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
+
+            draws = None if block.draws is None else table(block.draws)
+            self.tables = Block(table(block.positions), draws, table(block.lr), table(block.counters))
+            self.k = torch.zeros(1, dtype=torch.int64, device=block.lr.device)
+            self.losses = torch.zeros_like(self.tables.lr)
+        pairs = [(self.tables.positions, block.positions), (self.tables.lr, block.lr), (self.tables.counters, block.counters)]
+        if self.tables.draws is not None and block.draws is not None:
+            pairs.append((self.tables.draws, block.draws))
+        for table_, rows in pairs:
+            table_[: len(block)].copy_(rows)
         self.k.fill_(first)
+
+
+@contextlib.contextmanager
+def _side_stream(device: torch.device) -> Iterator[None]:
+    """Another stream on a GPU, as the warm-up of a capture needs; nothing elsewhere."""
+    if device.type != "cuda":
+        yield
+        return
+    side = torch.cuda.Stream(device)
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream(device).wait_stream(side)

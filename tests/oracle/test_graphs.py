@@ -1,0 +1,65 @@
+"""Updates as CUDA graphs, as far as that can be seen without a GPU: the tables, and that no update asks the host to wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from toy_runs import toy_config, toy_data
+
+from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, RunConfig, Schedule
+from experiments.lab.training.course import initial_model
+from experiments.lab.training.data import Data
+from experiments.lab.training.ensemble import Ensemble
+from experiments.lab.training.graphs import Graph
+from experiments.lab.training.stepper import Single, never
+
+CONFIG = toy_config(model=Model.KESKAR_C1, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, lr=0.01,
+                    momentum=0.9, steps=24, schedule=Schedule.COSINE)  # fmt: skip
+
+
+def stepper(configs: list[RunConfig], data: Data, machine: Machine | None = None) -> Single | Ensemble:
+    machine = machine or Machine()
+    models = [initial_model(config, Machine(), data, None).to(data.train.inputs.device) for config in configs]
+    if len(configs) == 1:
+        return Single(configs[0], machine, data, models[0], configs[0].steps)
+    return Ensemble(configs, machine, data, models, [config.steps for config in configs])
+
+
+@pytest.mark.parametrize("members", [1, 3])
+def test_replays_are_the_updates_of_their_own_steps(members: int) -> None:
+    """A graph would train on other examples, masks or learning rates than its step's, or lose losses at a checkpoint."""
+    configs = [CONFIG.replace(seed=seed, lr=0.01 * (seed + 1)) for seed in range(members)]
+    data = toy_data(CONFIG, 10)
+    plain, graphed = stepper(configs, data), stepper(configs, data)
+    graphed.block_steps = 10
+    graphed.graph = Graph(graphed.update, 10, capture=lambda body: body)  # what a CUDA graph repeats is its body
+    plain.advance(24)
+    for until, stop in ((2, None), (9, 6), (9, None), (24, 15), (24, None)):
+        graphed.advance(until, never if stop is None else (lambda step: step == stop))  # noqa: B023
+        assert graphed.step == (stop or until)
+    for member in range(members):
+        a, b = plain.copy(member), graphed.copy(member)
+        assert a.step == b.step == 24
+        assert all(torch.allclose(a.tensors[name], b.tensors[name], rtol=1e-4, atol=1e-6) for name in a.tensors), member
+        assert len(b.tensors["losses"]) == 24
+
+
+@pytest.mark.parametrize("model", [Model.MLP, Model.KESKAR_C1, Model.RESNET20])
+@pytest.mark.parametrize("optimizer", [Optimizer.SGD, Optimizer.ADAM])
+@pytest.mark.parametrize("members", [1, 2])
+def test_no_update_waits_for_the_device(model: Model, optimizer: Optimizer, members: int) -> None:
+    """One hidden synchronisation and an update cannot be captured; tensors without values cannot be read by the host."""
+    config = toy_config(model=model, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, optimizer=optimizer)
+    moving = stepper([config.replace(seed=seed) for seed in range(members)], toy_data(config, 10))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        axis = (members,) if members > 1 else ()
+        rows: tuple[Any, ...] = (
+            torch.zeros(*axis, 8, dtype=torch.int64), torch.zeros(*axis, 8, 3, dtype=torch.int64),
+            torch.zeros(axis), torch.zeros(*axis, 3, dtype=torch.int64),
+        )  # fmt: skip
+        moving.update(*rows)
+        with pytest.raises(DataDependentOutputException):
+            moving.update(*rows).sum().item()  # what a wait looks like here
