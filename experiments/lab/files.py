@@ -10,7 +10,8 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,25 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
             raise
         if durable:
             sync_folder(path.parent)
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """`write_atomic` for several files of `folder`, name -> content, in little more time than one takes: disks that are
+    asked to keep several files at once keep them in one go. Each is whole; after a failure any of them may be the old one.
+    """
+    temporaries = {name: folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp" for name in contents}
+    with writing(folder):
+        try:
+            with ThreadPoolExecutor(len(contents)) as pool:
+                list(pool.map(append, temporaries.values(), contents.values()))
+            for name, temporary in temporaries.items():
+                os.replace(temporary, folder / name)
+        except BaseException:
+            for temporary in temporaries.values():
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(folder)
 
 
 def append(path: Path, content: bytes) -> None:
