@@ -10,7 +10,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,15 +66,18 @@ def write_atomic(path: Path, content: bytes, *, durable: bool = True) -> None:
             sync_folder(path.parent)
 
 
-def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """`write_atomic` for several files of `folder`, name -> content, in little more time than one takes: disks that are
-    asked to keep several files at once keep them in one go. Each is whole; after a failure any of them may be the old one.
+def write_together(folder: Path, contents: Mapping[str, bytes], *, also: Sequence[Path] = (), durable: bool = True) -> None:
+    """`write_atomic` for several files of `folder`, name -> content, in little more time than one takes: a disk that is
+    asked to keep several files at the same time keeps them in one go. `also` are files and folders that were changed
+    before and are to be kept with them. Each file is whole; after a failure any of them may be the old one.
     """
     temporaries = {name: folder / f".{name}.{os.getpid()}.{secrets.token_hex(4)}.tmp" for name in contents}
     with writing(folder):
         try:
-            with ThreadPoolExecutor(len(contents)) as pool:
+            with ThreadPoolExecutor(len(contents) + len(also)) as pool:
+                synced = pool.map(sync_folder, also)
                 list(pool.map(append, temporaries.values(), contents.values()))
+                list(synced)
             for name, temporary in temporaries.items():
                 os.replace(temporary, folder / name)
         except BaseException:
@@ -82,17 +85,19 @@ def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
                 with contextlib.suppress(OSError):
                     temporary.unlink(missing_ok=True)
             raise
-        sync_folder(folder)
+        if durable:
+            sync_folder(folder)
 
 
-def append(path: Path, content: bytes) -> None:
+def append(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Add `content` to the file `path`, made if missing, and wait for the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         left = memoryview(content)
         while left:
             left = left[os.write(descriptor, left) :]
-        os.fsync(descriptor)
+        if durable:
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -71,7 +71,6 @@ class RunFolder:
             for torn in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 torn.unlink(missing_ok=True)
             config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
-            write_atomic(self.path / "config.json", to_json(config), durable=False)
             self.files = {"config.json": hashlib.sha256(to_json(config)).hexdigest()}
             checkpoint = load_checkpoint(self.path, newest)
             self.length, self.rows = 0 if checkpoint is None else checkpoint.history_bytes, []
@@ -81,7 +80,8 @@ class RunFolder:
                 self.own = provenance(self.machine) | {"members": self.members}
                 self.processes.append(self.own)
                 self.started = time.monotonic()
-            write_atomic(self.path / "provenance.json", self._provenance(), durable=False)
+            head = {"config.json": to_json(config), "provenance.json": self._provenance()}
+            write_together(self.path, head, also=[self.path.parent], durable=False)
             if self.history.exists():
                 os.truncate(self.history, self.length)
                 self.digest = hashlib.sha256(self.history.read_bytes())
@@ -103,9 +103,9 @@ class RunFolder:
     def history_bytes(self) -> int:
         return self.length + sum(len(row) for row in self.rows)
 
-    def _write_rows(self) -> None:
+    def _write_rows(self, *, durable: bool = True) -> None:
         content = b"".join(self.rows)
-        append(self.history, content)
+        append(self.history, content, durable=durable)
         self.length, self.rows = self.length + len(content), []
         self.digest.update(content)
 
@@ -129,7 +129,7 @@ class RunFolder:
         with writing(self.path), self.lease.keep() as held:
             if not held or (self.path / "summary.json").exists():
                 return False
-            self._write_rows()
+            self._write_rows(durable=False)  # with the others, below
             self.files[self.history.name] = self.digest.hexdigest()
             if sha256_of(self.history) != self.digest.hexdigest():
                 raise StoreError(f"{self.history} was altered while its run went on; run the same command again")
@@ -137,7 +137,6 @@ class RunFolder:
             contents = {"provenance.json": self._provenance(), COLUMNS: columns_of(self.history)}
             contents |= {name: pack_tensors(found) if found else None for name, found in tensors.items()}
             written = {name: content for name, content in contents.items() if content is not None}
-            write_together(self.path, written)
             self.files |= {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
             seconds = [process["seconds"] for process in self.processes]
             summary = {
@@ -154,7 +153,7 @@ class RunFolder:
             }
             draft = self.path / f".summary.{self.lease.token}.tmp"
             try:
-                append(draft, seal(to_json(summary)))
+                write_together(self.path, {**written, draft.name: seal(to_json(summary))}, also=[self.history])
                 os.link(draft, self.path / "summary.json")  # where the file system has no locks, the first one wins
             except FileExistsError:
                 return False
@@ -186,8 +185,6 @@ def open_run(store: Store, config: RunConfig, machine: Machine, stop: Callable[[
     """The folder of `config`, leased; None while another live process computes it."""
     path = store.folder(config.run_id)
     with writing(path):
-        if not path.exists():
-            path.mkdir(exist_ok=True)
-            sync_folder(path.parent)
+        path.mkdir(exist_ok=True)
         lease = acquire(path)
     return None if lease is None else RunFolder(store, config, machine, lease, stop, report)
