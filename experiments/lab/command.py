@@ -43,6 +43,7 @@ def overview(options: Any) -> tuple[int, Any]:
     return 0, {"store": str(options.store), "studies": found}
 
 
+MAX_SEEDS, MAX_THREADS = 1000, 1024
 SHOWN_CLAIMS = 6
 """claims of one scale that a person is shown in the list of studies; --json has all"""
 
@@ -228,8 +229,8 @@ def readable(document: Any, indent: int = 0) -> str:
 
 def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     study = find_study(options.study)
-    if options.seeds is not None and options.seeds < 1:
-        raise UsageError(f"--seeds is {options.seeds}, but must be at least 1")
+    if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
+        raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
     if options.dataset is not None:
         _check_dataset(options.dataset)
     if options.data_dir is not None and not options.data_dir.is_dir():
@@ -243,8 +244,8 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
 
 def _limit_threads(threads: int) -> None:
     """For this process to compute in: threads of numpy's BLAS, which reads its number once, and of torch; memory kept."""
-    if threads < 1:
-        raise UsageError(f"--threads is {threads}, but must be at least 1")
+    if not 1 <= threads <= MAX_THREADS:
+        raise UsageError(f"--threads is {str(threads)[:20]}, but must be from 1 to {MAX_THREADS}")
     set_blas_threads(threads)
     keep_freed_memory()
     import torch

@@ -6,11 +6,13 @@ Everything that changes rounding at most is a field of `Machine` and never enter
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Integral, Real
@@ -193,16 +195,29 @@ def _typed(name: str, value: Any) -> Any:
             return kind(value)
         except ValueError:
             choices = ", ".join(_ENUMS[name])
-            raise ConfigError(f"{name} is {value!r}, but must be one of {choices}") from None
+            raise ConfigError(f"{name} is {_shown(value)}, but must be one of {choices}") from None
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-        return float(value)
-    raise ConfigError(f"{name} is {value!r}, but must be of type {kind.__name__}")
+        with contextlib.suppress(OverflowError):  # an integer beyond every float
+            return float(value)
+    raise ConfigError(f"{name} is {_shown(value)}, but must be of type {kind.__name__}")
 
 
-_POSITIVE = ("n_train", "width", "depth", "norm_batch", "batch_size", "lr", "base_batch_size", "epochs", "steps",
-             "train_loss", "patience", "max_epochs", "eps")  # fmt: skip
+def _shown(value: Any) -> str:
+    """The beginning of a value, on one line."""
+    try:
+        return repr(value)[:60]
+    except ValueError:  # an integer of more than 4,300 digits
+        return "a huge number"
+
+
+_POSITIVE = {
+    **dict.fromkeys(("n_train", "width", "depth", "norm_batch", "batch_size", "base_batch_size", "steps",
+                     "epochs", "patience", "max_epochs"), 2.0**53),
+    **dict.fromkeys(("lr", "train_loss", "eps"), sys.float_info.max),
+}  # fmt: skip
+"""field -> its largest value: counts are exact in float64"""
 _FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr")
 _BUDGET_FIELDS = {
     Budget.EPOCHS: {"epochs"},
@@ -215,19 +230,19 @@ _BUDGET_NAMES = sorted(set().union(*_BUDGET_FIELDS.values()))
 
 def _validate(c: RunConfig) -> None:
     values = c.__dict__
-    for name in _POSITIVE:
+    for name, most in _POSITIVE.items():
         value = values[name]
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigError(f"{name} is {value}, but must be a positive finite number")
+        if value is not None and not 0 < value <= most:
+            raise ConfigError(f"{name} is {_shown(value)}, but must be a positive number of at most {most:.0e}")
     for name in _FRACTIONS:
         if not 0 <= values[name] < 1 and not (name == "final_lr" and values[name] == 1):
             raise ConfigError(f"{name} is {values[name]}, but must be at least 0 and below 1")
     if not (math.isfinite(c.weight_decay) and c.weight_decay >= 0):
         raise ConfigError(f"weight_decay is {c.weight_decay}, but must be finite and not negative")
     if c.n_validation < 0:
-        raise ConfigError(f"n_validation is {c.n_validation}, but must not be negative")
+        raise ConfigError(f"n_validation is {_shown(c.n_validation)}, but must not be negative")
     if not 0 <= c.seed < 2**63:
-        raise ConfigError(f"seed is {c.seed}, but must be at least 0 and below 2**63")
+        raise ConfigError(f"seed is {_shown(c.seed)}, but must be at least 0 and below 2**63")
     if c.n_train is not None and c.batch_size > c.n_train:
         raise ConfigError(
             f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"

@@ -53,7 +53,10 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
         raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
     data = prepare(config, machine, read(config.dataset, machine.data_path))
     model = models.build(config, data.shape, data.classes).to(machine.device, dtype_of(config))
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise StoreError(f"the weights of run {run_id} are of another network than its configuration; {REPAIR}") from error
     return Subject(config, model.eval(), weights, data)
 
 
