@@ -48,7 +48,7 @@ class Case:
 
 MLP = Case("mlp 2 x 128", Model.MLP, (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000), width=128, depth=2)
 CONV = Case("small-conv", Model.SMALL_CONV, MLP.batch_sizes)
-C1 = Case("keskar-c1, batch norm", Model.KESKAR_C1, (8, 64, 500), n=500, norm=Norm.BATCH)
+C1 = Case("keskar-c1, batch norm", Model.KESKAR_C1, (8, 64, 512), n=512, norm=Norm.BATCH)
 
 
 @dataclass(frozen=True)
