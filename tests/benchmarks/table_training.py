@@ -52,7 +52,7 @@ def _of_input(part: dict[str, Any]) -> list[str]:
     ours, theirs = (part["batch_size"] / seconds for seconds in part[best]["input"]["wall"]["seconds"])
     return [
         f"*Crops and flips of 32 x 32 x 3 images, batches of {part['batch_size']}: {ours:,.0f} images a second against "
-        f"{theirs:,.0f} of a DataLoader with torchvision's steps on PIL images ({best}; of 0 and 2 the one with the smaller ratio), "
+        f"{theirs:,.0f} of a DataLoader with torchvision's steps on PIL images ({best}: of 0 and 2 the smaller ratio), "
         f"**{part['input']:.1f}x** (goal {part['goal']:g}x); a whole update of small-conv with that input: "
         f"{part['update']:.1f}x. Wall seconds.*"
     ]
