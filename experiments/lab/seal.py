@@ -28,13 +28,17 @@ def seal(content: bytes) -> bytes:
     return _HEAD + hashlib.sha256(content).hexdigest().encode() + _TAIL + content[2:]
 
 
+def holds(content: bytes) -> bool:
+    """Whether `content` is sealed and as it was written."""
+    return content[:_BODY] == _HEAD + hashlib.sha256(b"{\n" + content[_BODY:]).hexdigest().encode() + _TAIL
+
+
 def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
     """What is wrong with `content`, which reads as `document`; None where its seal holds, or its schema has none."""
     schema = document.get("schema", 1)
     if schema == 1 and "seal" not in document:
         return None
-    digest = hashlib.sha256(b"{\n" + content[_BODY:]).hexdigest().encode()
-    if content[:_BODY] != _HEAD + digest + _TAIL:
+    if not holds(content):
         return "it is not what was written"
     return None if schema <= SCHEMA else f"it has schema {schema}, which a newer batchlab wrote"
 

@@ -38,7 +38,7 @@ from experiments.lab.files import (
     write_atomic,
     writing,
 )
-from experiments.lab.seal import SCHEMA, config_id, seal
+from experiments.lab.seal import SCHEMA, config_id, holds, seal
 from experiments.lab.study import Measure, Record
 
 FINISHED = ("done", "diverged", "capped")
@@ -121,16 +121,20 @@ class Store:
         return content
 
     def record(self, config: RunConfig) -> Record | None:
-        """The record of `config`, None where it is not finished. Its values are parsed, and damage to them is noticed,
-        when the first of them is asked for: a plan of 100,000 runs wants their states alone."""
+        """The record of `config`, None where it is not finished; raises `StoreError` where it is damaged.
+
+        A plan of 100,000 runs wants their states alone: of a summary whose seal holds the values are parsed when the
+        first of them is asked for.
+        """
         path = f"{self._runs}/{config.run_id}/summary.json"
         content = read_file(path)
         if content is None:
             return None
         values = Summary(path, content)
-        # as `to_json` writes it; anything else is parsed at once
-        found = _STATUS.search(content) if content.endswith(b"\n}\n") else None
-        return Record(config, found[1].decode() if found else values["status"], values)
+        found = _STATE.search(content) if holds(content) else None
+        if found is None or found[1].decode() != config.run_id:
+            return Record(config, values["status"], values)
+        return Record(config, found[2].decode(), values)
 
     def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
         """`record` of each config; those without a folder cost nothing."""
@@ -196,7 +200,7 @@ class Store:
 
 
 class Summary(Mapping[str, Any]):
-    """The values of a summary file, parsed when the first is asked for; raises `StoreError` then where it is damaged."""
+    """The values of a summary file, parsed when the first is asked for; raises `StoreError` where it is damaged."""
 
     __slots__ = ("_content", "_path", "_values")
 
@@ -229,4 +233,7 @@ def _summary(path: str, content: bytes) -> dict[str, Any]:
     return summary
 
 
-_STATUS = re.compile(rb'\n "status": "(done|diverged|capped)",?\n')
+_STATE = re.compile(
+    rb'\n "run_id": "([0-9a-f]{20})",\n "schema": %d,\n(?: [^\n]*\n)*? "status": "(done|diverged|capped)",?\n' % SCHEMA
+)
+"""run id and status of a summary as `to_json` writes it"""

@@ -191,7 +191,7 @@ def everything(folder: Path, share: int) -> dict[str, Any]:
         results["commands"] = part("commands", store.root, share)
         results["histories"] = part("histories", store.root, share)
         results["scheduling"] = {"on disk": part("scheduling", Store(root / "sweep").root, share)}
-        if memory.is_dir():
+        if memory.is_dir() and share == 1:
             with tempfile.TemporaryDirectory(dir=memory) as there:
                 results["scheduling"]["in memory"] = part("scheduling", Store(Path(there)).root, share)
         return results
