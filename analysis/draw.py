@@ -60,11 +60,23 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
 
     folder.mkdir(parents=True, exist_ok=True)
     drawing = module.make_figure(data)
+    if (note := diverged(tables)) is not None:
+        drawing.text(0.005, 0.002, note, fontsize=6.5, ha="left", va="bottom")
     for form in ("pdf", "png"):
         write_atomic(paths[form], save(drawing, form))
     write_atomic(paths["csv"], table)
     write_atomic(paths["json"], to_json(document))
     return Drawn(figure.name, "drawn", files)
+
+
+def diverged(tables: Tables) -> str | None:
+    """What a figure cannot show: how many runs of each batch size ended without values."""
+    lost = tables.runs[tables.runs["status"] == "diverged"]
+    if lost.empty:
+        return None
+    counts = lost.groupby("batch_size").size()
+    each = ", ".join(f"{count} at B {size}" for size, count in counts.items())
+    return f"{len(lost)} of {len(tables.runs)} runs diverged and have no point: {each}"
 
 
 def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes, module: Path) -> dict[str, Any]:
@@ -75,7 +87,9 @@ def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes
     here = Path(__file__).parent
     for path in (module, here / "figures" / "per_batch_size.py", here / "style.py", here / "arms.py"):
         code.update(path.read_bytes())
+    note = diverged(tables)
     return {
+        **({} if note is None else {"diverged": note}),
         "figure": figure.name,
         "kind": figure.kind,
         "options": json.loads(json.dumps(options)),
