@@ -83,3 +83,12 @@ def identical(first: Tensors, second: Tensors) -> bool:
     return first.keys() == second.keys() and all(
         first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
     )
+
+
+def same_checkpoint(first: Checkpoint, second: Checkpoint) -> bool:
+    """Weights, optimizer, losses since the last row, and the stop rule's memory, bitwise."""
+    for part in ("current", "above", "below"):
+        a, b = getattr(first, part), getattr(second, part)
+        if (a is None) != (b is None) or (a is not None and not (a.step == b.step and identical(a.tensors, b.tensors))):
+            return False
+    return first.passes == second.passes and first.history_bytes == second.history_bytes

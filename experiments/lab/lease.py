@@ -87,8 +87,8 @@ def acquire(folder: Path) -> Lease | None:
         try:
             os.ftruncate(descriptor, 0)
             content = json.dumps(owner).encode()
-            if os.write(descriptor, content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            while content:  # a short write is followed by the error that cut it short
+                content = content[os.write(descriptor, content) :]
         except OSError:
             path.unlink()
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -12,13 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lives
 import pytest
 
+from experiments.lab.check import check
 from experiments.lab.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-RUNS = 7
-"""3 to tune, 2 fresh seeds, 2 warm starts"""
+RUNS = 30
+KILLS, STOPS, WORKERS = 100, 5, 3
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,31 +30,45 @@ pytestmark = [
 
 
 class Sweep:
-    """A sweep in a process group of its own."""
+    """The toy sweep in a process group of its own, with workers that are forked instead of spawned."""
 
-    def __init__(self, store: Path, workers: int = 2, argv: list[str] | None = None) -> None:
-        self.store = store
-        argv = argv or ["tests/toy_study.py", str(store), str(workers)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        self.process = subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=environment, start_new_session=True,
-                                        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    def __init__(self, store: Path) -> None:
+        self.store, self.messages = store, store.with_suffix(".messages")
+        self.messages.write_text("")
+        self.process: Any = lives.start(lives.sweep, store, 2, self.messages)
 
-    def wait_for_training(self) -> None:
+    def wait(self, seconds: float) -> int | None:
+        """The exit status; None while it goes on."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def under_way(self) -> list[Path]:
+        """Folders of the runs that are being trained now."""
+        leases = self.store.glob("runs/*/lease.json")
+        return [lease.parent for lease in leases if not (lease.parent / "summary.json").exists()]
+
+    def wait_for_training(self) -> list[Path]:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if any(not Store(self.store).finished(lease.parent.name) for lease in self.store.glob("runs/*/lease.json")):
-                return
-            time.sleep(0.02)
+        while not (found := self.under_way()) and self.wait(0.005) is None and time.monotonic() < deadline:
+            pass
+        return found
+
+    def kill(self) -> bool:
+        """Kill the whole group; False when it had ended before."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.end() == -signal.SIGKILL
 
     def end(self) -> int:
         """Wait for the end; its exit status. Nothing of it may be left, and nobody may have seen a traceback."""
-        _, error = self.process.communicate(timeout=120)
-        assert "Traceback" not in error, error
+        status = self.wait(120)
+        assert status is not None, "it hangs"
+        assert "Traceback" not in self.messages.read_text(), self.messages.read_text()
         deadline = time.monotonic() + 10
         while (left := self.members()) and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.02)
         assert not left, "orphans"
-        return self.process.returncode
+        return status
 
     def members(self) -> list[int]:
         """Living processes of the group."""
@@ -66,77 +83,139 @@ class Sweep:
         return found
 
 
+class Command(Sweep):
+    """A sweep as a user starts it: a new interpreter, spawned workers."""
+
+    def __init__(self, store: Path, *argv: str) -> None:
+        self.store, self.messages = store, store.with_suffix(f".{random.getrandbits(32)}.messages")
+        command = [sys.executable, *(argv or ("tests/toy_sweep.py", str(store), "1"))]
+        with self.messages.open("w") as messages:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=messages,
+                                            stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+
+    def wait(self, seconds: float) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+        return self.process.returncode
+
+
+def owner(run: Path) -> int | None:
+    """The process that holds a run's lease; None where there is none, or it is just being written."""
+    try:
+        return json.loads((run / "lease.json").read_bytes())["pid"]
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def results(root: Path) -> dict[str, Any]:
     """What a sweep leaves: every run's status, values, digests and history, and the measurements' values."""
     store, found = Store(root), {}
+    assert not check(store).damaged and not list(root.glob("runs/*/.*"))
+    assert not [*root.glob("runs/*/checkpoint.*"), *root.glob("runs/*/lease.json")]
     for run_id in store.run_ids():
         summary = store.summary(run_id)
         assert summary is not None, f"{run_id} is not finished"
         drop = ("seconds", "commit", "hardware", "seal")
-        del summary["files"]["provenance.json"]  # holds seconds
+        summary["files"].pop("provenance.json")
         found[run_id] = {name: value for name, value in summary.items() if name not in drop}, store.history(run_id)
-        assert not list(store.folder(run_id).glob("checkpoint.*")) and not list(store.folder(run_id).glob("lease.json"))
     for path in sorted(root.rglob("measurements/*.json")):
-        found[path.name] = json.loads(path.read_text())["value"]
+        found[str(path.relative_to(root))] = json.loads(path.read_text())["value"]
     return found
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    root = tmp_path_factory.mktemp("undisturbed")
+    root = tmp_path_factory.mktemp("undisturbed") / "store"
     assert Sweep(root).end() == 0
     found = results(root)
-    assert len(list(Store(root).run_ids())) == RUNS and len(found) == RUNS + 3
+    assert len(list(Store(root).run_ids())) == RUNS and len(found) == RUNS + 6
     return found
 
 
 def test_killed_at_random_instants(undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """Torn checkpoints, stale leases, doubled rows; at the end two sweeps share the store."""
-    chance = random.Random(1)
-    for _ in range(3):
-        sweep = Sweep(tmp_path)
-        sweep.wait_for_training()
-        time.sleep(chance.uniform(0, 0.8))
-        os.killpg(sweep.process.pid, signal.SIGKILL)
-        assert sweep.end() == -signal.SIGKILL
-    both = [Sweep(tmp_path, workers=1), Sweep(tmp_path, workers=1)]
+    """Torn checkpoints, stale leases, doubled rows, files that nobody removes."""
+    chance, kills, sweeps, met = random.Random(1), 0, 0, 0
+    while kills < KILLS:
+        root, sweeps = tmp_path / f"store{sweeps}", sweeps + 1
+        while kills < KILLS:
+            sweep = Sweep(root)
+            if sweep.wait(chance.uniform(0, 0.5)) is not None or not sweep.kill():
+                break
+            kills, met = kills + 1, met + bool(sweep.under_way())
+        assert Sweep(root).end() == 0
+        assert results(root) == undisturbed
+    print(f"survived {kills}/{KILLS} kills in {sweeps} sweeps of {RUNS} runs; {met} of them met a run in training")
+    assert met > KILLS / 4
+
+
+def test_killed_and_finished_by_two_commands_at_once(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """Spawned workers would behave in another way; two sweeps on one store would do runs twice."""
+    root = tmp_path / "store"
+    sweep = Command(root)
+    sweep.wait_for_training()
+    time.sleep(0.5)
+    assert sweep.kill()
+    both = [Command(root), Command(root)]
     assert [sweep.end() for sweep in both] == [0, 0]
-    assert results(tmp_path) == undisturbed
+    assert results(root) == undisturbed
+
+
+def test_a_killed_worker_costs_one_run(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+    """The system kills a process when memory runs out: its siblings must go on, the user be told, the next call mend it."""
+    chance = random.Random(2)
+    for number in range(WORKERS):
+        root = tmp_path / f"store{number}"
+        sweep = Sweep(root)
+        while True:
+            time.sleep(chance.uniform(0, 0.05))
+            victim = chance.choice(sweep.wait_for_training())
+            if (pid := owner(victim)) is None:
+                continue
+            os.kill(pid, signal.SIGSTOP)
+            if owner(victim) == pid and not (victim / "summary.json").exists():
+                os.kill(pid, signal.SIGKILL)
+                break
+            os.kill(pid, signal.SIGCONT)
+        assert sweep.end() == 1
+        message = sweep.messages.read_text()
+        assert message.count("worker process died (exit code -9)") == 1 and message.strip().count("\n") == 0, message
+        assert [path for path in root.glob("runs/*") if not (path / "summary.json").exists()] == [victim]
+        assert Sweep(root).end() == 0 and results(root) == undisturbed
+    print(f"survived {WORKERS}/{WORKERS} workers killed")
 
 
 def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
     """An orphan would keep its lease, and train on."""
-    sweep = Sweep(tmp_path)
+    sweep = Sweep(tmp_path / "store")
     sweep.wait_for_training()
     assert len(sweep.members()) > 1
-    sweep.process.kill()
+    os.kill(sweep.process.pid, signal.SIGKILL)
     assert sweep.end() == -signal.SIGKILL
 
 
-def test_stopped_by_signals(undisturbed: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status", "whole_group"), [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)])
+def test_stopped_by_signals(number: int, status: int, whole_group: bool, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """SIGTERM to the command alone, Ctrl-C to its whole group: checkpoints, the agreed exit status, and on it goes."""
-    sweep = Sweep(tmp_path)
-    sweep.wait_for_training()
-    sweep.process.terminate()
-    assert sweep.end() == 143
-    sweep = Sweep(tmp_path)
-    sweep.wait_for_training()
-    time.sleep(0.3)
-    os.killpg(sweep.process.pid, signal.SIGINT)
-    assert sweep.end() == 130
-    assert list(tmp_path.glob("runs/*/checkpoint.*")) and not list(tmp_path.glob("runs/*/lease.json"))
-    assert Sweep(tmp_path).end() == 0
-    assert results(tmp_path) == undisturbed
+    chance, root, left = random.Random(3), tmp_path / "store", 0
+    for _ in range(STOPS):
+        sweep = Sweep(root)
+        sweep.wait_for_training()
+        time.sleep(chance.uniform(0, 0.1))
+        (os.killpg if whole_group else os.kill)(sweep.process.pid, number)
+        assert sweep.end() == status and not list(root.glob("runs/*/lease.json"))
+        left += len(list(root.glob("runs/*/checkpoint.*")))
+    assert left and Sweep(root).end() == 0 and results(root) == undisturbed
+    print(f"survived {STOPS}/{STOPS} stops")
 
 
 def test_the_command_line_stops_in_order(tmp_path: Path) -> None:
     """The same of the real command; what it leaves is a checkpoint."""
-    argv = ["-m", "experiments", "run", "keskar2017", "--scale", "quick", "--seeds", "1", "--where", "batch_size=32",
-            "--store", str(tmp_path), "--json"]  # fmt: skip
-    sweep = Sweep(tmp_path, argv=argv)
+    root = tmp_path / "store"
+    sweep = Command(root, "-m", "experiments", "run", "keskar2017", "--scale", "quick", "--seeds", "1", "--where",
+                    "batch_size=32", "--store", str(root), "--json")  # fmt: skip
     sweep.wait_for_training()
     time.sleep(1)
     os.killpg(sweep.process.pid, signal.SIGTERM)
     assert sweep.end() == 143
-    (run_id,) = Store(tmp_path).run_ids()
-    assert list(Store(tmp_path).folder(run_id).glob("checkpoint.*")) and not Store(tmp_path).finished(run_id)
+    (run_id,) = Store(root).run_ids()
+    assert list(Store(root).folder(run_id).glob("checkpoint.*")) and not Store(root).finished(run_id)

@@ -14,6 +14,7 @@ import pytest
 from toy_runs import run, toy_config, toy_data
 from toy_store import files, finish, overwrite_lease, start
 
+from experiments.lab import lease as leases
 from experiments.lab.config import Machine
 from experiments.lab.folder import Interrupted, LeaseLost, RunFolder, open_run
 from experiments.lab.lease import EXPIRY, acquire, is_live
@@ -67,6 +68,86 @@ def test_a_live_lease_is_never_taken_however_old(tmp_path: Path) -> None:
     assert first is not None
     os.utime(first.path, (0, 0))
     assert acquire(tmp_path) is None and first.held()
+
+
+@pytest.mark.parametrize("content", [b"", b'{"token": "a', b"[]", b'{"token": "a", "machine": "b", "pid": -1, "started": "1"}'])
+def test_a_damaged_lease_is_nobodys(content: bytes, tmp_path: Path) -> None:
+    """A process killed while it wrote its lease would lock its run for ever, or end the next one with a traceback."""
+    (tmp_path / "lease.json").write_bytes(content)
+    lease = acquire(tmp_path)
+    assert lease is not None and lease.held()
+
+
+def test_a_lease_that_cannot_be_read_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error of the disk would look like a lease that is not there."""
+    first = acquire(tmp_path)
+    assert first is not None
+    monkeypatch.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(OSError, match="Input/output"):
+        acquire(tmp_path)
+    monkeypatch.undo()
+    assert first.held()
+
+
+def test_nobody_takes_a_lease_while_its_owner_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale owner that wakes up in the middle of publishing would mix its files with its successor's."""
+    monkeypatch.setattr(leases, "LOCK_SECONDS", 0.05)
+    lease = acquire(tmp_path)
+    assert lease is not None
+    overwrite_lease(lease.path, machine="elsewhere")
+    os.utime(lease.path, (0, 0))
+    with lease.keep() as held:
+        assert held and acquire(tmp_path) is None
+    assert acquire(tmp_path) is not None
+    with lease.keep() as held:
+        assert not held
+
+
+@pytest.mark.parametrize(("age", "taken"), [(EXPIRY - 20, False), (EXPIRY + 20, True)])
+def test_another_users_process_is_judged_by_its_touches(
+    age: float, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the system hides others' processes, a live owner would look dead."""
+    lease = acquire(tmp_path)
+    assert lease is not None
+    os.utime(lease.path, (time.time() - age, time.time() - age))
+    monkeypatch.setattr(leases, "_started", lambda pid: leases.HIDDEN)
+    assert is_live(lease.path) != taken
+
+
+def test_the_clock_of_the_folder_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine whose clock is ahead would rob every other one."""
+    lease = acquire(tmp_path)
+    assert lease is not None
+    overwrite_lease(lease.path, machine="elsewhere")
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    assert is_live(lease.path)
+
+
+def test_a_long_evaluation_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Touches between updates alone would lose the run to another machine."""
+    monkeypatch.setattr(leases, "TOUCH", 0.01)
+    folder = start(Store(tmp_path), toy_config())
+    os.utime(folder.lease.path, (0, 0))
+    deadline = time.monotonic() + 10
+    while folder.lease.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    folder.close()
+    assert time.monotonic() < deadline
+
+
+def test_what_a_kill_after_publication_left_is_removed(tmp_path: Path) -> None:
+    """Checkpoints of a finished run would stay for ever, because nobody works on it again."""
+    path = finish(Store(tmp_path), toy_config())
+    recorded = files(path)
+    (path / "checkpoint.0.safetensors").write_bytes(b"large")
+    lease = acquire(path)
+    assert lease is not None
+    leases.clear_record(path)
+    assert files(path).keys() > recorded.keys()  # its owner lives and will do that
+    overwrite_lease(lease.path, started="1")
+    leases.clear_record(path)
+    assert files(path) == recorded
 
 
 def test_only_the_owner_keeps_a_lease_warm(tmp_path: Path) -> None:

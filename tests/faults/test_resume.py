@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import identical, run, toy_config, toy_data
+from toy_runs import identical, run, same_checkpoint, toy_config, toy_data
 
 from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.folder import Interrupted, open_run
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import load_checkpoint
-from experiments.lab.training.state import Checkpoint, State
+from experiments.lab.training.state import Checkpoint
+from experiments.lab.training.stepper import Single
 from experiments.lab.training.train import Outcome, train
 
 
@@ -34,14 +35,6 @@ def interrupted(config: RunConfig, root: Path, stops: Sequence[int], size: int =
             checkpoints.append(checkpoint)
         finally:
             folder.close()
-
-
-def same(first: Checkpoint, second: Checkpoint) -> bool:
-    for part in ("current", "above", "below"):
-        a, b = getattr(first, part), getattr(second, part)
-        if (a is None) != (b is None) or (a is not None and not (a.step == b.step and identical(a.tensors, b.tensors))):
-            return False
-    return first.passes == second.passes and first.history_bytes == second.history_bytes
 
 
 TARGET: dict[str, Any] = {"budget": Budget.TRAIN_LOSS, "train_loss": 0.2, "max_epochs": 30, "batch_size": 3}
@@ -66,7 +59,7 @@ def test_interrupted_at_every_step(name: str, tmp_path: Path) -> None:
     assert len(steps) > 6
     outcome, history, checkpoints = interrupted(config, tmp_path, steps, size=10)
     for checkpoint in checkpoints:
-        assert same(checkpoint, log.checkpoints[checkpoint.current.step]), f"at step {checkpoint.current.step}"
+        assert same_checkpoint(checkpoint, log.checkpoints[checkpoint.current.step]), f"at step {checkpoint.current.step}"
     assert identical(outcome.weights, expected.weights) and identical(outcome.predictions, expected.predictions)
     assert (outcome.status, outcome.values, history) == (expected.status, expected.values, log.text)
 
@@ -89,14 +82,15 @@ def test_three_interruptions_in_one_epoch(stops: tuple[int, ...], tmp_path: Path
 @pytest.mark.parametrize("forgotten", ["optimizer.", "step"])
 def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests could not fail: without its moments, or its place in the data, the run must end elsewhere."""
-    restore = State.restore
+    restore = Single.restore
 
-    def forgetful(self: State, snapshot: Any) -> None:
-        kept = {name: t for name, t in snapshot.tensors.items() if not name.startswith(forgotten)}
-        restore(self, type(snapshot)(0 if forgotten == "step" else snapshot.step, kept))
+    def forgetful(self: Single, snapshots: Any) -> None:
+        (snapshot,) = snapshots
+        kept = {name: 0 * t if name.startswith(forgotten) else t for name, t in snapshot.tensors.items()}
+        restore(self, [type(snapshot)(0 if forgotten == "step" else snapshot.step, kept)])
 
     config = toy_config(momentum=0.9)
     expected, _ = run(config)
-    monkeypatch.setattr(State, "restore", forgetful)
+    monkeypatch.setattr(Single, "restore", forgetful)
     outcome, _, _ = interrupted(config, tmp_path, [5])
     assert not identical(outcome.weights, expected.weights)

@@ -79,6 +79,19 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert not list(path.glob(".*"))
 
 
+def test_old_halves_of_measurements_are_removed(tmp_path: Path) -> None:
+    """Each kill while a measurement is written would leave a file; another process's, under way, must stay."""
+    store = Store(tmp_path)
+    old, young, other = (store.root / "measurements" / name for name in (
+        ".slice-1.json.12.0123abcd.tmp", ".slice-2.json.12.0123abcd.tmp", ".hidden"))  # fmt: skip
+    for path in (old, young, other):
+        path.write_bytes(b"half")
+    for path in (old, other):
+        os.utime(path, (0, 0))
+    Store(tmp_path)
+    assert {path.name for path in old.parent.iterdir()} == {young.name, other.name}
+
+
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
     """Reading a run under way would fail; a damaged line inside must."""
     store, config = Store(tmp_path), toy_config()
