@@ -101,6 +101,10 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[_Step] = []
         self._captured: set[int] = set()  # storages of the constants
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and shielding the mode from the compiler imports it, which takes seconds
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.ops.aten._efficientzerotensor.default:  # few kernels below this level accept one

@@ -88,7 +88,7 @@ class Gradient:
             return self.function(self.parameters, *inputs) if program is None else program(*inputs)
         self._seen[count] = self._seen.get(count, 0) + 1
         if self.recorded and self._seen[count] > self.record_after:
-            self._programs[count] = record(self.function, self.parameters, inputs)
+            self._programs[count] = record(self.function, self.parameters, inputs, self.axis)
         return self.function(self.parameters, *inputs)
 
 

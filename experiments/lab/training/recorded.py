@@ -7,39 +7,84 @@ differs is not used.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 Function = Callable[..., tuple[Tensor, ...]]
 
 aten: Any = torch.ops.aten
 
 
-def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Tensor]) -> Function | None:
+def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Tensor], axis: int = 0) -> Function | None:
     """`function(parameters, *inputs)` as a program of `inputs`, shaped as these, that reads `parameters` where they lie.
 
-    None where it cannot be recorded, or where the replay of `inputs` is not bitwise what the function gives.
+    None where it cannot be recorded, or where the replay is not bitwise what the function gives, of these inputs and of
+    others: the first plus one, the rest backwards along `axis`.
     """
-    count = len(parameters)
-    try:
-        module = make_fx(lambda *args: function(args[:count], *args[count:]))(*parameters, *inputs)
-    except (RuntimeError, TypeError, NotImplementedError):
-        return None
-    if not _simplify(module, parameters):
+    recorder = _Recorder([*parameters, *inputs])
+    with recorder:
+        outputs = function(parameters, *inputs)
+    recorder.graph.output(tuple(recorder.nodes[id(output)] for output in outputs))
+    module = GraphModule({}, recorder.graph)
+    if recorder.unknown or not _simplify(module, parameters, recorder.results):
         return None
     replay: Function = module.forward
+    others = (inputs[0] + 1, *(value.flip(axis) for value in inputs[1:]))
     with torch.no_grad():
-        expected, found = function(parameters, *inputs), replay(*inputs)
-    return replay if all(_same(a, b) for a, b in zip(expected, found, strict=True)) else None
+        pairs = [(function(parameters, *values), replay(*values)) for values in (inputs, others)]
+    return replay if all(_same(a, b) for pair in pairs for a, b in zip(*pair, strict=True)) else None
 
 
-def _simplify(module: GraphModule, parameters: Sequence[Tensor]) -> bool:
+class _Recorder(TorchDispatchMode):
+    """Writes every primitive operation, below automatic differentiation and vmap, into a graph.
+
+    `unknown` says that a tensor came from somewhere else: a constant that might change.
+    """
+
+    def __init__(self, roots: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.graph = Graph()
+        self.kept: list[Tensor] = list(roots)  # alive, so that ids stay theirs
+        self.nodes: dict[int, Node] = {id(root): self.graph.placeholder(f"root_{i}") for i, root in enumerate(roots)}
+        self.results: dict[Node, Tensor] = {}
+        self.unknown = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and shielding the mode from the compiler imports it, which takes seconds
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        node = self.graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
+        if isinstance(result, Tensor):
+            self._keep(result, node)
+        elif isinstance(result, (tuple, list)):
+            for index, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._keep(part, self.graph.call_function(operator.getitem, (node, index)))
+        return result
+
+    def _keep(self, tensor: Tensor, node: Node) -> None:
+        self.kept.append(tensor)
+        self.nodes[id(tensor)], self.results[node] = node, tensor
+
+    def _node(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        self.unknown |= id(value) not in self.nodes
+        return self.nodes.get(id(value))
+
+
+def _simplify(module: GraphModule, parameters: Sequence[Tensor], results: Mapping[Node, Tensor]) -> bool:
     """Drop aliases and double transpositions; take views of parameters and constant fillings out of the program.
 
     False where an operation writes into a parameter, an input or a window on one.
@@ -59,8 +104,7 @@ def _simplify(module: GraphModule, parameters: Sequence[Tensor]) -> bool:
         elif operation is aten.t.default and _operation(sources[0]) is aten.t.default:
             node.replace_all_uses_with(sources[0].all_input_nodes[0])
         elif operation is aten.ones_like.default:
-            like = node.meta["val"]  # of a shape alone: it has no values
-            constants[node] = torch.ones(like.shape, dtype=like.dtype, device=like.device)
+            constants[node] = torch.ones_like(results[node])
         elif operation is not None and _is_view(operation) and sources and set(sources) <= constants.keys():
             arguments = map_arg((node.args, node.kwargs), constants.__getitem__)
             constants[node] = operation(*arguments[0], **arguments[1])
