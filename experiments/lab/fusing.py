@@ -56,6 +56,11 @@ def write_plan(folder: Path, members: Sequence[str], micro_batch: int | None) ->
     write_atomic(folder / "plan.json", seal(to_json({"schema": SCHEMA, "members": list(members), "micro_batch": micro_batch})))
 
 
+def plan_is_damaged(folder: Path) -> bool:
+    """Whether nobody knows any more how the run in `folder` was begun."""
+    return (folder / "plan.json").exists() and read_plan(folder) is None
+
+
 def read_plan(folder: Path) -> dict[str, Any] | None:
     """The plan of a run, None where it has none (alone, in whole batches) or where it is damaged."""
     try:

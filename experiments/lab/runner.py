@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.files import StoreError
 from experiments.lab.folder import LeaseLost, RunFolder, open_run
-from experiments.lab.fusing import company_of, read_plan, write_plan
+from experiments.lab.fusing import company_of, plan_is_damaged, read_plan, write_plan
 from experiments.lab.lease import clear_record
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import final_weights
@@ -63,7 +63,7 @@ def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data,
     plan = read_plan(folders[0].path) or {}
     machine = dataclasses.replace(machine, micro_batch=plan.get("micro_batch") or machine.micro_batch)
     for folder in folders:
-        if company_of(store, folder.config.run_id) != members:
+        if company_of(store, folder.config.run_id) != members or plan_is_damaged(folder.path):
             folder.forget()  # it was begun in other company, whose rounding would be mixed with this one's
 
     def ended(index: int, outcome: Outcome) -> None:

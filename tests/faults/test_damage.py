@@ -17,12 +17,15 @@ from experiments.__main__ import main
 from experiments.lab.check import check, repair
 from experiments.lab.config import Machine
 from experiments.lab.files import StoreError
-from experiments.lab.folder import LeaseLost
+from experiments.lab.folder import Interrupted, LeaseLost, open_run
+from experiments.lab.fusing import write_plan
 from experiments.lab.history import history
 from experiments.lab.lease import acquire
 from experiments.lab.store import Store
 from experiments.lab.study import measure
 from experiments.lab.training.checkpoint import final_weights, load_checkpoint, load_tensors
+from experiments.lab.training.data import prepare, read
+from experiments.lab.training.train import train
 from experiments.lab.worker import Stopper, Train, run_task
 
 OFFSETS = 200
@@ -231,6 +234,32 @@ def test_no_damage_to_a_run_under_way_gives_another_run(name: str, under_way: Pa
         survived += 1
     assert seen == {"checkpoint.1.safetensors": {3}, "history.jsonl": {3}}.get(name, {6})
     print(f"{name}: survived {survived}/{OFFSETS}")
+
+
+def test_a_damaged_plan_mixes_no_rounding(tmp_path: Path) -> None:
+    """A run begun in micro-batches would go on in whole ones: neither the one run nor the other."""
+    config = toy_config(dataset="fashion-mini", n_train=40, momentum=0.9)
+    weights = {}
+    for size, root in ((None, "whole"), (3, "micro")):
+        store = Store(tmp_path / root)
+        assert run_task(Train(config), store, Machine(micro_batch=size), Stopper(), None).kind == "done"
+        weights[root] = final_weights(store, config.run_id)
+    assert not identical(weights["whole"], weights["micro"])
+    store, now = Store(tmp_path / "begun"), [0]
+    folder = open_run(store, config, Machine(micro_batch=3), lambda: now[0] == 5, lambda step: now.__setitem__(0, step))
+    assert folder is not None
+    write_plan(folder.path, [config.run_id], 3)
+    with pytest.raises(Interrupted):
+        train(config, Machine(micro_batch=3), prepare(config, Machine(), read(config.dataset, None)), folder)
+    folder.close()
+    content = (folder.path / "plan.json").read_bytes()
+    for number, (what, damaged) in enumerate([("whole", content), *damages(content, 12)]):
+        other = Store(tmp_path / str(number))
+        shutil.copytree(folder.path, other.folder(config.run_id))
+        (other.folder(config.run_id) / "plan.json").write_bytes(damaged)
+        assert run_task(Train(config), other, Machine(), Stopper(), None).kind == "done"
+        expected = weights["whole" if number else "micro"]
+        assert identical(final_weights(other, config.run_id), expected), what
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"token": 1}', b"\xff"])
