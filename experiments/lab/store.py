@@ -1,15 +1,17 @@
 """The store: one folder a run, shared by many processes, in which only `summary.json` means finished.
 
     <store>/runs/<run_id>/config.json          canonical JSON of the RunConfig
+                          plan.json            which runs it is one program with, if any
                           provenance.json      versions, machine, commit
                           lease.json           who is computing it now
-                          history.jsonl        one row an observation
+                          history.jsonl        one row an observation; history.safetensors, the same as columns
                           checkpoint.<k>.safetensors   the last two
                           final.safetensors    weights
                           predictions.safetensors      per test example
                           measurements/<id>.json
-                          summary.json         written last, atomically
+                          summary.json         written last, atomically, with the SHA-256 of the files above
     <store>/measurements/<id>.json             measurements of pairs of runs
+    <store>/damaged/                           what `store check --repair` moved aside
 
 A summary is published by a hard link, so the first owner wins and a stale one cannot replace it.
 """
