@@ -201,5 +201,5 @@ def feed(config: RunConfig, data: Data, updates: int) -> Block:
             block = stepper.feed.block(step, min(stepper.block_steps, first + updates - step))
             assert block.draws is not None
             for positions, draws in zip(block.positions.unbind(), block.draws.unbind(), strict=True):
-                total += stepper.batch(positions, draws)[0][0, 0, 0, 0]
+                total += data.train.at(positions, draws)[0][0, 0, 0, 0]
     return Block(updates, time.process_time() - cpu, time.perf_counter() - wall)

@@ -19,7 +19,7 @@ from benchmarks import table
 from PIL import Image
 
 from experiments.lab.config import Machine
-from experiments.lab.training.augment import crop_flip
+from experiments.lab.training.augment import Crops
 from experiments.lab.training.order import Order
 from experiments.lab.training.train import train
 
@@ -140,7 +140,7 @@ def test_loader_crops_as_ours(modules: Any) -> None:
     for top, left, flip in itertools.product((0, 3, 8), (0, 5, 8), (0, 1)):
         theirs = loader.crop(image, top, left)
         theirs = loader.to_tensor(loader.flip(theirs) if flip else theirs)
-        assert torch.equal(crop_flip(whole[None], torch.tensor([[top, left, flip]]))[0], theirs)
+        assert torch.equal(Crops(whole[None]).take(torch.tensor([0]), torch.tensor([[top, left, flip]]))[0], theirs)
     mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
     expected = (whole - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.testing.assert_close(loader.normalise(whole, mean, std), expected)

@@ -10,7 +10,7 @@ from toy_runs import toy_config, toy_data
 
 from experiments.lab.config import Augment, Machine
 from experiments.lab.models.dropout import Dropout, number_dropout_layers
-from experiments.lab.training.augment import PAD, crop_flip, draws
+from experiments.lab.training.augment import PAD, Crops, draws
 from experiments.lab.training.course import initial_model
 from experiments.lab.training.order import Order, permutation
 from experiments.lab.training.stepper import Single
@@ -67,13 +67,13 @@ def naive_crop_flip(image: Tensor, top: int, left: int, flip: int) -> Tensor:
     return cropped.flip(2) if flip else cropped
 
 
-def test_crop_flip_equals_a_loop_over_images() -> None:
+def test_crops_equal_a_loop_over_images() -> None:
     """Images cropped at their neighbour's offset, or flipped before the crop, look plausible."""
     images = torch.rand(64, 3, 10, 12, generator=torch.Generator().manual_seed(0))
     draw = draws(0, 0, 64)
     assert draw[:, :2].min() == 0 and draw[:, :2].max() == 2 * PAD and set(draw[:, 2].tolist()) == {0, 1}
     expected = torch.stack([naive_crop_flip(image, *d) for image, d in zip(images, draw.tolist(), strict=True)])
-    assert torch.equal(crop_flip(images, draw), expected)
+    assert torch.equal(Crops(images).take(torch.arange(64), draw), expected)
 
 
 def test_augmentation_belongs_to_seed_epoch_and_example() -> None:
@@ -85,7 +85,7 @@ def test_augmentation_belongs_to_seed_epoch_and_example() -> None:
         stepper = Single(config, Machine(), toy_data(config), initial_model(config, Machine(), toy_data(config), None), None)
         block = stepper.block(-(-2 * len(data) // batch_size))
         assert block.draws is not None
-        inputs = stepper.batch(block.positions.flatten(), block.draws.flatten(0, 1))[0][: 2 * len(data)]
+        inputs = data.at(block.positions.flatten(), block.draws.flatten(0, 1))[0][: 2 * len(data)]
         order = torch.cat([torch.from_numpy(permutation(0, epoch, len(data))) for epoch in (0, 1)])
         for epoch in (0, 1):
             part = slice(epoch * len(data), (epoch + 1) * len(data))

@@ -18,8 +18,8 @@ __all__ = ["build"]
 def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The network of `config` for inputs [B, *shape] and outputs [B, classes], on the CPU in float32.
 
-    Weights follow torch's default initialisers (residual networks: He's), drawn from a stream of `config.seed`
-    alone: the caller's global random state is left as it was, and the weights are the same whatever device computes with them afterwards.
+    Weights follow torch's default initialisers (residual networks: He's), drawn from a stream of `config.seed` alone: the
+    caller's global random state is left as it was, and the weights are the same whatever device computes with them later.
     """
     normalizer = Normalizer(config.norm, config.norm_batch)
     with torch.random.fork_rng(devices=[]):

@@ -13,6 +13,7 @@ from torch import Tensor
 from experiments.lab.config import Machine, Model, Precision, RunConfig
 from experiments.lab.datasets import DataError, Dataset, load
 from experiments.lab.plan import check_fits
+from experiments.lab.training.augment import Crops
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,28 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.targets)
+
+    @functools.cached_property
+    def crops(self) -> Crops:
+        """For `at` with draws; made when first asked for."""
+        return Crops(self.inputs)
+
+    @functools.cached_property
+    def _rows(self) -> Tensor:
+        """Each input as one row in its memory order: a gather of whole rows is faster than one by index, and keeps it."""
+        stored = self.inputs if self.inputs.is_contiguous() else self.inputs.permute(0, 2, 3, 1)
+        return stored.reshape(len(self), -1)
+
+    def at(self, positions: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Inputs [..., B, C, H, W], cropped and mirrored as `draws` [..., B, 3] say, and targets [..., B]."""
+        targets = self.targets[positions]
+        if draws is not None:
+            return self.crops.take(positions, draws), targets
+        taken = self._rows.index_select(0, positions.flatten())
+        c, h, w = self.inputs.shape[1:]
+        if self.inputs.is_contiguous():
+            return taken.view(*positions.shape, c, h, w), targets
+        return taken.view(*positions.shape, h, w, c).movedim(-1, -3), targets
 
 
 @dataclass(frozen=True)

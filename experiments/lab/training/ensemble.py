@@ -94,7 +94,7 @@ class Ensemble(Stepper):
 
     def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
         assert isinstance(lr, Tensor)
-        losses, gradients = self.gradient(counter, *self.batch(positions, draws))
+        losses, gradients = self.gradient(counter, *self.data.train.at(positions, draws))
         self.optimizer(torch.cat([g.reshape(len(g), -1) for g in gradients], 1), lr[:, None])
         return losses
 

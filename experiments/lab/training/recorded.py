@@ -21,6 +21,8 @@ from torch.utils._pytree import tree_map
 Function = Callable[..., tuple[Tensor, ...]]
 
 aten: Any = torch.ops.aten
+_FRESH = {aten.addmm.default, aten.convolution.default, aten.add.Tensor}
+"""operations whose results share memory with nothing"""
 
 
 def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Tensor], axis: int = 0) -> Function | None:
@@ -116,6 +118,10 @@ def _simplify(module: GraphModule, parameters: Sequence[Tensor], results: Mappin
         if node.op == "placeholder":
             graph.erase_node(node)
     graph.eliminate_dead_code()
+    for node in graph.nodes:  # over an operand that nothing else looks at
+        source = node.all_input_nodes[0] if _operation(node) is aten.relu.default else None
+        if source is not None and len(source.users) == 1 and _operation(source) in _FRESH:
+            node.target = aten.relu_.default
     module.recompile()
     return True
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.config import Machine, RunConfig
-from experiments.lab.training import augment
 from experiments.lab.training.data import Data
 from experiments.lab.training.feed import Block, Feed, block_steps
 from experiments.lab.training.gradient import Gradient
@@ -55,13 +54,6 @@ class Stepper:
             losses.append(self.update(positions, draw, lr, counter))
         return torch.stack(losses) if losses else block.lr[:0]
 
-    def batch(self, positions: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Inputs [..., B, C, H, W] and targets [..., B] at positions [..., B]."""
-        inputs, targets = self.data.train.inputs[positions], self.data.train.targets[positions]
-        if draws is not None:
-            inputs = augment.crop_flip(inputs.flatten(0, -4), draws.flatten(0, -2)).view(inputs.shape)
-        return inputs, targets
-
     def block(self, count: int) -> Block:
         """The next `count` steps."""
         raise NotImplementedError
@@ -97,7 +89,7 @@ class Single(Stepper):
         return lr.tolist()
 
     def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
-        loss, gradients = self.gradient(counter, *self.batch(positions, draws))
+        loss, gradients = self.gradient(counter, *self.data.train.at(positions, draws))
         self.state.optimizer(gradients, lr)
         return loss
 
