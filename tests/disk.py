@@ -29,7 +29,7 @@ class Disk:
 
     def open(self, path: Any, flags: int, *rest: Any, **options: Any) -> int:
         inside = self._inside(path)
-        if inside and flags & (os.O_CREAT | os.O_WRONLY) and (error := self._next("open")):
+        if inside and flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) and (error := self._next("open")):
             raise error
         descriptor = self.opened(path, flags, *rest, **options)
         if inside:

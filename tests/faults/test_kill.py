@@ -139,7 +139,9 @@ def test_killed_at_random_instants(undisturbed: dict[str, Any], tmp_path: Path) 
         root, sweeps = tmp_path / f"store{sweeps}", sweeps + 1
         while kills < KILLS:
             sweep = Sweep(root)
-            if sweep.wait(chance.uniform(0, 0.5)) is not None or not sweep.kill():
+            if chance.random() < 0.7:
+                sweep.wait_for_training()
+            if sweep.wait(chance.uniform(0, 0.3)) is not None or not sweep.kill():
                 break
             kills, met = kills + 1, met + bool(sweep.under_way())
         assert Sweep(root).end() == 0

@@ -18,7 +18,8 @@ def draws(seed: int, epoch: int, n: int) -> Tensor:
 class Crops:
     """Zero-pad inputs [N, C, H, W] by PAD, crop each at its own offset, mirror where its flip says so.
 
-    By one gather of strided windows: padded once, mirrored once. Keeps 2 (H + 2 PAD) (W + 2 PAD) / (H W) times the inputs' memory. Crops are channels-last.
+    By one gather of strided windows of a padded copy and its mirror image, which keep 2 (H + 2 PAD) (W + 2 PAD) / (H W)
+    times the inputs' memory. Crops are channels-last.
     """
 
     def __init__(self, inputs: Tensor) -> None:
