@@ -21,7 +21,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -133,10 +132,7 @@ class Store:
         if content is None:
             return None
         values = Summary(path, content)
-        found = _STATE.search(content) if holds(content) else None
-        if found is None or found[1].decode() != config.run_id:
-            return Record(config, values["status"], values)
-        return Record(config, found[2].decode(), values)
+        return Record(config, _status(content, config.run_id) or values["status"], values)
 
     def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
         """`record` of each config; those without a folder cost nothing."""
@@ -235,7 +231,12 @@ def _summary(path: str, content: bytes) -> dict[str, Any]:
     return summary
 
 
-_STATE = re.compile(
-    rb'\n "run_id": "([0-9a-f]{20})",\n "schema": %d,\n(?: [^\n]*\n)*? "status": "(done|diverged|capped)",?\n' % SCHEMA
-)
-"""run id and status of a summary as `to_json` writes it"""
+def _status(content: bytes, run_id: str) -> str | None:
+    """Status in the sealed summary of `run_id`, found by its place; None where it has to be parsed to tell."""
+    begin = content.rfind(_STATUS) + len(_STATUS)
+    status = content[begin : content.find(b'"', begin)].decode(errors="replace")
+    return status if status in FINISHED and _OWN % run_id.encode() in content and holds(content) else None
+
+
+# as `to_json` writes them: one space before a name is the outermost level
+_STATUS, _OWN = b'\n "status": "', b'\n "run_id": "%%s",\n "schema": %d,\n' % SCHEMA
