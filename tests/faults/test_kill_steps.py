@@ -86,7 +86,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "record_after"), zip(CASES, (30, 5), strict=True))
+@pytest.mark.parametrize(("case", "record_after"), list(zip(CASES, (30, 5), strict=True)))
 def test_killed_at_every_step(case: str, record_after: int, tmp_path: Path, drawn: dict[int, set[str]],
                               monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """A resumed run would be another run: other examples, crops, masks, moments, layout, or a repeated row of history;
