@@ -53,7 +53,7 @@ benchmark-training: setup build/harnesses/installed
 benchmark-gpu: setup
 	$(BIN)/python tests/benchmarks/bench_gpu.py
 
-# planning, histories and scheduling of 168,160 runs: ten minutes and 11 GB of disk
+# planning, histories and scheduling of 168,160 runs: five minutes and 10 GB of disk
 benchmark-scale: setup
 	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/table.py

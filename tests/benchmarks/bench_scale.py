@@ -4,9 +4,9 @@
     python tests/benchmarks/bench_scale.py [--share 50] [--json FILE] [--folder DIR]
 
 Three parts, each in a process of its own: planning (the median of three times) with a store where half, then all of the
-runs are finished; the
-histories of all of them from the store to Parquet, with mean and spread over seeds; a sweep of runs that train nothing,
-by two workers. Needs 11 GB below the folder, which are freed at the end. `--share 50` takes a fiftieth of everything.
+runs are finished; the histories of all of them from the store to Parquet, with mean and spread over seeds; a sweep of
+runs that train nothing, by two workers. Needs 10 GB below the folder, which are freed at the end. `--share 50` takes a
+fiftieth of everything.
 Seconds are wall-clock; processor seconds stand beside them, because a busy machine makes the former longer.
 """
 
