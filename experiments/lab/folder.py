@@ -131,6 +131,8 @@ class RunFolder:
                 return False
             self._write_rows(durable=False)  # with the others, below
             self.files[self.history.name] = self.digest.hexdigest()
+            if (plan := sha256_of(self.path / "plan.json")) is not None:
+                self.files["plan.json"] = plan
             if sha256_of(self.history) != self.digest.hexdigest():
                 raise StoreError(f"{self.history} was altered while its run went on; run the same command again")
             tensors = {"final.safetensors": outcome.weights, "predictions.safetensors": outcome.predictions}

@@ -11,12 +11,14 @@ import torch
 from toy_runs import identical, toy_config, toy_images
 
 from experiments.lab import runner
+from experiments.lab.check import check
 from experiments.lab.config import Budget, Machine, Norm, Optimizer, RunConfig
 from experiments.lab.folder import Interrupted, RunFolder
 from experiments.lab.fusing import groups, siblings
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import load_tensors
 from experiments.lab.training.state import Tensors
+from experiments.lab.transfer import export_runs, import_runs
 
 MACHINE = Machine(fused=8)
 BASE = toy_config(budget=Budget.TRAIN_LOSS, train_loss=0.3, max_epochs=40, batch_size=8, optimizer=Optimizer.ADAM, lr=0.003,
@@ -128,3 +130,15 @@ def test_siblings() -> None:
     assert [len(group) for group in found] == [3, 3, 3, 3, 3, 3]
     assert all(len({config.batch_size for config in group}) == 1 for group in found)
     assert not siblings(configs, 1)
+
+
+def test_the_plan_is_part_of_the_record(tmp_path: Path) -> None:
+    """Moved to another machine, or damaged, nobody could say what a run was computed with."""
+    store = Store(tmp_path / "a")
+    runner.train_runs(MIXED[1:3], store, MACHINE, lambda: False, lambda step: None)
+    export_runs(store, tmp_path / "runs.tar")
+    assert import_runs(Store(tmp_path / "b"), tmp_path / "runs.tar") == 2
+    plan = Store(tmp_path / "b").folder(MIXED[1].run_id) / "plan.json"
+    assert plan.read_bytes() == (store.folder(MIXED[1].run_id) / "plan.json").read_bytes()
+    plan.write_bytes(plan.read_bytes().replace(b"null", b"1234"))
+    assert [path.name for path, _ in check(Store(tmp_path / "b")).damaged] == [MIXED[1].run_id]
