@@ -21,7 +21,8 @@ from torch.utils._pytree import tree_map
 Function = Callable[..., tuple[Tensor, ...]]
 
 aten: Any = torch.ops.aten
-_FRESH = {aten.addmm.default, aten.convolution.default, aten.add.Tensor}
+_FRESH = {aten.addmm.default, aten.convolution.default, aten.add.Tensor, aten.native_batch_norm.default,
+          aten.native_group_norm.default}  # fmt: skip
 """operations whose results share memory with nothing"""
 
 
@@ -120,7 +121,7 @@ def _simplify(module: GraphModule, parameters: Sequence[Tensor], results: Mappin
     graph.eliminate_dead_code()
     for node in graph.nodes:  # over an operand that nothing else looks at
         source = node.all_input_nodes[0] if _operation(node) is aten.relu.default else None
-        if source is not None and len(source.users) == 1 and _operation(source) in _FRESH:
+        if source is not None and len(source.users) == 1 and _maker(source) in _FRESH:
             node.target = aten.relu_.default
     module.recompile()
     return True
@@ -128,6 +129,11 @@ def _simplify(module: GraphModule, parameters: Sequence[Tensor], results: Mappin
 
 def _operation(node: Node) -> Any:
     return node.target if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload) else None
+
+
+def _maker(node: Node) -> Any:
+    """The operation that a tensor is a result of, one of several or the only one."""
+    return _operation(node.all_input_nodes[0] if node.target is operator.getitem else node)
 
 
 def _written(operation: Any) -> list[int]:
