@@ -7,12 +7,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.lab.config import SCIENCE_VERSION, Machine, RunConfig
 from experiments.lab.files import StoreError, append, sync_folder, to_json, write_atomic, write_together, writing
+from experiments.lab.fusing import write_plan
 from experiments.lab.history import COLUMNS, columns_of
 from experiments.lab.lease import Lease, acquire
 from experiments.lab.provenance import commit, hardware, provenance
@@ -74,7 +75,9 @@ class RunFolder:
             self.files = {"config.json": hashlib.sha256(to_json(config)).hexdigest()}
             checkpoint = load_checkpoint(self.path, newest)
             self.length, self.rows = 0 if checkpoint is None else checkpoint.history_bytes, []
-            if not self.processes and checkpoint is not None:
+            if checkpoint is None:
+                self.processes = []  # whatever was done before is not in these weights
+            elif not self.processes:
                 self.processes = _processes(self.path)
             if not self.processes or self.processes[-1] is not self.own or self.own["micro_batch"] != self.machine.micro_batch:
                 self.own = provenance(self.machine) | {"members": self.members}
@@ -87,10 +90,15 @@ class RunFolder:
                 self.digest = hashlib.sha256(self.history.read_bytes())
         return checkpoint
 
-    def forget(self) -> None:
-        """Drop the checkpoints: the run begins anew."""
+    def begin(self, members: Sequence[str], micro_batch: int | None, *, anew: bool) -> None:
+        """Write the execution plan, before the first update; `anew` drops what was computed under another one."""
         with self._owned():
-            clear_checkpoints(self.path)
+            if anew:
+                clear_checkpoints(self.path)
+            if len(members) > 1 or micro_batch is not None:
+                write_plan(self.path, members, micro_batch)
+            else:
+                (self.path / "plan.json").unlink(missing_ok=True)
 
     def _provenance(self) -> bytes:
         """One entry a process that worked on the run, each with the seconds that went into the weights."""

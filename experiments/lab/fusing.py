@@ -19,23 +19,38 @@ MOST = 64
 """runs in one program at most"""
 
 
-def groups(configs: Sequence[RunConfig], store: Store, most: int) -> list[tuple[RunConfig, ...]]:
-    """What to train together of runs that are not finished: those begun together as they were, the others as siblings."""
+def begun_together(configs: Sequence[RunConfig], store: Store) -> list[tuple[RunConfig, ...]]:
+    """Of runs that are not finished, those that were begun as one program, as their plans say: they go on as one."""
     known, found, taken = {config.run_id: config for config in configs}, [], set()
     for config in configs:
-        begun = any(store.folder(config.run_id).glob("checkpoint.*"))
-        company = company_of(store, config.run_id) if begun else []
-        if len(company) > 1 and known.keys() >= set(company) and config.run_id not in taken:
-            found.append(tuple(known[run_id] for run_id in company))
-        if begun:
-            taken |= {config.run_id, *company}
-    return found + siblings([config for config in configs if config.run_id not in taken], most)
+        if config.run_id not in taken and (store.folder(config.run_id) / "plan.json").exists():
+            company = company_of(store, config.run_id)
+            if len(company) > 1 and known.keys() >= set(company):
+                found.append(tuple(known[run_id] for run_id in company))
+                taken |= set(company)
+    return found
+
+
+def groups(configs: Sequence[RunConfig], store: Store, most: int) -> list[tuple[RunConfig, ...]]:
+    """What to train together of runs that are not finished: those begun together as they were, new ones as siblings."""
+    found = begun_together(configs, store)
+    taken = {config.run_id for group in found for config in group}
+    fresh = [c for c in configs if c.run_id not in taken and not any(store.folder(c.run_id).glob("checkpoint.*"))]
+    return found + siblings(fresh, most)
 
 
 def company_of(store: Store, run_id: str) -> list[str]:
-    """The members of the program that a run was begun in which are not finished; itself alone where it has no plan."""
+    """The members of the program that a run was begun in which are not finished; itself alone where it has no plan.
+
+    None at all where the company broke up: a member was begun, or has ended, under another plan.
+    """
     plan = read_plan(store.folder(run_id))
-    return [member for member in (plan["members"] if plan else [run_id]) if not store.finished(member)]
+    if plan is None:
+        return [] if plan_is_damaged(store.folder(run_id)) else [run_id]
+    members = plan["members"]
+    if any((read_plan(store.folder(member)) or {}).get("members") != members for member in members):
+        return []
+    return [member for member in members if not store.finished(member)]
 
 
 def siblings(configs: Sequence[RunConfig], most: int) -> list[tuple[RunConfig, ...]]:

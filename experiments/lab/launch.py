@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from experiments.lab.config import Machine, RunConfig
-from experiments.lab.fusing import MOST, groups
+from experiments.lab.fusing import MOST, begun_together, groups
 from experiments.lab.lease import clear_record
 from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
 from experiments.lab.progress import Progress, Sweep, describe, expected_steps
@@ -48,6 +48,8 @@ class Result:
     trained: int = 0
     measured: int = 0
     failures: list[str] = field(default_factory=list)
+    kept: set[str] = field(default_factory=set)
+    """runs that were begun together and failed together: they go on together at the next call, none begins anew alone"""
 
     @property
     def complete(self) -> bool:
@@ -80,6 +82,7 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
             stage = plan(study, request, store, machine.data_path)[index]
             if stage.runs is None:
                 result.planned += stage.at_most
+                result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
                 continue
             chosen = select(stage.runs, where)
             for config in chosen:  # a killed process may have recorded a run and left its lease
@@ -88,6 +91,7 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
             tasks = _tasks(stage, chosen, request, store)
             check_data([task.config for task in tasks], machine)
             execute(pool, _programs(stage, chosen, store, machine, workers), f"{study.name} fused", result, quiet=quiet)
+            tasks = [task for task in tasks if task.config.run_id not in result.kept]
             execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
             stage = plan(study, request, store, machine.data_path)[index]
             runs = {config.run_id for config in chosen}
@@ -127,11 +131,11 @@ def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, s
 
 
 def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, machine: Machine, workers: int) -> list[Fuse]:
-    """Missing runs to train as one program first; none where runs are trained alone."""
-    if machine.fused == 1 or (machine.fused is None and not machine.device.startswith("cuda")):
-        return []
+    """Missing runs to train as one program first; where runs are trained alone, those that were begun as one."""
     wanted = {config.run_id for config in chosen}
     missing = [config for config in stage.missing() if config.run_id in wanted]
+    if machine.fused == 1 or (machine.fused is None and not machine.device.startswith("cuda")):
+        return [Fuse(group) for group in begun_together(missing, store)]
     most = min(machine.fused or MOST, max(2, -(-len(missing) // workers)))
     return [Fuse(group) for group in groups(missing, store, most)]
 
@@ -242,11 +246,14 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                     sweep.finish(_kind(worker.task), time.monotonic() - worker.since)
                     if report.kind == "stopped":
                         pool.workers.remove(worker)
-                    if isinstance(worker.task, Fuse):
-                        if report.kind in ("failed", "stopped"):  # no loss: what it leaves is trained alone
-                            print(f"{_name(worker.task)}: {report.detail}; they are trained alone", file=sys.stderr)
+                    if isinstance(worker.task, Fuse) and report.kind == "alone":
+                        print(f"{_name(worker.task)}: {report.detail}; they are trained alone", file=sys.stderr)
+                    elif isinstance(worker.task, Fuse) and report.kind == "done":
+                        pass
                     elif report.kind in ("failed", "stopped"):
                         result.failures.append(f"{_name(worker.task)}: {report.detail or 'stopped from outside'}")
+                        if isinstance(worker.task, Fuse):
+                            result.kept |= {config.run_id for config in worker.task.configs}
                     elif isinstance(worker.task, Train):
                         result.trained += 1
                     else:

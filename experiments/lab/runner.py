@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.files import StoreError
 from experiments.lab.folder import LeaseLost, RunFolder, open_run
-from experiments.lab.fusing import company_of, plan_is_damaged, read_plan, write_plan
+from experiments.lab.fusing import company_of, read_plan
 from experiments.lab.lease import clear_record
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import final_weights
@@ -25,8 +25,8 @@ BUSY = "busy"
 
 def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, stop: Callable[[], bool],
                report: Callable[[int], None]) -> list[str]:  # fmt: skip
-    """Train and record runs, one or several that can be one program; each one's status, or `busy` where another process
-    holds it. Raises `StoreError` where a parent is missing, and what training raises."""
+    """Train and record runs, one or several that can be one program; each one's status, or `busy`: of several all that are
+    not recorded where another process holds one. Raises `StoreError` where a parent is missing, and what training raises."""
     statuses: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folders: list[RunFolder] = []
@@ -38,6 +38,8 @@ def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, sto
             stack.callback(folder.close)
             if not _recorded(config, store, statuses):  # while we waited for the lease
                 folders.append(folder)
+        if BUSY in statuses.values():
+            return [statuses.get(config.run_id, BUSY) for config in configs]
         if folders:
             data = prepare(folders[0].config, machine, read(folders[0].config.dataset, machine.data_path))
             ids = [folder.config.run_id for folder in folders]
@@ -61,10 +63,10 @@ def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data,
     parents = {folder.config.run_id: _parent(folder.config, store) for folder in folders}
     members = [folder.config.run_id for folder in folders]
     plan = read_plan(folders[0].path) or {}
-    machine = dataclasses.replace(machine, micro_batch=plan.get("micro_batch") or machine.micro_batch)
-    for folder in folders:
-        if company_of(store, folder.config.run_id) != members or plan_is_damaged(folder.path):
-            folder.forget()  # it was begun in other company, whose rounding would be mixed with this one's
+    # what was begun in other company, or nobody knows how, begins anew: two roundings would be mixed
+    anew = {f.config.run_id: company_of(store, f.config.run_id) != members for f in folders}
+    if not any(anew.values()):
+        machine = dataclasses.replace(machine, micro_batch=plan.get("micro_batch") or machine.micro_batch)
 
     def ended(index: int, outcome: Outcome) -> None:
         folder = left[index]
@@ -72,12 +74,11 @@ def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data,
 
     while left := [folder for folder in folders if folder.config.run_id not in statuses]:
         ids = [folder.config.run_id for folder in left]
-        for folder in left:
-            folder.machine, folder.members = machine, len(left)
-            if len(members) > 1 or machine.micro_batch is not None:
-                write_plan(folder.path, members, machine.micro_batch)
         configs = [folder.config for folder in left]
         try:
+            for folder in left:
+                folder.machine, folder.members = machine, len(left)
+                folder.begin(members, machine.micro_batch, anew=anew.pop(folder.config.run_id, False))
             train_group(configs, machine, data, left, [parents[run_id] for run_id in ids], ended)
         except LeaseLost:
             statuses |= {run_id: BUSY for run_id in ids if run_id not in statuses}

@@ -37,7 +37,7 @@ class Observe:
 
 @dataclass(frozen=True)
 class Fuse:
-    """Train runs that can be one program, as far as that pays. What it leaves is trained alone afterwards."""
+    """Train runs that can be one program, as far as that pays. What cannot be fused is trained alone afterwards."""
 
     configs: tuple[RunConfig, ...]
 
@@ -47,7 +47,8 @@ Task = Train | Observe | Fuse
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker tells: `step` (with the step), `measuring`, a status, `busy`, `failed` (with the sentence), `stopped`."""
+    """What a worker tells: `step` (with the step), `measuring`, a status, `busy`, `stopped`, or with a sentence `failed` or
+    `alone` (these runs cannot be one program)."""
 
     kind: str
     detail: Any = None
@@ -112,8 +113,7 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
     try:
         status = "done"
         if isinstance(task, Fuse):
-            train(task.configs, store, machine, stopper, pipe)
-            return Report(status)
+            return Report("busy" if "busy" in train(task.configs, store, machine, stopper, pipe) else status)
         measures = (task.measure,) if isinstance(task, Observe) else task.measures
         run_ids = task.run_ids if isinstance(task, Observe) else (task.config.run_id,)
         if isinstance(task, Train):
@@ -130,7 +130,9 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
     except (ConfigError, StoreError, DataError, OSError) as error:
         return Report("failed", str(error))
     except (MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
-        return Report("failed", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        # what cannot be computed as one program may be computed run by run
+        kind = "alone" if isinstance(task, Fuse) else "failed"
+        return Report(kind, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     finally:
         stopper.measuring = False
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from toy_runs import identical, toy_config, toy_images
+from toy_store import overwrite_lease
 
 from experiments.lab import runner
 from experiments.lab.check import check
 from experiments.lab.config import Budget, Machine, Norm, Optimizer, RunConfig
-from experiments.lab.folder import Interrupted, RunFolder
-from experiments.lab.fusing import groups, siblings
+from experiments.lab.folder import Interrupted, LeaseLost, RunFolder, open_run
+from experiments.lab.fusing import company_of, groups, read_plan, siblings
 from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_tensors
+from experiments.lab.training.checkpoint import load_checkpoint, load_tensors
 from experiments.lab.training.state import Tensors
 from experiments.lab.transfer import export_runs, import_runs
 
@@ -121,6 +124,57 @@ def test_a_run_begun_in_other_company_begins_anew(tmp_path: Path) -> None:
     fresh = Store(tmp_path / "fresh")
     runner.train_runs([BASE], fresh, MACHINE, lambda: False, lambda step: None)
     assert same(results(store, [BASE]), results(fresh, [BASE]))
+
+
+def test_alone_after_company_makes_progress(tmp_path: Path) -> None:
+    """A plan that outlives its company would begin the run anew at every life, or be recorded as what it was computed with."""
+    store = Store(tmp_path)
+    looks = [0]
+
+    def stop_after(count: int) -> Callable[[], bool]:
+        looks[0] = 0
+
+        def stop() -> bool:
+            looks[0] += 1
+            return looks[0] > count
+
+        return stop
+
+    with pytest.raises(Interrupted):
+        runner.train_runs(MIXED[:2], store, MACHINE, stop_after(30), lambda step: None)
+    steps = []
+    while not store.finished(BASE.run_id):
+        with contextlib.suppress(Interrupted):
+            runner.train_runs([BASE], store, MACHINE, stop_after(20), lambda step: None)
+        checkpoint = load_checkpoint(store.folder(BASE.run_id))
+        steps.append(-1 if checkpoint is None else checkpoint.current.step)
+        assert len(steps) < 30, steps
+    assert read_plan(store.folder(BASE.run_id)) is None
+    assert company_of(store, MIXED[1].run_id) == []  # its company broke up: it begins anew too
+    fresh = Store(tmp_path / "fresh")
+    runner.train_runs([BASE], fresh, MACHINE, lambda: False, lambda step: None)
+    assert same(results(store, [BASE]), results(fresh, [BASE]))
+
+
+def test_one_busy_member_keeps_all_waiting(tmp_path: Path) -> None:
+    """The others would begin anew without it, and their checkpoints be lost."""
+    store = Store(tmp_path)
+    held = open_run(store, MIXED[1], MACHINE, lambda: False, lambda step: None)
+    assert held is not None
+    assert runner.train_runs(MIXED, store, MACHINE, lambda: False, lambda step: None) == ["busy"] * 4
+    held.close()
+    assert "busy" not in runner.train_runs(MIXED, store, MACHINE, lambda: False, lambda step: None)
+
+
+def test_a_lost_lease_changes_nothing(tmp_path: Path) -> None:
+    """A process that stood still would write its plan into a record that another one has finished."""
+    store = Store(tmp_path)
+    folder = open_run(store, BASE, MACHINE, lambda: False, lambda step: None)
+    assert folder is not None
+    overwrite_lease(folder.path / "lease.json", token="another")
+    with pytest.raises(LeaseLost):
+        folder.begin([BASE.run_id, "b"], 8, anew=True)
+    assert not (folder.path / "plan.json").exists()
 
 
 def test_siblings() -> None:

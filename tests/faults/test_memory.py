@@ -11,7 +11,7 @@ from toy_runs import toy_config, toy_images
 
 from experiments.lab import runner
 from experiments.lab.config import Augment, Machine, Model, Norm, Precision, RunConfig
-from experiments.lab.fusing import read_plan
+from experiments.lab.fusing import read_plan, write_plan
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import load_tensors
 from experiments.lab.training.gradient import Gradient
@@ -69,7 +69,7 @@ def test_a_plan_outlives_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyP
     compute = Gradient._part
     monkeypatch.setattr(Gradient, "_part", lambda self, *x: (sizes.append(len(x[-1])), compute(self, *x))[1])
     Store(tmp_path).folder(config.run_id).mkdir()
-    runner.write_plan(Store(tmp_path).folder(config.run_id), [config.run_id], 6)
+    write_plan(Store(tmp_path).folder(config.run_id), [config.run_id], 6)
     trained(tmp_path, [config])
     assert set(sizes) == {6}
 
