@@ -1,4 +1,4 @@
-"""A study of four stages that takes seconds, and a program that runs it: `python tests/toy_study.py STORE WORKERS`."""
+"""A study of four stages that takes seconds, and a program that runs it: `python tests/toy_study.py STORE WORKERS [FUSED]`."""
 
 from __future__ import annotations
 
@@ -62,8 +62,9 @@ if __name__ == "__main__":
     from experiments.lab.launch import Stopped, run_study
     from experiments.lab.store import Store
 
+    machine = Machine(fused=int(sys.argv[3]) if sys.argv[3:] else None)
     try:
-        result = run_study(STUDY, Request("quick"), Store(Path(sys.argv[1])), Machine(), workers=int(sys.argv[2]))
+        result = run_study(STUDY, Request("quick"), Store(Path(sys.argv[1])), machine, workers=int(sys.argv[2]))
     except Stopped as stopped:
         sys.exit(128 + stopped.signal_number)
     print("\n".join(result.failures))
