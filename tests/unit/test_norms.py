@@ -110,6 +110,8 @@ PARAMETERS = {  # by hand from the layers' shapes: weights and biases without no
                        (1, 28, 28)),
     Model.KESKAR_C1: (1_389_194 - 2 * (64 + 64 + 384 + 192), 2 * (64 + 64 + 384 + 192), (3, 32, 32)),
     Model.KESKAR_C2: (14_714_688 + 512 * 512 + 512 + 5130, 2 * (4224 + 512), (3, 32, 32)),
+    Model.RESNET20: (9 * (3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64) + 650,  # He et al.: 0.27 million
+                     2 * (7 * 16 + 6 * 32 + 6 * 64), (3, 32, 32)),
 }  # fmt: skip
 
 
