@@ -36,6 +36,8 @@ def holds(content: bytes) -> bool:
 def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
     """What is wrong with `content`, which reads as `document`; None where its seal holds, or its schema has none."""
     schema = document.get("schema", 1)
+    if type(schema) is not int or schema < 1:
+        return "its schema is no number"
     if schema == 1 and "seal" not in document:
         return None
     if not holds(content):

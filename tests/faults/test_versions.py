@@ -198,6 +198,17 @@ def test_a_newer_schema_is_one_sentence(name: str, filled: Store, capsys: pytest
     assert "newer batchlab" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("schema", ["x", None, 1.5, True, 0, [2]])
+def test_a_schema_that_is_no_number_is_damage(schema: Any, filled: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anybody's archive would end an import in a traceback."""
+    path = filled.folder(toy_config().run_id) / "summary.json"
+    document = {**json.loads(path.read_bytes()), "schema": schema}
+    del document["seal"]
+    path.write_bytes(seal(to_json(document)))
+    assert main(["store", "check", "--store", str(filled.root)]) == 1
+    assert "its schema is no number" in capsys.readouterr().out
+
+
 def test_an_old_store_is_read_and_said_to_be_unchecked(filled: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Months of runs would be lost to the new layout, or pass for vouched for."""
     config, other = two(Request("quick"), ())
