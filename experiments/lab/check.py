@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,12 @@ from experiments.lab.store import Store
 
 ASIDE = "damaged"
 """folder of the store that repair moves damaged records to"""
+ALWAYS = {"config.json", "provenance.json", "history.jsonl", "final.safetensors"}
+"""files that every summary of schema 2 stands for"""
+KNOWN = ALWAYS | {"plan.json", "history.safetensors", "predictions.safetensors"}
+"""files that a summary may stand for: nothing else is opened, whatever it names"""
+LINE_BYTES = 1 << 16
+"""longest row of a history of schema 1, which nothing vouches for: parsed, it takes many times its size"""
 
 
 @dataclass
@@ -59,10 +66,23 @@ def _of_run(store: Store, run_id: str, found: Findings) -> Iterator[str]:
             found.foreign.append(run_id)
         if summary.get("schema", 1) == 1:
             found.unsealed.append(run_id)
+        if not _plausible(summary):
+            yield f"the files in {folder}/summary.json are not those of a record; {REPAIR}"
+            return
         for name in _altered(folder, summary):
             yield f"{folder / name} is missing or altered; {REPAIR}"
     except (StoreError, ValueError, KeyError, AttributeError, TypeError) as error:
         yield str(error) if isinstance(error, StoreError) else f"{folder} cannot be read ({error}); {REPAIR}"
+
+
+def _plausible(summary: dict[str, Any]) -> bool:
+    """Whether the summary stands for the files of a record, and for what is in them."""
+    files = summary["files"]
+    needed = set() if summary.get("schema", 1) == 1 else ALWAYS
+    return needed <= files.keys() <= KNOWN and all(map(_SHA256.fullmatch, files.values()))
+
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def _altered(folder: Path, summary: dict[str, Any]) -> Iterator[str]:
@@ -75,7 +95,7 @@ def _altered(folder: Path, summary: dict[str, Any]) -> Iterator[str]:
     yield from (name for name in summary["files"] if not whole(folder, name, summary))
     try:
         with open(folder / "history.jsonl", "rb") as file:
-            for line in file:
+            while line := file.readline(LINE_BYTES):
                 json.loads(line)
     except FileNotFoundError:
         pass

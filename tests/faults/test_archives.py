@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from toy_runs import toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.files import StoreError
+from experiments.lab.check import check
+from experiments.lab.files import StoreError, to_json
+from experiments.lab.seal import seal
 from experiments.lab.store import Store
 from experiments.lab.study import measure
 from experiments.lab.training.checkpoint import load_tensors
@@ -125,3 +128,33 @@ def test_a_cut_archive_finishes_no_run_without_its_files(tmp_path: Path) -> None
         for run_id in store.run_ids():
             loaded = load_tensors(store.folder(run_id) / "final.safetensors")
             assert not store.finished(run_id) or (loaded is not None and torch.isfinite(loaded[0]["1.weight"]).all())
+
+
+FOREIGN = [{"/dev/zero": "0" * 64}, {"../../x": "0" * 64}, {"nothing": None}, {"final.safetensors": None},
+           {"config.json": "x"}, "config.json", None]  # fmt: skip
+
+
+@pytest.mark.parametrize("named", FOREIGN, ids=str)
+@pytest.mark.parametrize("more", [True, False])
+def test_a_summary_names_files_of_a_record_alone(named: object, more: bool, tmp_path: Path) -> None:
+    """A check or an import would read a device for ever, or take a run that nothing vouches for."""
+    store, config = Store(tmp_path / "store"), toy_config()
+    path = finish(store, config) / "summary.json"
+    document = json.loads(path.read_bytes())
+    del document["seal"]
+    document["files"] = {**document["files"], **named} if more and isinstance(named, dict) else named
+    path.write_bytes(seal(to_json(document)))
+    assert [where for where, _ in check(store).damaged] == [path.parent]
+
+
+def test_a_long_line_of_an_old_history_is_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """200 MB of an archive would take gigabytes of memory."""
+    store, config = Store(tmp_path / "store"), toy_config()
+    folder, parsed, loads = finish(store, config), [], json.loads
+    document = json.loads((folder / "summary.json").read_bytes())
+    (folder / "summary.json").write_bytes(to_json({"run_id": config.run_id, "status": document["status"], "files": {}}))
+    assert not check(store).damaged
+    (folder / "history.jsonl").write_bytes(b"[" + b"[]," * (1 << 20) + b"[]]\n")
+    monkeypatch.setattr(json, "loads", lambda text: (parsed.append(len(text)), loads(text))[1])
+    assert [where for where, _ in check(store).damaged] == [folder]
+    assert max(parsed) <= 1 << 16
