@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.config import SCIENCE_VERSION
-from experiments.lab.files import REPAIR, StoreError, read_document, sync_folder
+from experiments.lab.files import REPAIR, StoreError, Unreadable, read_document, sync_folder, writing
+from experiments.lab.lease import acquire
 from experiments.lab.seal import config_id, sha256_of
 from experiments.lab.store import Store
 
@@ -30,6 +31,9 @@ class Findings:
 
     damaged: list[tuple[Path, str]] = field(default_factory=list)
     """what has to be redone (the folder of a run, or a measurement), and a sentence"""
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    """what the system does not give or a newer batchlab wrote, and a sentence: it may be whole and is never moved;
+    and what cannot be repaired yet"""
     unsealed: list[str] = field(default_factory=list)
     """runs and measurements of schema 1: only their weights and predictions have digests"""
     foreign: list[str] = field(default_factory=list)
@@ -40,8 +44,11 @@ def check(store: Store) -> Findings:
     """Look into every finished run and every measurement."""
     found = Findings()
     for run_id in store.run_ids():
-        if store.finished(run_id):
-            check_run(store, run_id, found)
+        try:
+            if store.finished(run_id):
+                check_run(store, run_id, found)
+        except OSError as error:
+            found.unreadable.append(_not_given(store.folder(run_id), error))
     for path in sorted((store.root / "measurements").glob("*.json")):
         check_measurement(path, None, found)
     return found
@@ -71,8 +78,16 @@ def _of_run(store: Store, run_id: str, found: Findings) -> Iterator[str]:
             return
         for name in _altered(folder, summary):
             yield f"{folder / name} is missing or altered; {REPAIR}"
+    except Unreadable as error:
+        found.unreadable.append((folder, str(error)))
+    except OSError as error:
+        found.unreadable.append(_not_given(folder, error))
     except (StoreError, ValueError, KeyError, AttributeError, TypeError) as error:
         yield str(error) if isinstance(error, StoreError) else f"{folder} cannot be read ({error}); {REPAIR}"
+
+
+def _not_given(path: Path, error: OSError) -> tuple[Path, str]:
+    return path, f"{path} cannot be read ({error.strerror or error}); check the disk and the folder's permissions"
 
 
 def _plausible(summary: dict[str, Any]) -> bool:
@@ -92,14 +107,16 @@ def _altered(folder: Path, summary: dict[str, Any]) -> Iterator[str]:
         return
     from experiments.lab.training.checkpoint import whole
 
-    yield from (name for name in summary["files"] if not whole(folder, name, summary))
+    for name in summary["files"]:  # the digest first: it says where the system does not give the file
+        if sha256_of(folder / name) is None or not whole(folder, name, summary):
+            yield name
     try:
         with open(folder / "history.jsonl", "rb") as file:
             while line := file.readline(LINE_BYTES):
                 json.loads(line)
     except FileNotFoundError:
         pass
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, IsADirectoryError):
         yield "history.jsonl"
 
 
@@ -113,24 +130,57 @@ def check_measurement(path: Path, run_id: str | None, found: Findings) -> None:
             found.damaged.append((path, f"{path} is another measurement than its name says; {REPAIR}"))
         elif document.get("schema", 1) == 1:
             found.unsealed.append(path.name)
+    except Unreadable as error:
+        found.unreadable.append((path, str(error)))
     except StoreError as error:
         found.damaged.append((path, str(error)))
 
 
 def repair(store: Store, found: Findings) -> list[str]:
-    """Move what is damaged aside, so that `run` makes it anew; returns where to."""
-    aside = store.root / ASIDE
+    """Move what is damaged aside, so that `run` makes it anew; returns where to. Each is looked at again just before:
+    it may have been redone meanwhile, or somebody be at work on it."""
     moved = []
     for path in sorted({path for path, _ in found.damaged}):
-        if not path.exists():  # it lay in a run's folder that has been moved
+        if path.parent != store.root / "runs" or not path.exists():
+            if _check_again(store, path):
+                moved.append(_move_aside(store, path))
             continue
+        with writing(path):
+            lease = acquire(path)
+        if lease is None:
+            busy = f"{path} is damaged, but a process is at work on it; repair it when that has ended"
+            found.unreadable.append((path, busy))
+            continue
+        try:
+            with lease.keep() as held:
+                if held and _check_again(store, path):
+                    moved.append(_move_aside(store, path))
+                    (Path(moved[-1]) / lease.path.name).unlink()
+        finally:
+            lease.release()
+    return moved
+
+
+def _check_again(store: Store, path: Path) -> bool:
+    """Whether the run or measurement in `path` is there and damaged still."""
+    again = Findings()
+    if path.parent == store.root / "runs":
+        if store.finished(path.name):  # not one that was moved meanwhile and is under way anew
+            check_run(store, path.name, again)
+    elif path.exists():  # not in the folder of a run that has been moved
+        check_measurement(path, path.parent.parent.name if path.parent.parent != store.root else None, again)
+    return path in [where for where, _ in again.damaged]
+
+
+def _move_aside(store: Store, path: Path) -> str:
+    aside = store.root / ASIDE
+    own = path.name if path.is_dir() or path.parent.parent == store.root else f"{path.parent.parent.name}.{path.name}"
+    target, number = aside / own, 0
+    with writing(target):
         aside.mkdir(exist_ok=True)
-        own = path.name if path.is_dir() or path.parent.parent == store.root else f"{path.parent.parent.name}.{path.name}"
-        target, number = aside / own, 0
         while target.exists():
             number += 1
             target = aside / f"{own}.{number}"
         path.rename(target)
         sync_folder(path.parent)
-        moved.append(str(target))
-    return moved
+    return str(target)

@@ -203,8 +203,9 @@ def _check(store: Store, *, repair: bool) -> tuple[int, Any]:
     if found.foreign:
         notes.append(f"{len(found.foreign)} runs were made under another science version; they are kept and never used")
     document = {"store": str(store.root), "damaged": [sentence for _, sentence in found.damaged], "moved": moved,
+                "unreadable": [sentence for _, sentence in found.unreadable],
                 "unchecked": found.unsealed, "of_another_science_version": found.foreign, "notes": notes}  # fmt: skip
-    return int(bool(found.damaged) and not repair), document
+    return int((len(found.damaged) > 0 and not repair) or len(found.unreadable) > 0), document
 
 
 def readable(document: Any, indent: int = 0) -> str:

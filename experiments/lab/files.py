@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.seal import why_broken
+from experiments.lab.seal import newer, why_broken
 
 REPAIR = "`python -m experiments store check --repair` moves it aside, then run the same command again"
 BLOCK = 1 << 16
@@ -26,6 +26,10 @@ LEFTOVER_SECONDS = 3600.0
 
 class StoreError(Exception):
     """The store cannot be used as asked; the message is one sentence with the remedy."""
+
+
+class Unreadable(StoreError):
+    """The system does not give a file, or a newer batchlab wrote it: it may be whole, so nothing is redone for it."""
 
 
 @contextlib.contextmanager
@@ -154,6 +158,8 @@ def parse(path: str, content: bytes) -> dict[str, Any]:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from error
+    if isinstance(document, dict) and newer(content, document):
+        raise Unreadable(f"{path} has schema {document['schema']}, which a newer batchlab wrote; use that one")
     why = why_broken(content, document) if isinstance(document, dict) else "it is no JSON object"
     if why is not None:
         raise StoreError(f"{path} is damaged ({why}); {REPAIR}")
@@ -161,7 +167,8 @@ def parse(path: str, content: bytes) -> dict[str, Any]:
 
 
 def read_file(path: str) -> bytes | None:
-    """The content of a file, None where it is missing; raises `StoreError` where it cannot be read."""
+    """The content of a file, None where it is missing; raises `StoreError` where a folder has its place, `Unreadable`
+    where the system does not give it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a fifth of the time of Path.read_bytes
         try:
@@ -172,6 +179,8 @@ def read_file(path: str) -> bytes | None:
             os.close(descriptor)
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise StoreError(f"{path} is damaged (it is a folder); {REPAIR}") from error
     except OSError as error:
-        raise StoreError(f"{path} cannot be read ({error.strerror}); check the folder's permissions") from error
+        raise Unreadable(f"{path} cannot be read ({error.strerror}); check the disk and the folder's permissions") from error
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -33,6 +33,12 @@ def holds(content: bytes) -> bool:
     return content[:_BODY] == _HEAD + hashlib.sha256(b"{\n" + content[_BODY:]).hexdigest().encode() + _TAIL
 
 
+def newer(content: bytes, document: Mapping[str, Any]) -> bool:
+    """Whether `content`, which reads as `document`, is whole, but of a schema that is not known here."""
+    schema = document.get("schema")
+    return type(schema) is int and schema > SCHEMA and holds(content)
+
+
 def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
     """What is wrong with `content`, which reads as `document`; None where its seal holds, or its schema has none."""
     schema = document.get("schema", 1)
@@ -42,17 +48,17 @@ def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
         return None
     if not holds(content):
         return "it is not what was written"
-    return None if schema <= SCHEMA else f"it has schema {schema}, which a newer batchlab wrote"
+    return "a newer batchlab wrote it" if newer(content, document) else None
 
 
 def sha256_of(path: Path) -> str | None:
-    """Digest of a file's bytes; None where it is missing. Holds `CHUNK` bytes at a time."""
+    """Digest of a file's bytes; None where no file is there. Holds `CHUNK` bytes at a time."""
     sha = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
                 sha.update(chunk)
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return None
     return sha.hexdigest()
 

@@ -72,8 +72,8 @@ def export_runs(store: Store, archive: Path) -> int:
 
 
 def _refuse_damaged(found: Findings) -> None:
-    if found.damaged:
-        raise StoreError(f"nothing is exported, because {found.damaged[0][1]}")
+    if faults := found.damaged + found.unreadable:
+        raise StoreError(f"nothing is exported, because {faults[0][1]}")
 
 
 def _add(tar: tarfile.TarFile, path: Path, store: Store) -> None:
@@ -187,8 +187,8 @@ def _close_run(staged: Store, run_id: str | None, archive: Path) -> None:
 
 
 def _refuse(found: Findings, archive: Path, staged: Store) -> None:
-    if found.damaged:
-        what = found.damaged[0][1].replace(f"{staged.root}/", "").partition("; ")[0]
+    if faults := found.damaged + found.unreadable:
+        what = faults[0][1].replace(f"{staged.root}/", "").partition("; ")[0]
         raise StoreError(f"{archive} is damaged, nothing of it is used ({what}); export it again")
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_runs import identical, run, toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
+from experiments.lab.check import check, repair
 from experiments.lab.config import Machine
 from experiments.lab.files import StoreError, write_atomic
 from experiments.lab.folder import RunFolder
+from experiments.lab.lease import acquire
 from experiments.lab.store import Store
 from experiments.lab.study import measure
 from experiments.lab.training.checkpoint import load_checkpoint, load_tensors, save_tensors
@@ -177,3 +182,58 @@ def test_measurement_that_is_not_finite_is_null(tmp_path: Path) -> None:
     store.write_measurement(asked, ["a", "b"], {"value": float("nan"), "details": {"train_loss": [1.0, float("inf")]}})
     found = store.measurement(asked, ["a", "b"])
     assert found is not None and found["value"] is None and found["details"] == {"train_loss": [1.0, None]}
+
+
+def two_damaged(root: Path) -> tuple[Store, list[Path]]:
+    """Two runs, each with a folder in the place of a file."""
+    store = Store(root)
+    folders = [finish(store, toy_config(seed=seed)) for seed in (0, 1)]
+    for folder, name in zip(folders, ("final.safetensors", "summary.json"), strict=True):
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    return store, folders
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize("name", ["summary.json", "config.json", "final.safetensors"])
+def test_a_file_that_the_system_does_not_give_is_no_damage(name: str, number: int, tmp_path: Path,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """One bad read would cost a good run, or end the check of all others."""
+    store, folders = two_damaged(tmp_path)
+    good = finish(store, toy_config(seed=2))
+
+    def failing(own: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(path: Any, *rest: Any, **named: Any) -> Any:
+            if str(path) == str(good / name):
+                raise OSError(number, "bad", str(path))
+            return own(path, *rest, **named)
+
+        return opened
+
+    monkeypatch.setattr("builtins.open", failing(open))
+    monkeypatch.setattr(os, "open", failing(os.open))
+    found = check(store)
+    assert [path for path, _ in found.unreadable] == [good] and {path for path, _ in found.damaged} == set(folders)
+    assert len(repair(store, found)) == 2 and good.exists()
+    assert main(["store", "check", "--store", str(tmp_path)]) == 1
+
+
+def test_repair_looks_again(tmp_path: Path) -> None:
+    """A run that was redone since, or is being redone, would be moved away under its owner."""
+    store, folders = two_damaged(tmp_path)
+    asked, pair = measure("slice", points=3), ["a", "b"]
+    store.write_measurement(asked, pair, {"value": 1.0})
+    content = store.measurement_path(asked, pair).read_bytes()
+    store.measurement_path(asked, pair).write_bytes(b"{")
+    found = check(store)
+    assert len(found.damaged) == 3
+    shutil.rmtree(folders[0])
+    stopped_twice(store, toy_config(seed=0))
+    lease = acquire(folders[1])
+    assert lease is not None
+    store.measurement_path(asked, pair).write_bytes(content)
+    assert repair(store, found) == [] and [path for path, _ in found.unreadable] == [folders[1]]
+    lease.release()
+    assert [Path(moved).name for moved in repair(store, check(store))] == [folders[1].name]
+    assert folders[0].exists() and not folders[1].exists()
+    assert not (tmp_path / "damaged" / folders[1].name / "lease.json").exists()
