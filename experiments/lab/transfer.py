@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 
 from experiments.lab.check import Findings, check_measurement, check_run
 from experiments.lab.datasets.tar_stream import BLOCK, CHUNK, REGULAR, ArchiveError, BoundedReader, padded, parse_header
-from experiments.lab.files import StoreError, sync_folder, writing
+from experiments.lab.files import StoreError, append, sync_folder, writing
 from experiments.lab.lease import acquire
 from experiments.lab.store import Store
 
@@ -65,7 +65,9 @@ def export_runs(store: Store, archive: Path) -> int:
                     check_measurement(path, None, found)
                     _refuse_damaged(found)
                     _add(tar, path, store)
+            append(draft, b"")  # a rename may reach the disk before what is renamed
             draft.replace(archive)
+            sync_folder(archive.parent)
         finally:
             draft.unlink(missing_ok=True)
     return len(finished)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,23 @@ def test_export_and_import_carry_every_finished_run(tmp_path: Path) -> None:
     expected = {name: content for name, content in files(store.root).items() if unfinished not in name}
     assert files(tmp_path / "b") == expected
     assert len([name for name in expected if "measurements" in name]) == 2
+
+
+def test_an_archive_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power failure an empty file would stand where the copy of all runs was."""
+    from experiments.lab.transfer import export_runs
+
+    store, done, sync = filled(tmp_path / "a"), [], os.fsync
+
+    def spy(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        done.append((path.suffix, (tmp_path / "out" / "runs.tar").exists()))
+        sync(descriptor)
+
+    (tmp_path / "out").mkdir()
+    monkeypatch.setattr(os, "fsync", spy)
+    export_runs(store, tmp_path / "out" / "runs.tar")
+    assert done == [(".tmp", False), ("", True)]
 
 
 def test_an_archive_names_no_user(tmp_path: Path) -> None:
