@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from toy_runs import Memory, identical, run, toy_config, toy_data
 
-from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig, Scaling, Schedule
 from experiments.lab.training import gradient
 from experiments.lab.training.train import Outcome, train_group
 
@@ -60,3 +60,27 @@ def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatc
     replayed, _ = run(config, size=SIZES[model])
     assert used == [True]
     assert identical(eager.weights, replayed.weights)
+
+
+ADAMW = toy_config(precision=Precision.FLOAT64, optimizer=Optimizer.ADAMW, lr=0.01, steps=12, batch_size=8)
+PLATEAU = toy_config(precision=Precision.FLOAT64, budget=Budget.PLATEAU, patience=1, max_epochs=6, batch_size=8, momentum=0.9,
+                     nesterov=True, norm=Norm.BATCH)  # fmt: skip
+MIXES = {
+    "schedules": [
+        ADAMW, ADAMW.replace(seed=1, steps=7, schedule=Schedule.COSINE, warmup=0.3, weight_decay=0.1),
+        ADAMW.replace(seed=2, steps=20, scaling=Scaling.SQRT, base_batch_size=32, eps=1e-3, beta1=0.5),
+        ADAMW.replace(seed=3, steps=15, lr=1e200),
+    ],
+    "stop rules": [PLATEAU, PLATEAU.replace(seed=1, lr=0.2, momentum=0.5), PLATEAU.replace(seed=2, patience=0.5, weight_decay=0.01)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_members_may_differ_in_every_scalar(mix: str) -> None:
+    """A schedule, a decay or an end of one member would act on another."""
+    outcomes, logs = fused(MIXES[mix])
+    for config, outcome, log in zip(MIXES[mix], outcomes, logs, strict=True):
+        alone, own = run(config)
+        assert (outcome.status, outcome.reason, outcome.values["steps"]) == (alone.status, alone.reason, alone.values["steps"])
+        assert [row["step"] for row in log.rows] == [row["step"] for row in own.rows]
+        assert outcome.status == "diverged" or difference(outcome, alone) < 1e-9
