@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy_runs import identical, run, toy_config
+from toy_runs import identical, run, toy_config, toy_data
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
 from experiments.lab.check import check, repair
 from experiments.lab.config import Machine
 from experiments.lab.files import StoreError, write_atomic
-from experiments.lab.folder import RunFolder
+from experiments.lab.folder import Interrupted, RunFolder, open_run
 from experiments.lab.lease import acquire
 from experiments.lab.store import Store
 from experiments.lab.study import measure
 from experiments.lab.training.checkpoint import load_checkpoint, load_tensors, save_tensors
+from experiments.lab.training.train import train
 from experiments.lab.worker import Stopper, Train, run_task
 
 
@@ -54,6 +55,25 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(damage: Callable[[Path
     assert loaded is not None and identical(loaded[0], expected.weights)
     assert (path / "history.jsonl").read_bytes() == log.text
     assert not older.exists()
+
+
+def test_a_damaged_checkpoint_is_not_one_of_the_two_kept(tmp_path: Path) -> None:
+    """Of the two that are kept one would be damaged: the next damage would cost the whole run."""
+    store, config = Store(tmp_path), toy_config()
+    path = stopped_twice(store, config)
+    (path / "checkpoint.1.safetensors").write_bytes(b"")
+    now = [0]
+    folder = open_run(store, config, Machine(), lambda: now[0] == 5, lambda step: now.__setitem__(0, step))
+    assert folder is not None
+    with pytest.raises(Interrupted):
+        train(config, Machine(), toy_data(config), folder)
+    folder.close()
+    newest = sorted(path.glob("checkpoint.*"))[-1]
+    loaded = load_checkpoint(path)
+    assert len(list(path.glob("checkpoint.*"))) == 2 and loaded is not None and loaded.current.step == 5
+    truncate(newest)
+    loaded = load_checkpoint(path)
+    assert loaded is not None and loaded.current.step == 3
 
 
 def test_without_a_whole_checkpoint_a_run_starts_again(tmp_path: Path) -> None:

@@ -100,13 +100,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, history_sha256: str) -
 
 
 def load_checkpoint(folder: Path, newest: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint (of step `newest` at most) that reads back whole, with its history before it, or None."""
+    """The newest checkpoint (of step `newest` at most) that reads back whole, with its history before it, or None.
+
+    Those after it are removed: damaged, or behind what the run goes on from, one would be kept in a whole one's place.
+    """
     path = folder / "history.jsonl"
     history = path.read_bytes() if path.exists() else b""
     for number in reversed(_numbers(folder)):
         loaded = load_tensors(folder / f"checkpoint.{number}.safetensors")
         checkpoint = None if loaded is None else _checkpoint(*loaded, folder.name, history)
         if checkpoint is not None and (newest is None or checkpoint.current.step <= newest):
+            for later in [later for later in _numbers(folder) if later > number]:
+                (folder / f"checkpoint.{later}.safetensors").unlink(missing_ok=True)
             return checkpoint
     return None
 
