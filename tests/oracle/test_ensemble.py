@@ -71,7 +71,9 @@ MIXES = {
         ADAMW.replace(seed=2, steps=20, scaling=Scaling.SQRT, base_batch_size=32, eps=1e-3, beta1=0.5),
         ADAMW.replace(seed=3, steps=15, lr=1e200),
     ],
-    "stop rules": [PLATEAU, PLATEAU.replace(seed=1, lr=0.2, momentum=0.5), PLATEAU.replace(seed=2, patience=0.5, weight_decay=0.01)],
+    "stop rules": [
+        PLATEAU, PLATEAU.replace(seed=1, lr=0.2, momentum=0.5), PLATEAU.replace(seed=2, patience=0.5, weight_decay=0.01)
+    ],
 }  # fmt: skip
 
 
