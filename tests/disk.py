@@ -23,9 +23,9 @@ class Disk:
         self.root, self.fault, self.calls, self.files, self.lock = str(root), fault, 0, set[int](), threading.Lock()
         for name in (*CHANGES, "unlink"):
             setattr(os, name, self._watched(name, getattr(os, name)))
-        self.opened, os.open = os.open, self.open  # type: ignore[assignment]
+        self.opened, os.open = os.open, self.open
         self.closed, os.close = os.close, self.close
-        fcntl.flock = self._watched("flock", fcntl.flock)  # type: ignore[assignment]
+        fcntl.flock = self._watched("flock", fcntl.flock)
 
     def open(self, path: Any, flags: int, *rest: Any, **options: Any) -> int:
         inside = self._inside(path)

@@ -75,5 +75,5 @@ def sweep(root: Path, workers: int, messages: Path) -> None:
     """The toy study with workers that are forked here, not spawned, and write checkpoints as often as they can."""
     os.dup2(os.open(messages, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     fork = multiprocessing.get_context("fork")
-    multiprocessing.get_context = lambda method=None: fork  # type: ignore[assignment]
+    multiprocessing.get_context = lambda method=None: fork
     os._exit(toy_sweep.main(root, workers))

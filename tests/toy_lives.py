@@ -63,7 +63,7 @@ def train_until(root: Path, fields: dict[str, Any], size: int, step: int, every:
 
 def toy_task(root: Path) -> str:
     """The run of `disk_config` on the toy data, as a worker does it, checkpoints every second step; what it reports."""
-    runner.read = lambda name, data_dir: toy_images()  # type: ignore[assignment]
+    runner.read = lambda name, data_dir: toy_images()
     checkpoint_every(2)
     report = run_task(Train(disk_config()), Store(root), Machine(), Stopper(), None)
     return report.kind if report.detail is None else f"{report.kind}: {report.detail}"
@@ -81,7 +81,7 @@ def failing(root: Path, call: int, code: int, kind: str, messages: Path) -> None
     """The same run by the command line on a disk that fails from the given call on, or once; exits with its status."""
     sys.stderr = messages.open("w")
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    runner.read = datasets.load = lambda name, data_dir: toy_images()  # type: ignore[assignment]
+    runner.read = datasets.load = lambda name, data_dir: toy_images()
     checkpoint_every(2)
     disk = Disk(root, fails_from(call, code, spares=FREEING if kind == "full" else (), once=kind == "once"))
     status = main([*FLAGS, "--store", str(root)])
@@ -101,7 +101,7 @@ def limited(root: Path, size: int, messages: Path) -> None:
         os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
     os.close(told)
     sys.stderr, sys.stdout = open(tell, "w"), open(os.devnull, "w")  # noqa: SIM115
-    runner.read = datasets.load = lambda name, data_dir: toy_images()  # type: ignore[assignment]
+    runner.read = datasets.load = lambda name, data_dir: toy_images()
     checkpoint_every(2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     status = main([*FLAGS, "--store", str(root)])

@@ -44,7 +44,7 @@ def share(root: Path, runs: int, number: int, told: Path, stops: float) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         ended(0, Outcome("done", None, {"steps": 1, "pid": os.getpid()}, {"pid": me}, {"pid": me}))
 
-    runner.train_group, runner.prepare, runner.read = stub, lambda *_: None, lambda *_: None  # type: ignore[assignment]
+    runner.train_group, runner.prepare, runner.read = stub, lambda *_: None, lambda *_: None
     if stops:
         lease._machine = lambda: f"machine {number}"
         lease.EXPIRY, lease.TOUCH, lease.LOCK_SECONDS = 0.2, 0.05, 0.2
@@ -74,9 +74,9 @@ def contend(folders: Sequence[Path], number: int, wins: Path, barrier: Any, lock
         time.sleep(chance.uniform(0, 0.002))
         truncate(descriptor, length)
 
-    os.ftruncate = hesitant  # type: ignore[assignment]
+    os.ftruncate = hesitant
     if not locks:
-        fcntl.flock = lambda *_: None  # type: ignore[assignment]
+        fcntl.flock = lambda *_: None
     got = []
     for folder in folders:
         barrier.wait(60)

@@ -161,7 +161,7 @@ def large_program(bench: Bench, *, deterministic: bool, choose: bool = False) ->
     machine = bench.machine(graphs=True)
     data = bench.data(config, machine)
     net = speed_net(data.classes, bench.size.widths).to(bench.device).train()
-    stepper = program([config], machine, data, [net.to(memory_format=torch.channels_last)])  # type: ignore[call-overload]
+    stepper = program([config], machine, data, [net.to(memory_format=torch.channels_last)])
     set_kernels(deterministic, choose)
     return stepper
 

@@ -58,9 +58,9 @@ def net(config: RunConfig, shape: tuple[int, int, int], weights: list[Tensor]) -
         case Model.MLP, Norm.NONE:
             made: nn.Module = mlp(shape, config)
         case Model.SMALL_CONV, Norm.NONE:
-            made = small_conv(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            made = small_conv(shape).to(memory_format=torch.channels_last)
         case Model.KESKAR_C1, Norm.BATCH:
-            made = keskar_c1(shape).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            made = keskar_c1(shape).to(memory_format=torch.channels_last)
         case _:
             raise ValueError(f"{config.model} with norm {config.norm} is not written by hand")
     with torch.no_grad():
