@@ -82,7 +82,8 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
             stage = plan(study, request, store, machine.data_path)[index]
             if stage.runs is None:
                 result.planned += stage.at_most
-                result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
+                if not result.failures:  # nothing else says why: --where left out what it needs
+                    result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
                 continue
             chosen = select(stage.runs, where)
             for config in chosen:  # a killed process may have recorded a run and left its lease
