@@ -143,18 +143,19 @@ def paper_table(tables: Tables) -> Table:
             known = values_of(line.value, tables)
             small, large = (
                 pd.Series([known.get(p.config.run_id) for p in members(group, tables.planned)], dtype="float64").dropna()
-                for group in (comparison.small, comparison.large)
+                for group in (comparison.first, comparison.second)
             )
             if small.empty and large.empty:
                 continue
             rows.append((
                 line.table, line.network, line.quantity, comparison.label,
-                _paper_number(line.small_batch, line.small_batch_sd), mean_sd(small),
-                _paper_number(line.large_batch, line.large_batch_sd), mean_sd(large),
+                _paper_number(line.first, line.first_sd), mean_sd(small),
+                _paper_number(line.second, line.second_sd), mean_sd(large),
                 f"{len(small)} / {len(large)}", line.source,
             ))  # fmt: skip
-    columns = ("table", "network", "quantity", "ours", "paper, small batch", "ours, small batch", "paper, large batch",
-               "ours, large batch", "our n", "paper's number")  # fmt: skip
+    first, second = tables.study.conditions
+    columns = ("table", "network", "quantity", "ours", f"paper, {first}", f"ours, {first}", f"paper, {second}",
+               f"ours, {second}", "our n", "paper's number")  # fmt: skip
     title = "Ours beside the paper's: mean ± standard deviation. Networks, data and batch sizes differ where the study deviates."
     return Table("paper", title, columns, tuple(rows))
 

@@ -39,11 +39,13 @@ class OfStudy(Common):
     study: tyro.conf.Positional[str]
     """name of a study"""
     scale: str
-    """quick, laptop or paper"""
+    """quick, laptop, overnight or paper"""
     seeds: int | None = None
     """seeds a cell (default: as the study declares; verdicts always want the declared number)"""
     dataset: str | None = None
     """another data set than the scale's own"""
+    pilot: bool = False
+    """seeds from 1000 up, which no verdict uses: to size a study before its claims are fixed"""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """only runs whose field equals a value, as FIELD=VALUE; may be repeated"""
 

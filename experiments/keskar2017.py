@@ -57,9 +57,9 @@ class Arm:
     def runs(self, request: Request) -> list[RunConfig]:
         """The batch sizes compared come first, every seed in turn, so that an early look is a balanced one."""
         base = self.base if request.dataset is None else self.base.replace(dataset=request.dataset)
-        seeds = request.seeds or self.seeds
-        cells = [(seed, size) for seed in range(seeds) for size in (self.small, self.large)]
-        cells += [(seed, size) for seed in range(min(seeds, self.other_seeds)) for size in self.others]
+        seeds = request.seed_range(self.seeds)
+        cells = [(seed, size) for seed in seeds for size in (self.small, self.large)]
+        cells += [(seed, size) for seed in seeds[: self.other_seeds] for size in self.others]
         return [base.replace(batch_size=size, seed=seed) for seed, size in cells]
 
 
@@ -182,7 +182,7 @@ def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | Non
         logarithmic, row = contrast.scale is ValueScale.LOG, published.get(quantity or "")
         effect = None
         if row is not None:
-            effect = log(row.large_batch / row.small_batch) if logarithmic else row.small_batch - row.large_batch
+            effect = log(row.second / row.first) if logarithmic else row.first - row.second
             effect = round(effect, 4)  # of two numbers printed with two decimals
         settings: dict[str, Any] = {
             "id": "-".join([scale, *arm.network.lower().split()[:1], arm.base.budget.value, id]),

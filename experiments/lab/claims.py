@@ -43,6 +43,20 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Family:
+    """One number from several runs together: `statistic` of the runs of a group that share the fields `by`.
+
+    The families of a group are its sample, as its runs are without one: a slope over batch sizes is one number a seed.
+    """
+
+    statistic: str
+    """a function of `analysis.families`"""
+    by: tuple[str, ...] = ("seed",)
+    options: tuple[tuple[str, Any], ...] = ()
+    """what the statistic needs besides the contrast's value, as (name, value) pairs"""
+
+
+@dataclass(frozen=True)
 class Contrast:
     """sum_g weight_g * mean over seeds of `value` (of its logarithm where `scale` is log) in group g.
 
@@ -56,6 +70,8 @@ class Contrast:
     sign: int
     unit: str
     scale: ValueScale = ValueScale.LINEAR
+    family: Family | None = None
+    """none: every run is a value of its own"""
 
 
 @dataclass(frozen=True)
@@ -114,8 +130,11 @@ class Claim:
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the SHA-256 of the claim's canonical JSON."""
-        text = json.dumps(dataclasses.asdict(self), sort_keys=True, allow_nan=False)
+        """First 12 hex digits of the SHA-256 of the claim's canonical JSON; a contrast without families says nothing of them."""
+        fields = dataclasses.asdict(self)
+        if self.contrast.family is None:
+            del fields["contrast"]["family"]
+        text = json.dumps(fields, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def at(self, scale: str) -> bool:

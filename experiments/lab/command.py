@@ -236,7 +236,7 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
         _check_dataset(options.dataset)
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
-    request = Request(options.scale, options.seeds, options.dataset)
+    request = Request(options.scale, options.seeds, options.dataset, options.pilot)
     from experiments.lab.plan import check_scale
 
     check_scale(study, request.scale)

@@ -12,13 +12,13 @@ import functools
 import hashlib
 import json
 import math
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.validity import check_fields, shown
 from experiments.lab.words import Augment, Budget, ConfigError, Model, Norm, Optimizer, Precision, Scaling, Schedule
 
 __all__ = [
@@ -35,7 +35,7 @@ class RunConfig:
     """Everything that changes the science of one training run.
 
     Conventions: `lr` is per update of the batch-mean gradient (per batch, not per example); `weight_decay` is added to
-    that gradient for SGD and Adam (coupled, torch's convention) and is decoupled, multiplied by the LR, for AdamW.
+    that gradient for SGD, LARS and Adam (coupled, torch's convention) and is decoupled, multiplied by the LR, for AdamW and LAMB.
 
     Raises `ConfigError` (one sentence) for a combination that cannot be run.
     """
@@ -64,6 +64,13 @@ class RunConfig:
 
     batch_size: int
     """examples an update, B; exact at every step"""
+    batch_growth: int = 1
+    """factor by which B grows once half of the budget's examples are seen, and again at three quarters (Smith et al. 2018)"""
+    noise_batch: int | None = None
+    """weights the examples of each batch by 1 + s xi (xi of mean 0 and variance 1, sum 0 over the batch, s^2 = B / b - 1): the
+    gradient noise of batch size b = noise_batch with the data of B (none: weights 1)"""
+    label_smoothing: float = 0.0
+    """share of the training target spread evenly over the classes; evaluation never smooths"""
     optimizer: Optimizer = Optimizer.SGD
     lr: float
     """learning rate before the scaling rule, per update"""
@@ -71,12 +78,24 @@ class RunConfig:
     base_batch_size: int | None = None
     """batch size at which the scaling rule leaves `lr` unchanged"""
     momentum: float = 0.0
-    """SGD's heavy-ball coefficient, dampening 0"""
+    """heavy-ball coefficient of SGD (dampening 0) and LARS"""
     nesterov: bool = False
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+    trust: float = 0.001
+    """LARS's trust coefficient"""
+    clip_norm: float | None = None
+    """largest l2 norm of the whole gradient; a longer one is scaled down to it, before weight decay"""
+    sam_rho: float = 0.0
+    """radius of sharpness-aware minimisation (Foret et al. 2021): the gradient is taken at w + rho g / ||g||"""
+    sam_adaptive: bool = False
+    """ASAM (Kwon et al. 2021): the radius is relative to each weight"""
+    gradient_penalty: float = 0.0
+    """c of the objective L + c ||grad L||^2 / 2 on each batch (Geiping et al. 2022)"""
+    ema: float = 0.0
+    """decay an update of an average of the weights, which is what is evaluated and kept; 0: the weights themselves"""
 
     schedule: Schedule = Schedule.CONSTANT
     """shape after warm-up; `step` divides by 10 at 1/2 and 3/4 of the budget"""
@@ -109,7 +128,7 @@ class RunConfig:
         values = self.__dict__
         for name in _KINDS:
             values[name] = _typed(name, values[name])
-        _validate(self)
+        check_fields(self)
 
     @property
     def peak_lr(self) -> float:
@@ -154,7 +173,7 @@ class RunConfig:
             values[name] = _typed(name, value)
         new = object.__new__(RunConfig)
         object.__setattr__(new, "__dict__", values)
-        _validate(new)
+        check_fields(new)
         return new
 
     @classmethod
@@ -195,95 +214,13 @@ def _typed(name: str, value: Any) -> Any:
             return kind(value)
         except ValueError:
             choices = ", ".join(_ENUMS[name])
-            raise ConfigError(f"{name} is {_shown(value)}, but must be one of {choices}") from None
+            raise ConfigError(f"{name} is {shown(value)}, but must be one of {choices}") from None
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
     if kind is float and isinstance(value, Real) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer beyond every float
             return float(value)
-    raise ConfigError(f"{name} is {_shown(value)}, but must be of type {kind.__name__}")
-
-
-def _shown(value: Any) -> str:
-    """The beginning of a value, on one line."""
-    try:
-        return repr(value)[:60]
-    except ValueError:  # an integer of more than 4,300 digits
-        return "a huge number"
-
-
-_POSITIVE = {
-    **dict.fromkeys(("n_train", "width", "depth", "norm_batch", "batch_size", "base_batch_size", "steps",
-                     "epochs", "patience", "max_epochs"), 2.0**53),
-    **dict.fromkeys(("lr", "train_loss", "eps"), sys.float_info.max),
-}  # fmt: skip
-"""field -> its largest value: counts are exact in float64"""
-_FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr")
-_BUDGET_FIELDS = {
-    Budget.EPOCHS: {"epochs"},
-    Budget.STEPS: {"steps"},
-    Budget.TRAIN_LOSS: {"train_loss", "max_epochs"},
-    Budget.PLATEAU: {"patience", "max_epochs"},
-}
-_BUDGET_NAMES = sorted(set().union(*_BUDGET_FIELDS.values()))
-
-
-def _validate(c: RunConfig) -> None:
-    values = c.__dict__
-    for name, most in _POSITIVE.items():
-        value = values[name]
-        if value is not None and not 0 < value <= most:
-            raise ConfigError(f"{name} is {_shown(value)}, but must be a positive number of at most {most:.0e}")
-    for name in _FRACTIONS:
-        if not 0 <= values[name] < 1 and not (name == "final_lr" and values[name] == 1):
-            raise ConfigError(f"{name} is {values[name]}, but must be at least 0 and below 1")
-    if not (math.isfinite(c.weight_decay) and c.weight_decay >= 0):
-        raise ConfigError(f"weight_decay is {c.weight_decay}, but must be finite and not negative")
-    if c.n_validation < 0:
-        raise ConfigError(f"n_validation is {_shown(c.n_validation)}, but must not be negative")
-    if not 0 <= c.seed < 2**63:
-        raise ConfigError(f"seed is {_shown(c.seed)}, but must be at least 0 and below 2**63")
-    if c.n_train is not None and c.batch_size > c.n_train:
-        raise ConfigError(
-            f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"
-        )
-    _validate_budget(c)
-    _validate_combinations(c)
-
-
-def _validate_budget(c: RunConfig) -> None:
-    needed = _BUDGET_FIELDS[c.budget]
-    for name in _BUDGET_NAMES:
-        given = c.__dict__[name] is not None
-        if given != (name in needed):
-            verb = "needs" if name in needed else "takes no"
-            raise ConfigError(f"budget {c.budget} {verb} {name}; it is set by {' and '.join(sorted(needed))}")
-    if c.budget in (Budget.TRAIN_LOSS, Budget.PLATEAU) and (c.schedule is not Schedule.CONSTANT or c.warmup):
-        raise ConfigError(
-            f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
-            "use budget epochs or steps for a schedule"
-        )
-
-
-def _validate_combinations(c: RunConfig) -> None:
-    if (c.norm is Norm.GHOST) != (c.norm_batch is not None):
-        raise ConfigError("norm_batch belongs to norm ghost: give both or neither")
-    if c.norm_batch is not None and c.batch_size % c.norm_batch:
-        raise ConfigError(f"norm_batch {c.norm_batch} does not divide batch_size {c.batch_size}; choose a divisor")
-    if (c.norm is Norm.BATCH and c.batch_size == 1) or c.norm_batch == 1:
-        raise ConfigError("batch normalisation over one example leaves nothing; take norm group or none, or a larger batch")
-    if (c.scaling is not Scaling.NONE) != (c.base_batch_size is not None):
-        raise ConfigError("base_batch_size belongs to scaling sqrt or linear: give both or neither")
-    if c.model is not Model.MLP and (c.width or c.depth):
-        raise ConfigError(f"width and depth are for model mlp, not {c.model}; leave them out")
-    if c.nesterov and not c.momentum:
-        raise ConfigError("nesterov needs a momentum above 0")
-    if c.momentum and c.optimizer is not Optimizer.SGD:
-        raise ConfigError(f"momentum is for optimizer sgd; {c.optimizer} has beta1")
-    if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
-        raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
-    if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
-        raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
+    raise ConfigError(f"{name} is {shown(value)}, but must be of type {kind.__name__}")
 
 
 SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "beta1", "beta2", "eps", "weight_decay", "schedule",

@@ -19,6 +19,17 @@ class Request:
     """seeds a cell (none: as the study declares)"""
     dataset: str | None = None
     """another data set than the scale's own"""
+    pilot: bool = False
+    """seeds from PILOT up, which no verdict ever uses: to size a study before its claims are fixed"""
+
+    def seed_range(self, declared: int) -> range:
+        """The seeds of a cell for which the study declares so many."""
+        first = PILOT if self.pilot else 0
+        return range(first, first + (self.seeds or declared))
+
+
+PILOT = 1000
+"""first pilot seed"""
 
 
 @dataclass(frozen=True)
@@ -92,10 +103,11 @@ class PaperRow:
     quantity: str
     value: str
     """the same quantity of ours: a column of the runs table, a metric, or metric.detail"""
-    small_batch: float
-    large_batch: float
-    small_batch_sd: float | None = None
-    large_batch_sd: float | None = None
+    first: float
+    """under the first of the study's two conditions"""
+    second: float
+    first_sd: float | None = None
+    second_sd: float | None = None
     source: str = "read"
 
 
@@ -107,8 +119,8 @@ class Comparison:
     network: str
     label: str
     """what ours is, in a reader's words"""
-    small: Group
-    large: Group
+    first: Group
+    second: Group
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,8 @@ class Study:
     figures: tuple[Figure, ...] = ()
     paper: tuple[PaperRow, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
+    conditions: tuple[str, str] = ("small batch", "large batch")
+    """what the two numbers of a `PaperRow` are numbers of"""
     module: str = ""
     """where it is declared, for the list of deviations (`# Deviation:` comments)"""
 

@@ -14,7 +14,14 @@ class Model(StrEnum):
     SMALL_CONV = "small-conv"
     KESKAR_C1 = "keskar-c1"
     KESKAR_C2 = "keskar-c2"
+    RESNET8 = "resnet8"
     RESNET20 = "resnet20"
+    RESNET32 = "resnet32"
+    RESNET44 = "resnet44"
+    RESNET56 = "resnet56"
+    WRN16_4 = "wrn16-4"
+    WRN28_10 = "wrn28-10"
+    VIT = "vit"
 
 
 class Norm(StrEnum):
@@ -22,12 +29,15 @@ class Norm(StrEnum):
     BATCH = "batch"
     GHOST = "ghost"
     GROUP = "group"
+    LAYER = "layer"
 
 
 class Optimizer(StrEnum):
     SGD = "sgd"
     ADAM = "adam"
     ADAMW = "adamw"
+    LARS = "lars"
+    LAMB = "lamb"
 
 
 class Scaling(StrEnum):
