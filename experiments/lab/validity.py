@@ -91,7 +91,7 @@ def _validate_combinations(c: RunConfig) -> None:
     if c.nesterov and c.optimizer is not Optimizer.SGD:
         raise ConfigError(f"nesterov is for optimizer sgd, not {c.optimizer}; leave it out")
     if c.momentum and c.optimizer not in (Optimizer.SGD, Optimizer.LARS):
-        raise ConfigError(f"momentum is for optimizers sgd and lars; {c.optimizer} has beta1")
+        raise ConfigError(f"momentum is for optimizer sgd or lars; {c.optimizer} has beta1")
     if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
