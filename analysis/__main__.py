@@ -20,6 +20,7 @@ from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
 from experiments.lab.plan import UsageError, check_scale, find_study, studies
 from experiments.lab.store import Store
+from experiments.lab.study import Request
 
 if TYPE_CHECKING:
     from analysis.load import Tables
@@ -33,7 +34,7 @@ class Options:
     study: tyro.conf.Positional[str]
     """name of a study, or `all`"""
     scale: str
-    """quick, laptop or paper"""
+    """quick, laptop, overnight or paper"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     published: bool = False
@@ -50,6 +51,20 @@ class Verdicts(Options):
 @dataclass(frozen=True, kw_only=True)
 class Figures(Options):
     """Draw the figures, below the store."""
+
+    pilot: bool = False
+    """of pilot runs (`python -m experiments run ... --pilot`)"""
+    seeds: int | None = None
+    """pilot seeds a cell"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pilot(Options):
+    """What pilot runs say of each claim: spread, effect, and the power of a number of seeds. No verdicts."""
+
+    pilot: tyro.conf.Suppress[bool] = True
+    seeds: int | None = None
+    """pilot seeds a cell, as they were run (default: as the study declares)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +87,8 @@ class Publish(Options):
     """Write records, tables and figures into figures/, and renew the README."""
 
 
-COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "histories": Histories,
-            "publish": Publish}  # fmt: skip
+COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
+            "histories": Histories, "publish": Publish}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -115,7 +130,7 @@ def _export(options: Histories) -> int:
         raise UsageError("histories are read from a store; the published ones are figures/<study>/<scale>/history.parquet")
     written, missing, store = [], 0, Store(options.store, create=False)
     for study in _studies(options):
-        stages = stages_in(study, options.scale, store)
+        stages = stages_in(study, Request(options.scale), store)
         records = [record for stage in stages for record in stage.records if record is not None]
         written += export(store, records, _folder(options, "store", study.name))
         if absent := sum(stage.at_most for stage in stages) - len(records):
@@ -137,7 +152,10 @@ def _tables(options: Options) -> Iterator[Tables]:
         if options.published:
             yield from_published(PUBLISHED / study.name / options.scale)
         else:
-            yield from_store(study, options.scale, Store(options.store, create=False))
+            request = None
+            if isinstance(options, (Figures, Pilot)) and options.pilot:
+                request = Request(options.scale, options.seeds, pilot=True)
+            yield from_store(study, options.scale, Store(options.store, create=False), request)
 
 
 def _studies(options: Options) -> list[Study]:
@@ -153,10 +171,13 @@ def _studies(options: Options) -> list[Study]:
 
 def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     """Text for a person and a list of JSON objects, for one study."""
-    from analysis import draw, publish, report
+    from analysis import draw, pilot, publish, report
     from analysis import tables as text_tables
     from analysis.verdicts import verdicts
 
+    if isinstance(options, Pilot):
+        rows = pilot.rows(tables)
+        return pilot.text(rows), rows
     found = verdicts(tables)
     match options:
         case Verdicts():

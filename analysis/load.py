@@ -112,19 +112,23 @@ def find(study: str, scale: str) -> Study:
     return found
 
 
-def stages_in(study: Study, scale: str, store: Store) -> tuple[PlannedStage, ...]:
-    """What `study` declares at `scale`, with the records that `store` has of it; raises `UsageError` where there is none."""
+def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStage, ...]:
+    """What `study` declares for `request`, with the records that `store` has of it; raises `UsageError` where there is none."""
     if not (store.root / "runs").is_dir():
         raise UsageError(
-            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {scale} "
+            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {request.scale} "
             f"--store {store.root}`, or read the published results with --published"
         )
-    return plan(study, Request(scale), store)
+    return plan(study, request, store)
 
 
-def from_store(study: Study, scale: str, store: Store) -> Tables:
-    """The finished runs and measurements that `study` declares at `scale`; others in the store are not looked at."""
-    request, stages = Request(scale), stages_in(study, scale, store)
+def from_store(study: Study, scale: str, store: Store, request: Request | None = None) -> Tables:
+    """The finished runs and measurements that `study` declares at `scale`; others in the store are not looked at.
+
+    `request` asks for other runs than those that verdicts are made of: pilots.
+    """
+    request = request or Request(scale)
+    stages = stages_in(study, request, store)
     records = [(stage.stage.name, c, r) for stage in stages for c, r in _cells(stage) if r is not None]
     measured = [(m, ids, store.measurement(m, ids)) for m, ids in _declared(stages, request)]
     return _assemble(

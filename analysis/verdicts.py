@@ -118,7 +118,7 @@ def gather(claim: Claim, tables: Tables) -> Evidence:
     if missing or tables.pending or not all(cell.planned for cell in found):
         return Evidence(claim, found, missing, None, None)
     gate = failed_gate(claim, found, tables)
-    values = [_scaled(claim, cell.values) for cell in found]
+    values = [scaled(claim, cell.values) for cell in found]
     if any(len(v) < 2 or not np.isfinite(v).all() for v in values):
         return Evidence(claim, found, 0, None, gate or "a group has fewer than two usable values")
     weights = [claim.contrast.sign * group.weight for group in claim.contrast.groups]
@@ -203,7 +203,8 @@ def _absence(evidence: Evidence, tables: Tables) -> str | None:
     return None
 
 
-def _scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:
+def scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:
+    """Values as the contrast takes them: themselves, or their logarithms."""
     array = np.asarray(values, dtype=np.float64)
     if claim.contrast.scale is ValueScale.LINEAR:
         return array
@@ -216,7 +217,7 @@ def _permutation(evidence: Evidence) -> float | None:
     weights = sorted(group.weight for group in evidence.claim.contrast.groups)
     if evidence.estimate is None or len(weights) != 2 or weights[0] != -weights[1]:
         return None
-    first, second = (_scaled(evidence.claim, cell.values) for cell in evidence.cells)
+    first, second = (scaled(evidence.claim, cell.values) for cell in evidence.cells)
     return permutation_p(first, second)
 
 

@@ -47,7 +47,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
 def _compared(tables: Tables) -> set[int]:
     """Batch sizes of the groups that the study sets beside the paper's."""
-    groups = [g for c in tables.study.comparisons if c.scale == tables.scale for g in (c.small, c.large)]
+    groups = [g for c in tables.study.comparisons if c.scale == tables.scale for g in (c.first, c.second)]
     return {value for group in groups for name, value in group.where if name == "batch_size"}
 
 
