@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.config import Machine, Optimizer, RunConfig
+from experiments.lab.training.ascent import descent
 from experiments.lab.training.data import Data
 from experiments.lab.training.feed import Block, Feed, stack
 from experiments.lab.training.gradient import Gradient
@@ -79,6 +80,7 @@ class Ensemble(Stepper):
             configs[0], self.scratch, self._rows(self.optimizer.weights), machine.micro_batch, members=True,
             recorded=self.device.type == "cpu",
         )  # fmt: skip
+        self.descent = descent(configs[0], self.gradient)
         self._losses: list[list[Tensor]] = [[] for _ in configs]
 
     def _rows(self, flat: Tensor) -> list[Tensor]:
@@ -94,7 +96,7 @@ class Ensemble(Stepper):
 
     def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
         assert isinstance(lr, Tensor)
-        losses, gradients = self.gradient(counter, *self.data.train.at(positions, draws))
+        losses, gradients = self.descent(counter, *self.data.train.at(positions, draws))
         self.optimizer(torch.cat([g.reshape(len(g), -1) for g in gradients], 1), lr[:, None])
         return losses
 

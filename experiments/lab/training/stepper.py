@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.config import Machine, RunConfig
+from experiments.lab.training.ascent import descent
 from experiments.lab.training.data import Data
 from experiments.lab.training.feed import Block, Feed, block_steps
 from experiments.lab.training.gradient import Gradient
@@ -81,6 +82,7 @@ class Single(Stepper):
         self.feed = Feed(config, len(data.train), total_steps)
         recorded = self.device.type == "cpu"
         self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, recorded=recorded)
+        self.descent = descent(config, self.gradient)
 
     def block(self, count: int) -> Block:
         return self.feed.block(self.step, count)
@@ -89,7 +91,7 @@ class Single(Stepper):
         return lr.tolist()
 
     def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
-        loss, gradients = self.gradient(counter, *self.data.train.at(positions, draws))
+        loss, gradients = self.descent(counter, *self.data.train.at(positions, draws))
         self.state.optimizer(gradients, lr)
         return loss
 
