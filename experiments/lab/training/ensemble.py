@@ -94,9 +94,11 @@ class Ensemble(Stepper):
     def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
         return lr.to(self.optimizer.weights.dtype).unbind()
 
-    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor,
+               weights: Tensor | None = None) -> Tensor:  # fmt: skip
         assert isinstance(lr, Tensor)
-        losses, gradients = self.descent(counter, *self.data.train.at(positions, draws))
+        batch = self.data.train.at(positions, draws)
+        losses, gradients = self.descent(counter, *batch) if weights is None else self.descent(counter, *batch, weights)
         self.optimizer(torch.cat([g.reshape(len(g), -1) for g in gradients], 1), lr[:, None])
         return losses
 

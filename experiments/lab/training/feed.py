@@ -10,7 +10,8 @@ from torch import Tensor
 
 from experiments.lab.config import Augment, RunConfig
 from experiments.lab.training import augment
-from experiments.lab.training.order import Order
+from experiments.lab.training.data import dtype_of
+from experiments.lab.training.order import Order, noise
 from experiments.lab.training.schedules import lr_at
 
 BLOCK_EXAMPLES = 1 << 16
@@ -21,20 +22,22 @@ BLOCK_STEPS = 512
 @dataclass(frozen=True)
 class Block:
     """Consecutive steps: positions [S, ..., B] int64, draws [S, ..., B, 3] or None, lr [S, ...] float64, counters [S, ..., 3]
-    int64 (see `models.dropout`); ... is one axis of members where several runs train as one program."""
+    int64 (see `models.dropout`), weights [S, ..., B] of the examples or None (all 1); ... is one axis of members where several
+    runs train as one program."""
 
     positions: Tensor
     draws: Tensor | None
     lr: Tensor
     counters: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Block:
-        draws = None if self.draws is None else self.draws.to(device, non_blocking=True)
-        moved = [t.to(device, non_blocking=True) for t in (self.positions, self.lr, self.counters)]
-        return Block(moved[0], draws, *moved[1:])
+        draws, weights = (None if t is None else t.to(device, non_blocking=True) for t in (self.draws, self.weights))
+        positions, lr, counters = (t.to(device, non_blocking=True) for t in (self.positions, self.lr, self.counters))
+        return Block(positions, draws, lr, counters, weights)
 
 
 def block_steps(batch_size: int) -> int:
@@ -60,7 +63,15 @@ class Feed:
         lr = [lr_at(self.config, step + k, self.total_steps) for k in range(count)]
         counters = torch.zeros(count, 3, dtype=torch.int64)
         counters[:, 0], counters[:, 1] = self.config.seed, torch.arange(step, step + count)
-        return Block(positions, draws, torch.tensor(lr, dtype=torch.float64), counters)
+        return Block(positions, draws, torch.tensor(lr, dtype=torch.float64), counters, self._weights(step, count))
+
+    def _weights(self, step: int, count: int) -> Tensor | None:
+        """[S, B] weights of the examples, None where all are 1."""
+        c = self.config
+        if c.noise_batch is None or c.noise_batch == c.batch_size:
+            return None
+        rows = [torch.from_numpy(noise(c.seed, step + k, c.batch_size, c.noise_batch)) for k in range(count)]
+        return torch.stack(rows).to(dtype_of(c))
 
     def _drawn(self, epoch: int) -> Tensor:
         if epoch not in self._draws:
@@ -72,9 +83,11 @@ class Feed:
 def stack(blocks: Sequence[Block]) -> Block:
     """The blocks of several runs over the same steps, as one with an axis of members."""
     draws = [block.draws for block in blocks if block.draws is not None]
+    weights = [block.weights for block in blocks if block.weights is not None]
     return Block(
         torch.stack([block.positions for block in blocks], 1),
         torch.stack(draws, 1) if draws else None,
         torch.stack([block.lr for block in blocks], 1),
         torch.stack([block.counters for block in blocks], 1),
+        torch.stack(weights, 1) if weights else None,
     )

@@ -18,28 +18,38 @@ RECORD_AFTER = 30
 """batches before one is recorded: recording costs as much as some twenty"""
 
 
+Pair = tuple[Tensor, Tensor]
+
+
 def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) -> Function:
     """f(parameters, counter, inputs, targets) = (loss, *gradients) of b examples' part in the mean cross-entropy of a batch.
 
     parameters: as `model.parameters()`; counter [3] (see `models.dropout`); inputs [b, ...]; targets [b]; loss 0-d, the sum
-    over the examples / B. With `members` everything has a leading axis of members, and so have loss and gradients: each
-    of its own member alone.
+    over the examples / B. A last argument weights [b] multiplies the examples' losses in the gradients alone: the loss is
+    reported without them, and batch norm knows nothing of them. With `members` everything has a leading axis of members,
+    and so have loss and gradients: each of its own member alone.
     """
     names = [name for name, _ in model.named_parameters()]
     counters = counter_names(model)
 
-    def loss(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Pair:
+        """What is descended, and what is reported."""
         tensors = dict(zip(names, parameters, strict=True)) | dict.fromkeys(counters, counter)
-        mean = nn.functional.cross_entropy(functional_call(model, tensors, (inputs,)), targets)
-        return mean if len(targets) == config.batch_size else mean * (len(targets) / config.batch_size)
+        outputs = functional_call(model, tensors, (inputs,))
+        if weights:
+            each = nn.functional.cross_entropy(outputs, targets, reduction="none")
+            return (each * weights[0]).sum() / config.batch_size, each.detach().sum() / config.batch_size
+        mean = nn.functional.cross_entropy(outputs, targets)
+        mean = mean if len(targets) == config.batch_size else mean * (len(targets) / config.batch_size)
+        return mean, mean
 
-    losses: Callable[..., Tensor] = vmap(loss) if members else loss
+    losses: Callable[..., Pair] = vmap(loss) if members else loss
 
-    def both(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    def both(parameters: Sequence[Tensor], counter: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         leaves = [p.detach().requires_grad_() for p in parameters]
-        with torch.enable_grad(), precision(config, inputs.device):
-            value = losses(leaves, counter, inputs, targets)
-            gradients = torch.autograd.grad(value.sum() if members else value, leaves)
+        with torch.enable_grad(), precision(config, counter.device):
+            objective, value = losses(leaves, counter, *batch)
+            gradients = torch.autograd.grad(objective.sum() if members else objective, leaves)
         return value.detach(), *(in_order_of(g, p) for g, p in zip(gradients, leaves, strict=True))
 
     return both
@@ -65,18 +75,18 @@ class Gradient:
         self._seen: dict[int, int] = {}
         self._programs: dict[int, Function | None] = {}
 
-    def __call__(self, counter: Tensor, inputs: Tensor, targets: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients, the mean over all examples of the batch."""
-        axis, count = self.axis, targets.shape[self.axis]
+    def __call__(self, counter: Tensor, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients, the mean over all examples of the batch: inputs, targets and weights where there are any."""
+        axis, count = self.axis, batch[1].shape[self.axis]
         if self.size is None or self.size >= count:
-            loss, *gradients = self._part(counter, inputs, targets)
+            loss, *gradients = self._part(counter, *batch)
             return loss, gradients
         parts = []
         for first in range(0, count, self.size):
             length = min(self.size, count - first)
             moved = counter.clone()
             moved[..., 2] = first
-            part = self._part(moved, inputs.narrow(axis, first, length), targets.narrow(axis, first, length))
+            part = self._part(moved, *(t.narrow(axis, first, length) for t in batch))
             parts = [part] if not parts else [[a + b for a, b in zip(parts[0], part, strict=True)]]
         loss, *gradients = parts[0]
         return loss, gradients

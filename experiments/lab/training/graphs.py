@@ -1,12 +1,13 @@
 """A whole update as a CUDA graph: one launch a step, and nothing that makes the host wait.
 
-The graph reads its step from a counter on the device that it advances itself, and positions, augmentation, LR and dropout
-counters from tables of a block of steps: every step of the block is replayed without a word from the host.
+The graph reads its step from a counter on the device that it advances itself, and positions, augmentation, LR, dropout
+counters and weights from tables of a block of steps: every step of the block is replayed without a word from the host.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
@@ -17,7 +18,7 @@ from experiments.lab.training.feed import Block
 WARM_UP = 3
 """updates before the capture, on a stream of their own: libraries choose and allocate in them"""
 
-Update = Callable[[Tensor, Tensor | None, Tensor, Tensor], Tensor]
+Update = Callable[[Tensor, Tensor | None, Tensor, Tensor, Tensor | None], Tensor]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
 """records what a function does on the device, without running it; gives what repeats it"""
 
@@ -30,7 +31,7 @@ def capture(body: Callable[[], None]) -> Callable[[], None]:
 
 
 class Graph:
-    """`update(positions, draws, lr, counter) -> loss`, captured after `WARM_UP` updates. Everything it touches must stay
+    """`update(positions, draws, lr, counter, weights) -> loss`, captured after `WARM_UP` updates. Everything it touches must stay
     where it is in memory."""
 
     def __init__(self, update: Update, capacity: int, capture: Capture = capture) -> None:
@@ -40,7 +41,7 @@ class Graph:
 
     def run(self, block: Block, step: int, due: Callable[[int], bool]) -> Tensor:
         """Updates `step`, `step + 1`, ... of `block` until it ends or `due`; their losses [done, ...]."""
-        block = Block(block.positions, block.draws, block.lr.float(), block.counters)
+        block = dataclasses.replace(block, lr=block.lr.float())
         losses = torch.zeros_like(block.lr)
         done = 0
         while self.warm < WARM_UP and done < len(block):
@@ -60,16 +61,16 @@ class Graph:
         return losses[:done]
 
     def _eagerly(self, block: Block, k: int) -> Tensor:
-        draws = None if block.draws is None else block.draws[k]
+        draws, weights = (None if t is None else t[k] for t in (block.draws, block.weights))
         with _side_stream(block.lr.device):
-            return self.update(block.positions[k], draws, block.lr[k], block.counters[k])
+            return self.update(block.positions[k], draws, block.lr[k], block.counters[k], weights)
 
     def _body(self) -> None:
         """One update, of the tables' row `k`."""
         tables, k = self.tables, self.k
-        draws = None if tables.draws is None else tables.draws.index_select(0, k)[0]
+        draws, weights = (None if t is None else t.index_select(0, k)[0] for t in (tables.draws, tables.weights))
         positions, lr, counter = (table.index_select(0, k)[0] for table in (tables.positions, tables.lr, tables.counters))
-        loss = self.update(positions, draws, lr, counter)
+        loss = self.update(positions, draws, lr, counter, weights)
         self.losses.index_copy_(0, k, loss[None].float())
         k += 1
 
@@ -79,13 +80,13 @@ class Graph:
             def table(like: Tensor) -> Tensor:
                 return torch.zeros(self.capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
 
-            draws = None if block.draws is None else table(block.draws)
-            self.tables = Block(table(block.positions), draws, table(block.lr), table(block.counters))
+            draws, weights = (None if t is None else table(t) for t in (block.draws, block.weights))
+            self.tables = Block(table(block.positions), draws, table(block.lr), table(block.counters), weights)
             self.k = torch.zeros(1, dtype=torch.int64, device=block.lr.device)
             self.losses = torch.zeros_like(self.tables.lr)
         pairs = [(self.tables.positions, block.positions), (self.tables.lr, block.lr), (self.tables.counters, block.counters)]
-        if self.tables.draws is not None and block.draws is not None:
-            pairs.append((self.tables.draws, block.draws))
+        optional = ((self.tables.draws, block.draws), (self.tables.weights, block.weights))
+        pairs += [(table_, rows) for table_, rows in optional if table_ is not None and rows is not None]
         for table_, rows in pairs:
             table_[: len(block)].copy_(rows)
         self.k.fill_(first)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, AUGMENT = 0, 1
+ORDER, AUGMENT, NOISE = 0, 1, 2
 """What a counter-based stream is for; part of its key, so that no two purposes share numbers."""
 
 
@@ -18,6 +18,19 @@ def stream(seed: int, purpose: int, epoch: int) -> np.random.Generator:
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """[n] int64: the order of the training examples in `epoch`, a pure function of its arguments."""
     return stream(seed, ORDER, epoch).permutation(n)
+
+
+def noise(seed: int, step: int, batch_size: int, noise_batch: int) -> np.ndarray:
+    """[B] float64 weights 1 + s xi of the examples of `step`, s^2 = B/b - 1: a pure function of its arguments.
+
+    xi = (z - mean z) sqrt(B / (B - 1)), z iid N(0, 1): sum xi = 0 and E xi^2 = 1. With g_i the examples' gradients, the
+    weighted mean has the plain mean as its expectation and, given the batch, the covariance (1/b - 1/B) C, C = sum (g_i - g)
+    (g_i - g)^T / (B - 1). The batch's own sampling noise is Cov / B, so that together they are Cov / b, b drawn with
+    replacement (without: Cov (1/B - 1/N) and Cov (1/b - 1/N)).
+    """
+    z = stream(seed, NOISE, step).standard_normal(batch_size)
+    s = np.sqrt(batch_size / noise_batch - 1)
+    return 1 + s * np.sqrt(batch_size / (batch_size - 1)) * (z - z.mean())
 
 
 class Order:

@@ -46,13 +46,13 @@ class Stepper:
 
     def _run(self, block: Block, step: int, due: Due) -> Tensor:
         losses = []
-        draws = [None] * len(block) if block.draws is None else block.draws.unbind()
-        for positions, draw, lr, counter in zip(
-            block.positions.unbind(), draws, self.rates(block.lr), block.counters.unbind(), strict=True
+        draws, weights = ([None] * len(block) if t is None else t.unbind() for t in (block.draws, block.weights))
+        for positions, draw, lr, counter, weight in zip(
+            block.positions.unbind(), draws, self.rates(block.lr), block.counters.unbind(), weights, strict=True
         ):
             if due(step + len(losses)):
                 break
-            losses.append(self.update(positions, draw, lr, counter))
+            losses.append(self.update(positions, draw, lr, counter, weight))
         return torch.stack(losses) if losses else block.lr[:0]
 
     def block(self, count: int) -> Block:
@@ -63,8 +63,12 @@ class Stepper:
         """What `update` takes as the learning rates of a block."""
         raise NotImplementedError
 
-    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
-        """One optimizer step on its exact batch: w <- w - optimizer(mean gradient over B examples); returns the loss."""
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor,
+               weights: Tensor | None = None) -> Tensor:  # fmt: skip
+        """One optimizer step on its exact batch: w <- w - optimizer(mean gradient over B examples); returns the loss.
+
+        `weights` [..., B]: of the examples in that mean.
+        """
         raise NotImplementedError
 
     def keep(self, losses: Tensor) -> None:
@@ -90,8 +94,10 @@ class Single(Stepper):
     def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
         return lr.tolist()
 
-    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor) -> Tensor:
-        loss, gradients = self.descent(counter, *self.data.train.at(positions, draws))
+    def update(self, positions: Tensor, draws: Tensor | None, lr: float | Tensor, counter: Tensor,
+               weights: Tensor | None = None) -> Tensor:  # fmt: skip
+        batch = self.data.train.at(positions, draws)
+        loss, gradients = self.descent(counter, *batch) if weights is None else self.descent(counter, *batch, weights)
         self.state.optimizer(gradients, lr)
         return loss
 
