@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,9 +11,10 @@ import pyarrow.parquet as pq
 
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
-from analysis.report import deviations, every_table
+from analysis.report import every_table, markdown
 from analysis.tables import render
-from analysis.verdicts import Verdict, verdicts
+from analysis.verdicts import verdicts
+from experiments.lab import board
 from experiments.lab.files import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -45,20 +45,35 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
         for form in ("md", "csv", "tex"):
             written.append(folder / f"table_{table.name}.{form}")
             write_atomic(written[-1], render(table, form).encode())
-    written += [Path(file) for drawn in draw_all(published, folder) for file in drawn.files]
-    write_atomic(readme, renewed(readme.read_text(), published, found).encode())
+    drawn = draw_all(published, folder)
+    written += [Path(file) for figure in drawn for file in figure.files]
+    written += [folder / "README.md", figures / "README.md"]
+    write_atomic(written[-2], markdown(published, found, drawn).encode())
+    verdicts_of_all = board.published(figures)
+    write_atomic(written[-1], full_board(verdicts_of_all).encode())
+    write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
     return [*written, readme]
 
 
-def renewed(text: str, tables: Tables, found: Sequence[Verdict]) -> str:
-    """The README with the generated blocks of this study and scale filled in anew."""
-    text = _fill(text, f"{tables.study.name}-{tables.scale}", readme_block(tables, found))
-    return _fill(text, f"{tables.study.name}-deviations", "\n".join(f"- {line}" for line in deviations(tables.study)))
+def full_board(found: board.Verdicts) -> str:
+    """figures/README.md: every published verdict."""
+    return (
+        f"# The board\n\n{len(found)} published claims: {board.tally(found)}. Each study's page has its tables, figures, "
+        f"power and deviations.\n\n{board.markdown(found)}\n\n{ABOUT}\n"
+    )
 
 
-def readme_block(tables: Tables, found: Sequence[Verdict]) -> str:
-    """The tables that the README shows, in Markdown."""
-    return "\n\n".join(f"{render(table, 'md').rstrip()}\n\n*{table.title}*" for table in every_table(tables, found))
+def renewed(text: str, found: board.Verdicts) -> str:
+    """The README with its board filled in anew: the primary claims, and how all of them were answered."""
+    primary = board.markdown([verdict for verdict in found if verdict["primary"]]).replace("](", "](figures/")
+    return _fill(text, "board", f"{primary}\n\n*{ABOUT}*\n\nAll {len(found)} published claims: {board.tally(found)} "
+                 "([the whole board](figures/README.md)).")  # fmt: skip
+
+
+ABOUT = (
+    "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set, Holm-adjusted but "
+    "for primary claims. A verdict speaks of this task and this scale."
+)
 
 
 def _fill(text: str, name: str, block: str) -> str:

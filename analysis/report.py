@@ -11,6 +11,7 @@ from analysis.draw import Drawn
 from analysis.load import Tables
 from analysis.tables import Table, cell_table, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
+from experiments.lab.claims import Claim, Kind
 from experiments.lab.study import Study
 
 _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
@@ -42,8 +43,22 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):
         parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
+    if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
+        parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
     parts.append("## Figures")
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
     if listed := deviations(study):
         parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]
     return "\n\n".join(parts) + "\n"
+
+
+def power_line(claim: Claim) -> str:
+    """What the number of seeds was chosen for, in a sentence."""
+    planned = claim.power
+    assert planned is not None
+    directional = claim.kind is Kind.DIRECTIONAL
+    sees = f"an effect of {planned.effect:g}" if directional else f"an effect of 0 within the margin of {claim.margin:g}"
+    return (
+        f"{claim.sentence}: {planned.seeds} seeds a group see {sees} ({claim.contrast.unit}) at a standard deviation of "
+        f"{planned.sd:g} with at least 80% probability; pilot: {planned.pilot}."
+    )

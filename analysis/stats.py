@@ -152,8 +152,14 @@ def power(effect: float, sd: float, seeds: int, alpha: float = ALPHA) -> float:
         raise ValueError("power needs at least two seeds a group and a standard deviation above 0")
     df = 2 * seeds - 2
     noncentrality = abs(effect) / (sd * math.sqrt(2 / seeds))
-    critical = stats.t.ppf(1 - alpha / 2, df)
-    return float(stats.nct.sf(critical, df, noncentrality) + stats.nct.cdf(-critical, df, noncentrality))
+    critical = float(stats.t.ppf(1 - alpha / 2, df))
+    return min(1.0, _beyond(critical, df, noncentrality) + _beyond(critical, df, -noncentrality))
+
+
+def _beyond(critical: float, df: float, noncentrality: float) -> float:
+    """P(T > critical), T noncentral t; where scipy's series does not end (far out), the normal limit."""
+    found = float(stats.nct.sf(critical, df, noncentrality))
+    return found if math.isfinite(found) else float(stats.norm.sf(critical - noncentrality))
 
 
 def power_within(margin: float, sd: float, seeds: int, *, one_sided: bool = False, alpha: float = ALPHA) -> float:
@@ -165,7 +171,7 @@ def power_within(margin: float, sd: float, seeds: int, *, one_sided: bool = Fals
     if seeds < 2 or not sd > 0:
         raise ValueError("power needs at least two seeds a group and a standard deviation above 0")
     df = 2 * seeds - 2
-    b = float(stats.nct.sf(stats.t.ppf(1 - alpha, df), df, margin / (sd * math.sqrt(2 / seeds))))
+    b = _beyond(float(stats.t.ppf(1 - alpha, df)), df, margin / (sd * math.sqrt(2 / seeds)))
     return b if one_sided else max(0.0, 2 * b - 1)
 
 

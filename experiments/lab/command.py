@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from experiments.lab import launch
+from experiments.lab import board, launch
 from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Machine
 from experiments.lab.datasets import DataError
@@ -40,27 +40,26 @@ def overview(options: Any) -> tuple[int, Any]:
                 "runs": sum(stage.at_most for stage in stages),
             })  # fmt: skip
         found.append({"study": study.name, "title": study.title, "citation": study.citation, "scales": scales})
-    return 0, {"store": str(options.store), "studies": found}
+    return 0, {"store": str(options.store), "studies": found, "board": board.published()}
 
 
 MAX_SEEDS, MAX_THREADS = 1000, 1024
-SHOWN_CLAIMS = 6
-"""claims of one scale that a person is shown in the list of studies; --json has all"""
 
 
 def overview_text(document: Any) -> str:
-    """The list of studies as a person reads it."""
+    """The studies and the board of published primary verdicts as a person reads them."""
     lines = []
     for study in document["studies"]:
         lines += [f"{study['study']}: {study['title']}", f"  {study['citation']}"]
         for scale in study["scales"]:
-            lines.append(f"  {scale['scale']}: {scale['about']}")
-            lines.append(f"    {scale['finished']} of {scale['runs']} runs in the store {document['store']}; {scale['cost']}")
-            claims = sorted(scale["claims"], key=lambda claim: not claim["primary"])
-            lines += [f"    {'*' if claim['primary'] else '-'} {claim['sentence']}" for claim in claims[:SHOWN_CLAIMS]]
-            if len(claims) > SHOWN_CLAIMS:
-                lines.append(f"    and {len(claims) - SHOWN_CLAIMS} claims more (--json lists them all)")
-    return "\n".join([*lines, "", "* primary claim. `python -m experiments --help` lists the commands."])
+            lines.append(f"  {scale['scale']}: {scale['about']}; {scale['cost']}")
+            lines.append(f"    {scale['finished']} of {scale['runs']} runs in the store {document['store']}, "
+                         f"{len(scale['claims'])} claims")  # fmt: skip
+    primary = [verdict for verdict in document["board"] if verdict["primary"]]
+    if primary:
+        lines += ["", "What was found (primary claims; all of them: figures/README.md, or --json):", "", board.text(primary), ""]
+        lines.append(f"{len(document['board'])} published claims: {board.tally(document['board'])}.")
+    return "\n".join([*lines, "", "`python -m experiments --help` lists the commands."])
 
 
 def plan(options: Any) -> tuple[int, Any]:

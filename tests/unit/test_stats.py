@@ -18,6 +18,7 @@ from analysis.stats import (
     mean_interval,
     permutation_p,
     power,
+    power_within,
 )
 
 GROUPS = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=15).filter(
@@ -114,6 +115,21 @@ def test_power_is_the_rate_of_rejection(effect: float, sd: float, seeds: int) ->
     rate = float((scipy_stats.ttest_ind(x, y, axis=1).pvalue < 0.05).mean())
     expected = power(effect, sd, seeds)
     assert abs(rate - expected) < 4 * math.sqrt(expected * (1 - expected) / 20000)
+
+
+def test_power_far_out_is_one() -> None:
+    """scipy gives NaN there, and a pilot's table would show it."""
+    assert all(power(0.9434, 0.09543, n) == pytest.approx(1) for n in (8, 10, 12, 20))
+
+
+@pytest.mark.parametrize("one_sided", [False, True])
+def test_power_within_is_the_rate_of_equivalence(one_sided: bool) -> None:
+    """An equivalence claim planned with too few seeds."""
+    rng, margin, sd, n = np.random.default_rng(0), 0.5, 0.4, 12
+    first, second = rng.normal(0, sd, (2, 4000, n))
+    estimates = [contrast([a, b], [1, -1]) for a, b in zip(first, second, strict=True)]
+    met = [e.p_above(-margin) < 0.05 if one_sided else e.p_equivalent(margin) < 0.05 for e in estimates]
+    assert np.mean(met) == pytest.approx(power_within(margin, sd, n, one_sided=one_sided), abs=0.02)
 
 
 @pytest.mark.parametrize(("sd", "seeds"), [(0.0, 8), (1.0, 1), (math.nan, 8)])
