@@ -18,18 +18,23 @@ def json_of(*words: str) -> list[dict]:
     return json.loads(done.stdout)
 
 
+PUBLISHED = sorted(path.parents[1].name for path in (ROOT / "figures").glob("*/quick/verdicts.json"))
+
+
 @pytest.mark.verify
 @pytest.mark.timeout(3600)
-def test_quick_study_reproduces_the_published_verdicts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_quick_study_reproduces_the_published_verdicts(name: str, tmp_path: Path) -> None:
     """The published table would not be what a reader gets: every run from an empty store, then claim by claim."""
-    study = ("keskar2017", "--scale", "quick")
+    study = (name, "--scale", "quick")
     json_of("experiments", "run", *study, "--store", str(tmp_path))
     ours = {v["claim"]: v for v in json_of("analysis", "verdicts", *study, "--store", str(tmp_path))}
     published = {v["claim"]: v for v in json_of("analysis", "verdicts", *study, "--published")}
     assert ours.keys() == published.keys()
-    for name, verdict in published.items():
-        assert ours[name]["claim_hash"] == verdict["claim_hash"]
-        assert ours[name]["runs"] == verdict["runs"]
-        assert ours[name]["verdict"] == verdict["verdict"]
+    for claim, verdict in published.items():
+        assert ours[claim]["claim_hash"] == verdict["claim_hash"]
+        assert ours[claim]["runs"] == verdict["runs"]
+        assert ours[claim]["verdict"] == verdict["verdict"]
         # another processor rounds otherwise, and training amplifies it: the effects agree as two samples do
-        assert verdict["ci_low"] <= ours[name]["effect"] <= verdict["ci_high"]
+        if verdict["effect"] is not None:
+            assert verdict["ci_low"] <= ours[claim]["effect"] <= verdict["ci_high"]

@@ -17,13 +17,14 @@ from analysis import publish
 from analysis.load import TABLES, from_published, from_store
 from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
+from experiments.lab import board
 from experiments.lab.files import StoreError
 from experiments.lab.store import Store
 
 QUICK = ("keskar2017", "--scale", "quick")
 FIELDS = {"study", "scale", "claim", "claim_hash", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",
           "p_value", "decided_by", "paper_value", "paper_source", "runs", "source"}  # fmt: skip
-README = "before\n<!-- begin:keskar2017-quick -->\nold\n<!-- end:keskar2017-quick -->\nafter\n"
+README = "before\n<!-- begin:board -->\nold\n<!-- end:board -->\nafter\n"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def partial(full: Path, tmp_path: Path) -> Path:
 def published(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     (root / "README.md").write_text(README)
-    publish.publish(from_store(STUDY, "quick", Store(full)), figures=root, readme=root / "README.md")
+    publish.publish(from_store(STUDY, "quick", Store(full)), figures=root / "figures", readme=root / "README.md")
     return root
 
 
@@ -89,7 +90,7 @@ def test_wrong_usage_is_status_2(
     words: tuple[str, ...], published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A traceback, or a status that says a run failed."""
-    monkeypatch.setattr(command, "PUBLISHED", published)
+    monkeypatch.setattr(command, "PUBLISHED", published / "figures")
     assert command.main(list(words)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
@@ -110,22 +111,23 @@ def test_published_is_the_store(
     full: Path, published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Published verdicts, tables or figures that the store does not give."""
-    ours, theirs = from_store(STUDY, "quick", Store(full)), from_published(published / "keskar2017" / "quick")
+    ours, theirs = from_store(STUDY, "quick", Store(full)), from_published(published / "figures" / "keskar2017" / "quick")
     for name in TABLES:
         pd.testing.assert_frame_equal(getattr(ours, name), getattr(theirs, name))
     assert ours.digest == theirs.digest
     assert (theirs.missing_runs, theirs.missing_measurements) == (0, 0)
     expected = [replace(v, source="published").to_dict() for v in verdicts(ours)]
-    monkeypatch.setattr(command, "PUBLISHED", published)
+    monkeypatch.setattr(command, "PUBLISHED", published / "figures")
     assert command.main(["verdicts", *QUICK, "--published", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
-    assert json.loads((published / "keskar2017" / "quick" / "verdicts.json").read_text()) == expected
+    assert json.loads((published / "figures" / "keskar2017" / "quick" / "verdicts.json").read_text()) == expected
 
 
 def test_publishing_again_changes_nothing(full: Path, published: Path, tmp_path: Path) -> None:
     """A diff in what is published though no run changed."""
     (tmp_path / "README.md").write_text(README)
-    written = publish.publish(from_store(STUDY, "quick", Store(full)), figures=tmp_path, readme=tmp_path / "README.md")
+    tables = from_store(STUDY, "quick", Store(full))
+    written = publish.publish(tables, figures=tmp_path / "figures", readme=tmp_path / "README.md")
     names = {path.name for path in written}
     assert {"runs.parquet", "verdicts.json", "table_cells.tex", "generalization_gap.pdf", "README.md"} <= names
     for path in written:
@@ -135,12 +137,15 @@ def test_publishing_again_changes_nothing(full: Path, published: Path, tmp_path:
 def test_readme_is_filled_between_its_marks(published: Path) -> None:
     """Text of a person overwritten, a block doubled, or an old number left standing."""
     text = (published / "README.md").read_text()
-    assert text.startswith("before\n<!-- begin:keskar2017-quick -->\n")
-    assert text.endswith("<!-- end:keskar2017-quick -->\nafter\n")
-    assert "old" not in text.split("-->")[1].split() and "REPRODUCED" not in text and "| reproduced |" in text
-    tables = from_published(published / "keskar2017" / "quick")
-    assert publish.renewed(text, tables, verdicts(tables)) == text
-    assert publish.renewed("no marks\n", tables, verdicts(tables)) == "no marks\n"
+    assert text.startswith("before\n<!-- begin:board -->\n")
+    assert text.endswith("<!-- end:board -->\nafter\n")
+    assert "old" not in text.split("-->")[1].split() and "| reproduced |" in text
+    found = board.published(published / "figures")
+    assert publish.renewed(text, found) == text
+    assert publish.renewed("no marks\n", found) == "no marks\n"
+    page = (published / "figures" / "keskar2017" / "quick" / "README.md").read_text()
+    assert "![contour](contour.png)" in page and "TIMIT" in page and "12 seeds a group" in page
+    assert len(found) == 5 and all(verdict["sentence"] in (published / "figures" / "README.md").read_text() for verdict in found)
 
 
 def test_incomplete_study_is_not_published(
@@ -173,7 +178,7 @@ def test_unusable_publication_is_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """A traceback for somebody who cloned without the records."""
-    folder = Path(shutil.copytree(published, tmp_path / "published")) / "keskar2017" / "quick"
+    folder = Path(shutil.copytree(published / "figures", tmp_path / "published")) / "keskar2017" / "quick"
     damage(folder)
     monkeypatch.setattr(command, "PUBLISHED", tmp_path / "published")
     assert command.main(["verdicts", *QUICK, "--published"]) == 2
