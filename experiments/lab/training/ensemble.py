@@ -17,7 +17,8 @@ from experiments.lab.training.ascent import descent
 from experiments.lab.training.data import Data
 from experiments.lab.training.feed import Block, Feed, stack
 from experiments.lab.training.gradient import Gradient
-from experiments.lab.training.optimizers import slot_names
+from experiments.lab.training.layerwise import lamb_, lars_
+from experiments.lab.training.optimizers import AVERAGE, clipped, slot_names
 from experiments.lab.training.state import Snapshot, Tensors
 from experiments.lab.training.stepper import Stepper
 
@@ -25,12 +26,17 @@ from experiments.lab.training.stepper import Stepper
 class StackedUpdate:
     """The optimizer over weights [M, P], one row a member, each with its own hyper-parameters.
 
-    The equations are torch's (SGD: heavy ball with dampening 0; Adam, AdamW), elementwise. `slots[name]` is [M, P].
+    The equations are those of a single run's `Update`. `slots[name]` is [M, P]; `shapes` are those of the parameters that
+    follow each other in a row (none: one vector).
     """
 
-    def __init__(self, configs: Sequence[RunConfig], weights: Tensor) -> None:
+    def __init__(self, configs: Sequence[RunConfig], weights: Tensor, shapes: Sequence[torch.Size] | None = None) -> None:
         self.config, self.weights = configs[0], weights
-        self.slots = {name: torch.zeros_like(weights) for name in slot_names(configs[0]) if name != "step"}
+        self.shapes = [weights.shape[1:]] if shapes is None else list(shapes)
+        self.slots = {
+            name: weights.clone() if name == AVERAGE else torch.zeros_like(weights)
+            for name in slot_names(configs[0]) if name != "step"
+        }  # fmt: skip
         self.count = torch.zeros((), dtype=torch.float64, device=weights.device)
 
         def column(name: str, dtype: torch.dtype = weights.dtype) -> Tensor:
@@ -40,16 +46,43 @@ class StackedUpdate:
         self.betas = column("beta1", torch.float64), column("beta2", torch.float64)
         self.decays = any(c.weight_decay for c in configs)
 
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """[M, P] as windows [M, *shape], one a parameter."""
+        parts = flat.split([shape.numel() for shape in self.shapes], 1)
+        return [part.view(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
     @torch.no_grad()
     def __call__(self, gradient: Tensor, lr: Tensor) -> None:
         """One update, in place; gradient [M, P], lr [M, 1]."""
+        (gradient,) = clipped([gradient], self.config.clip_norm, 1)
+        if self.config.optimizer in (Optimizer.LARS, Optimizer.LAMB):
+            self._layerwise(gradient, lr[:, 0])
+        else:
+            self._elementwise(gradient, lr)
+        if self.config.ema:
+            self.slots[AVERAGE].lerp_(self.weights, 1 - self.config.ema)
+
+    def _layerwise(self, gradient: Tensor, lr: Tensor) -> None:
+        w, g, slots = self.parts(self.weights), self.parts(gradient), {n: self.parts(s) for n, s in self.slots.items()}
+        decay = self.decay[:, 0]
+        if self.config.optimizer is Optimizer.LARS:
+            buffers = slots.get("momentum_buffer", [None] * len(w))
+            lars_(w, g, buffers, lr=lr, trust=self.config.trust, momentum=self.momentum[:, 0], decay=decay, axis=1)
+            return
+        self.count += 1
+        beta1, beta2 = (beta[:, 0] for beta in self.betas)
+        lamb_(w, g, slots["exp_avg"], slots["exp_avg_sq"], count=self.count, lr=lr, beta1=beta1, beta2=beta2,
+              eps=self.eps[:, 0], decay=decay, axis=1)  # fmt: skip
+
+    def _elementwise(self, gradient: Tensor, lr: Tensor) -> None:
+        """Heavy ball with dampening 0, Adam and AdamW, as torch's."""
         w, c = self.weights, self.config
         if self.decays and c.optimizer is Optimizer.ADAMW:
             w.mul_(1 - lr * self.decay)
         elif self.decays:
             gradient = gradient + self.decay * w
         if c.optimizer is Optimizer.SGD:
-            if self.slots:
+            if "momentum_buffer" in self.slots:
                 buffer = self.slots["momentum_buffer"].mul_(self.momentum).add_(gradient)
                 gradient = gradient + self.momentum * buffer if c.nesterov else buffer
             w.sub_(lr * gradient)
@@ -73,20 +106,14 @@ class Ensemble(Stepper):
         self.configs, self.totals, self.step = tuple(configs), tuple(totals), 0
         self.feeds = [Feed(c, len(data.train), total) for c, total in zip(configs, totals, strict=True)]
         self.scratch = models[0]
-        self.shapes = [p.shape for p in self.scratch.parameters()]
         flat = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
-        self.optimizer = StackedUpdate(configs, torch.stack(flat))
+        self.optimizer = StackedUpdate(configs, torch.stack(flat), [p.shape for p in self.scratch.parameters()])
         self.gradient = Gradient(
-            configs[0], self.scratch, self._rows(self.optimizer.weights), machine.micro_batch, members=True,
+            configs[0], self.scratch, self.optimizer.parts(self.optimizer.weights), machine.micro_batch, members=True,
             recorded=self.device.type == "cpu",
         )  # fmt: skip
         self.descent = descent(configs[0], self.gradient)
         self._losses: list[list[Tensor]] = [[] for _ in configs]
-
-    def _rows(self, flat: Tensor) -> list[Tensor]:
-        """[M, P] as windows [M, *shape], one a parameter."""
-        parts = flat.split([shape.numel() for shape in self.shapes], 1)
-        return [part.view(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
     def block(self, count: int) -> Block:
         return stack([feed.block(self.step, count) for feed in self.feeds])
@@ -108,21 +135,25 @@ class Ensemble(Stepper):
                 kept.append(own)
 
     def model(self, member: int) -> nn.Module:
-        """The shared network with the member's present weights: for evaluation, until the next call."""
+        """The shared network with the member's present weights, or their average: for evaluation, until the next call."""
+        return self._show(member, self.optimizer.slots.get(AVERAGE, self.optimizer.weights))
+
+    def _show(self, member: int, flat: Tensor) -> nn.Module:
         with torch.no_grad():
-            for p, rows in zip(self.scratch.parameters(), self._rows(self.optimizer.weights), strict=True):
+            for p, rows in zip(self.scratch.parameters(), self.optimizer.parts(flat), strict=True):
                 p.copy_(rows[member])
         return self.scratch
 
     def copy(self, member: int) -> Snapshot:
         """As a single run's state would be copied."""
-        tensors: Tensors = {f"model.{n}": v.detach().clone() for n, v in self.model(member).state_dict().items()}
+        shown = self._show(member, self.optimizer.weights).state_dict()
+        tensors: Tensors = {f"model.{n}": v.detach().clone() for n, v in shown.items()}
         parameters = list(self.scratch.parameters())
         for name, flat in self.optimizer.slots.items():
-            for index, rows in enumerate(self._rows(flat)):
+            for index, rows in enumerate(self.optimizer.parts(flat)):
                 tensors[f"optimizer.{index}.{name}"] = torch.empty_like(parameters[index]).detach().copy_(rows[member])
         if self.config_counts:
-            for index in range(len(self.shapes)):
+            for index in range(len(parameters)):
                 tensors[f"optimizer.{index}.step"] = self.optimizer.count.float()
         if self._losses[member]:
             tensors["losses"] = torch.cat(self._losses[member])
@@ -138,10 +169,10 @@ class Ensemble(Stepper):
         with torch.no_grad():
             for member, snapshot in enumerate(snapshots):
                 tensors = snapshot.tensors
-                for name, rows in zip(names, self._rows(self.optimizer.weights), strict=True):
+                for name, rows in zip(names, self.optimizer.parts(self.optimizer.weights), strict=True):
                     rows[member].copy_(tensors[name])
                 for slot, flat in self.optimizer.slots.items():
-                    for index, rows in enumerate(self._rows(flat)):
+                    for index, rows in enumerate(self.optimizer.parts(flat)):
                         rows[member].copy_(tensors[f"optimizer.{index}.{slot}"])
                 self._losses[member] = [tensors["losses"].to(self.device)] if "losses" in tensors else []
         self.step = snapshots[0].step

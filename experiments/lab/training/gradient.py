@@ -25,9 +25,9 @@ def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) ->
     """f(parameters, counter, inputs, targets) = (loss, *gradients) of b examples' part in the mean cross-entropy of a batch.
 
     parameters: as `model.parameters()`; counter [3] (see `models.dropout`); inputs [b, ...]; targets [b]; loss 0-d, the sum
-    over the examples / B. A last argument weights [b] multiplies the examples' losses in the gradients alone: the loss is
-    reported without them, and batch norm knows nothing of them. With `members` everything has a leading axis of members,
-    and so have loss and gradients: each of its own member alone.
+    over the examples / B, of targets smoothed as the config says. A last argument weights [b] multiplies the examples'
+    losses in the gradients alone: the loss is reported without them, and batch norm knows nothing of them. With `members`
+    everything has a leading axis of members, and so have loss and gradients: each of its own member alone.
     """
     names = [name for name, _ in model.named_parameters()]
     counters = counter_names(model)
@@ -37,9 +37,9 @@ def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) ->
         tensors = dict(zip(names, parameters, strict=True)) | dict.fromkeys(counters, counter)
         outputs = functional_call(model, tensors, (inputs,))
         if weights:
-            each = nn.functional.cross_entropy(outputs, targets, reduction="none")
+            each = nn.functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=config.label_smoothing)
             return (each * weights[0]).sum() / config.batch_size, each.detach().sum() / config.batch_size
-        mean = nn.functional.cross_entropy(outputs, targets)
+        mean = nn.functional.cross_entropy(outputs, targets, label_smoothing=config.label_smoothing)
         mean = mean if len(targets) == config.batch_size else mean * (len(targets) / config.batch_size)
         return mean, mean
 

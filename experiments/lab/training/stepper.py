@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,7 +14,7 @@ from experiments.lab.training.data import Data
 from experiments.lab.training.feed import Block, Feed, block_steps
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.graphs import Graph
-from experiments.lab.training.optimizers import Update
+from experiments.lab.training.optimizers import AVERAGE, Update
 from experiments.lab.training.state import Snapshot, State
 
 Due = Callable[[int], bool]
@@ -83,6 +84,7 @@ class Single(Stepper):
         super().__init__(config, machine, data)
         parameters = list(model.parameters())
         self.state = State(model, Update(config, parameters))
+        self.averaged = copy.deepcopy(model) if config.ema else None
         self.feed = Feed(config, len(data.train), total_steps)
         recorded = self.device.type == "cpu"
         self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, recorded=recorded)
@@ -106,8 +108,14 @@ class Single(Stepper):
             self.state.losses.append(losses)
 
     def model(self, member: int = 0) -> nn.Module:
-        """The network at its present weights, for evaluation."""
-        return self.state.model
+        """The network at its present weights, for evaluation; at their average (`ema`) a copy, until the next call."""
+        if self.averaged is None:
+            return self.state.model
+        self.averaged.load_state_dict(self.state.model.state_dict())  # buffers of what is not calibrated are the run's
+        with torch.no_grad():
+            for p, average in zip(self.averaged.parameters(), self.state.optimizer.slots[AVERAGE], strict=True):
+                p.copy_(average)
+        return self.averaged
 
     def copy(self, member: int = 0) -> Snapshot:
         return self.state.copy(self.step)
