@@ -45,6 +45,8 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
         parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
     if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
+    if study.tried:
+        parts += ["## What was tried", "\n".join(f"- {sentence}" for sentence in study.tried)]
     parts.append("## Figures")
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
     if listed := deviations(study):

@@ -147,6 +147,9 @@ class Study:
     comparisons: tuple[Comparison, ...] = ()
     conditions: tuple[str, str] = ("small batch", "large batch")
     """what the two numbers of a `PaperRow` are numbers of"""
+    tried: tuple[str, ...] = ()
+    """sentences for claims that are not reproduced: power, budget and tuning, so that a reader can judge whether the claim or
+    the scale is at fault"""
     module: str = ""
     """where it is declared, for the list of deviations (`# Deviation:` comments)"""
 

@@ -52,6 +52,11 @@ def test_verdicts_are_current(tables: Tables, folder: Path) -> None:
             assert theirs[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
 
 
+def test_what_was_tried_is_said(tables: Tables) -> None:
+    """A reader of a claim that was not reproduced could not tell whether the claim or the scale is at fault."""
+    assert tables.study.tried or all(verdict.verdict == "reproduced" for verdict in verdicts(tables))
+
+
 def test_all_runs_are_published(tables: Tables) -> None:
     """Records that lack a run of the study."""
     assert (tables.missing_runs, tables.missing_measurements) == (0, 0)
