@@ -68,7 +68,7 @@ class RunConfig:
     """factor by which B grows once half of the budget's examples are seen, and again at three quarters (Smith et al. 2018)"""
     noise_batch: int | None = None
     """weights the examples of each batch by 1 + s xi (xi of mean 0 and variance 1, sum 0 over the batch, s^2 = B / b - 1): the
-    gradient noise of batch size b = noise_batch with the data of B (none: weights 1)"""
+    gradient noise of batch size b = noise_batch with the data of B (none: weights 1); on the loss alone, not on batch norm"""
     label_smoothing: float = 0.0
     """share of the training target spread evenly over the classes; evaluation never smooths"""
     optimizer: Optimizer = Optimizer.SGD

@@ -28,10 +28,15 @@ def stepper(configs: list[RunConfig], data: Data, machine: Machine | None = None
     return Ensemble(configs, machine, data, models, [config.steps for config in configs])
 
 
+TWICE: dict[str, Any] = {"sam_rho": 0.05, "sam_adaptive": True, "noise_batch": 2}
+"""looks at a batch twice, with weights of its examples"""
+
+
+@pytest.mark.parametrize("extra", [{}, TWICE])
 @pytest.mark.parametrize("members", [1, 3])
-def test_replays_are_the_updates_of_their_own_steps(members: int) -> None:
+def test_replays_are_the_updates_of_their_own_steps(members: int, extra: dict[str, Any]) -> None:
     """A graph would train on other examples, masks or learning rates than its step's, or lose losses at a checkpoint."""
-    configs = [CONFIG.replace(seed=seed, lr=0.01 * (seed + 1)) for seed in range(members)]
+    configs = [CONFIG.replace(seed=seed, lr=0.01 * (seed + 1), **extra) for seed in range(members)]
     data = toy_data(CONFIG, 10)
     plain, graphed = stepper(configs, data), stepper(configs, data)
     graphed.block_steps = 10
@@ -48,17 +53,17 @@ def test_replays_are_the_updates_of_their_own_steps(members: int) -> None:
 
 
 @pytest.mark.parametrize("model", [Model.MLP, Model.KESKAR_C1, Model.RESNET20])
-@pytest.mark.parametrize("optimizer", [Optimizer.SGD, Optimizer.ADAM])
+@pytest.mark.parametrize("fields", [{}, {"optimizer": Optimizer.ADAM}, TWICE])
 @pytest.mark.parametrize("members", [1, 2])
-def test_no_update_waits_for_the_device(model: Model, optimizer: Optimizer, members: int) -> None:
+def test_no_update_waits_for_the_device(model: Model, members: int, fields: dict[str, Any]) -> None:
     """One hidden synchronisation and an update cannot be captured; tensors without values cannot be read by the host."""
-    config = toy_config(model=model, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, optimizer=optimizer)
+    config = toy_config(model=model, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, **fields)
     moving = stepper([config.replace(seed=seed) for seed in range(members)], toy_data(config, 10))
     with FakeTensorMode(allow_non_fake_inputs=True):
         axis = (members,) if members > 1 else ()
         rows: tuple[Any, ...] = (
             torch.zeros(*axis, 8, dtype=torch.int64), torch.zeros(*axis, 8, 3, dtype=torch.int64),
-            torch.zeros(axis), torch.zeros(*axis, 3, dtype=torch.int64),
+            torch.zeros(axis), torch.zeros(*axis, 3, dtype=torch.int64), torch.ones(*axis, 8) if fields is TWICE else None,
         )  # fmt: skip
         moving.update(*rows)
         with pytest.raises(DataDependentOutputException):
