@@ -22,6 +22,7 @@ class Model(StrEnum):
     WRN16_4 = "wrn16-4"
     WRN28_10 = "wrn28-10"
     VIT = "vit"
+    QUADRATIC = "quadratic"
 
 
 class Norm(StrEnum):

@@ -46,6 +46,8 @@ OUTCOMES: dict[str, tuple[float, float]] = {
     "sgd": (166.94136263341048, 8.315133307164663),
     "adam": (167.97473315276437, 7.982331272354647),
     "adamw": (169.9871104815646, 7.964308454124019),
+    "lars": (167.07840392324513, 8.681282566958414),
+    "lamb": (166.89737105489303, 8.593231607919991),
 }  # fmt: skip
 INITIAL = (7.117976427095347, 16.296762086166073)
 
@@ -87,7 +89,7 @@ def trained(optimizer: Optimizer) -> tuple[float, float]:
     return numbers(outcome.weights)[0], outcome.values["test_loss"]
 
 
-@pytest.mark.parametrize(("model", "norm"), [(model, norm) for model in Model for norm in Norm])
+@pytest.mark.parametrize(("model", "norm"), [(model, norm) for model in Model if model is not Model.QUADRATIC for norm in Norm])
 def test_golden_weights(model: Model, norm: Norm) -> None:
     """Stored runs and new ones would be compared as if one code had made them."""
     assert updated(model, norm) == pytest.approx(GOLDEN[f"{model} {norm}"], rel=1e-9), CHANGED
@@ -107,7 +109,7 @@ def test_golden_outcomes(optimizer: Optimizer) -> None:
 
 
 if __name__ == "__main__":
-    for model, norm in [(model, norm) for model in Model for norm in Norm]:
+    for model, norm in [(model, norm) for model in Model if model is not Model.QUADRATIC for norm in Norm]:
         print(f'    "{model} {norm}": {updated(model, norm)},')
     first = toy_config(model=Model.SMALL_CONV, seed=7)
     print(f"INITIAL = {numbers(initial_model(first, Machine(), toy_data(first), None).state_dict())}")

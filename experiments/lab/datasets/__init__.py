@@ -12,7 +12,9 @@ from .base import DataError, Dataset, Split
 
 __all__ = ["NAMES", "DataError", "Dataset", "Split", "available", "identity", "load"]
 
-NAMES: tuple[str, ...] = ("fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg")
+NAMES: tuple[str, ...] = (
+    "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
+)  # fmt: skip
 FOLDER_PREFIX = "cifar-bin:"
 
 
@@ -32,6 +34,10 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .embedded import load_fashion_mini
 
         return load_fashion_mini()
+    if name == "noisy-quadratic":
+        from .quadratic import load_noisy_quadratic
+
+        return load_noisy_quadratic()
     if name in ("fashion-mnist", "mnist"):
         from . import mnist
 
@@ -64,7 +70,7 @@ def identity(name: str, data_dir: Path | None = None) -> str | None:
 def available(name: str, data_dir: Path | None = None) -> bool:
     """Whether `load` finds the files without a download, by name only; DataError when `name` is unknown."""
     _check_name(name)
-    if name == "fashion-mini":
+    if name in ("fashion-mini", "noisy-quadratic"):
         return True
     if name.startswith(FOLDER_PREFIX):
         from .cifar import folder_files

@@ -10,6 +10,7 @@ from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
 from experiments.lab.models.dropout import number_dropout_layers
 from experiments.lab.models.mlp import mlp
 from experiments.lab.models.norms import Normalizer
+from experiments.lab.models.quadratic import Quadratic
 from experiments.lab.models.resnet import resnet
 
 __all__ = ["build"]
@@ -35,5 +36,7 @@ def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Mo
                 model = keskar_c2(shape, classes, normalizer, dropout=config.dropout)
             case Model.RESNET20:
                 model = resnet(shape, classes, normalizer, depth=20)
+            case Model.QUADRATIC:
+                model = Quadratic(shape)
     number_dropout_layers(model)
     return model
