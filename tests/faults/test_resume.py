@@ -42,6 +42,9 @@ CASES: dict[str, dict[str, Any]] = {
     "mlp-adam": {"optimizer": Optimizer.ADAM, "lr": 0.01, "weight_decay": 0.01},
     "mlp-plain-sgd": {},
     "conv-momentum": {"model": Model.SMALL_CONV, "momentum": 0.9, "nesterov": True},  # channels-last weights and slots
+    "conv-lars": {"model": Model.SMALL_CONV, "optimizer": Optimizer.LARS, "momentum": 0.9, "clip_norm": 1.0},
+    "lamb-averaged": {"optimizer": Optimizer.LAMB, "lr": 0.01, "ema": 0.9, "norm": Norm.BATCH, "gradient_penalty": 0.1},
+    "target-averaged": TARGET | {"momentum": 0.9, "ema": 0.9, "label_smoothing": 0.05},
     "conv-adamw": {"model": Model.SMALL_CONV, "optimizer": Optimizer.ADAMW, "lr": 0.01},
     "ghost-norm": {"norm": Norm.GHOST, "norm_batch": 4, "momentum": 0.9},
     "dropout-augmented": {"model": Model.KESKAR_C1, "norm": Norm.BATCH, "augment": Augment.CROP_FLIP, "momentum": 0.9},

@@ -51,9 +51,14 @@ def test_replays_are_the_updates_of_their_own_steps(members: int, extra: dict[st
         assert all(torch.allclose(a.tensors[name], b.tensors[name], rtol=1e-4, atol=1e-6) for name in a.tensors), member
         assert len(b.tensors["losses"]) == 24
 
+LARS: dict[str, Any] = {"optimizer": Optimizer.LARS, "momentum": 0.9}
+LAMB: dict[str, Any] = {"optimizer": Optimizer.LAMB, "clip_norm": 1.0, "ema": 0.9, "label_smoothing": 0.1,
+                        "gradient_penalty": 0.1}  # fmt: skip
+MODELS = (Model.MLP, Model.KESKAR_C1, Model.RESNET20)
+CASES = [(model, fields) for fields in ({}, {"optimizer": Optimizer.ADAM}, TWICE) for model in MODELS]
 
-@pytest.mark.parametrize("model", [Model.MLP, Model.KESKAR_C1, Model.RESNET20])
-@pytest.mark.parametrize("fields", [{}, {"optimizer": Optimizer.ADAM}, TWICE])
+
+@pytest.mark.parametrize(("model", "fields"), [*CASES, (Model.MLP, LARS), (Model.MLP, LAMB)])
 @pytest.mark.parametrize("members", [1, 2])
 def test_no_update_waits_for_the_device(model: Model, members: int, fields: dict[str, Any]) -> None:
     """One hidden synchronisation and an update cannot be captured; tensors without values cannot be read by the host."""

@@ -1,4 +1,5 @@
-"""Gradients taken at a displaced point, for updates that look at a batch twice: sharpness-aware minimisation.
+"""Gradients taken at a displaced point, for updates that look at a batch twice: sharpness-aware minimisation and
+the penalty of the gradient's norm.
 
 The weights are displaced where they lie, so recorded programs and CUDA graphs are used as they are, and are put back from
 a copy: bitwise the old ones. Both passes see the same examples, dropout masks and weights of examples.
@@ -50,6 +51,32 @@ class SharpnessAware(Displaced):
         return loss, self.at(ascent(self.config, self.gradient.parameters, gradients, self.axis), *batch)
 
 
+LENGTH = 0.01
+"""how far from w the penalty's second gradient is taken"""
+
+
+class Penalised(Displaced):
+    """The loss at w, and the gradient of L + c ||grad L||^2 / 2 for `gradient_penalty` c: g + c H g.
+
+    H g is the forward difference (grad L(w + e g) - g) / e with e = 0.01 / ||g||, as Geiping et al. 2022 take it; 0
+    where g is 0. The loss is reported without the penalty. The norm is that of the whole batch's gradient.
+    """
+
+    @torch.no_grad()
+    def __call__(self, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        loss, gradients = self.gradient(*batch)
+        norm = norms(gradients, self.axis)
+
+        def times(tensors: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+            same = factor.to(gradients[0].dtype)
+            return [t * same.view(*same.shape, *[1] * (t.dim() - self.axis)) for t in tensors]
+
+        nearby = self.at(times(gradients, torch.where(norm > 0, LENGTH / norm, 0.0)), *batch)
+        rises = [near - g for near, g in zip(nearby, gradients, strict=True)]
+        added = times(rises, self.config.gradient_penalty * norm / LENGTH)
+        return loss, [g + more for g, more in zip(gradients, added, strict=True)]
+
+
 @torch.no_grad()
 def ascent(config: RunConfig, parameters: Sequence[Tensor], gradients: Sequence[Tensor], axis: int = 0) -> list[Tensor]:
     """e = rho g / ||g||_2 over all weights (Foret et al. 2021, eq. 2, p = 2); 0 where g is 0.
@@ -75,4 +102,6 @@ def norms(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 def descent(config: RunConfig, gradient: Gradient) -> Batch:
     """What gives an update its loss and gradients: `gradient` itself, or what looks at the batch twice."""
-    return SharpnessAware(config, gradient) if config.sam_rho else gradient
+    if config.sam_rho:
+        return SharpnessAware(config, gradient)
+    return Penalised(config, gradient) if config.gradient_penalty else gradient
