@@ -94,6 +94,8 @@ class RunConfig:
     """ASAM (Kwon et al. 2021): the radius is relative to each weight"""
     gradient_penalty: float = 0.0
     """c of the objective L + c ||grad L||^2 / 2 on each batch (Geiping et al. 2022)"""
+    penalty_batch: int | None = None
+    """examples whose gradient is penalised together, the mean over parts of the batch (none: all of it); divides batch_size"""
     ema: float = 0.0
     """decay an update of an average of the weights, which is what is evaluated and kept; 0: the weights themselves"""
 

@@ -21,8 +21,8 @@ def shown(value: Any) -> str:
 
 
 _POSITIVE = {
-    **dict.fromkeys(("n_train", "width", "depth", "norm_batch", "batch_size", "batch_growth", "noise_batch", "base_batch_size",
-                     "steps", "epochs", "patience", "max_epochs"), 2.0**53),
+    **dict.fromkeys(("n_train", "width", "depth", "norm_batch", "batch_size", "batch_growth", "noise_batch", "penalty_batch",
+                     "base_batch_size", "steps", "epochs", "patience", "max_epochs"), 2.0**53),
     **dict.fromkeys(("lr", "train_loss", "eps", "trust", "clip_norm"), sys.float_info.max),
 }  # fmt: skip
 """field -> its largest value: counts are exact in float64"""
@@ -86,6 +86,8 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("base_batch_size belongs to scaling sqrt or linear: give both or neither")
     if c.model is not Model.MLP and (c.width or c.depth):
         raise ConfigError(f"width and depth are for model mlp, not {c.model}; leave them out")
+    if c.model is Model.VIT and c.norm is not Norm.NONE:
+        raise ConfigError(f"model vit has layer norms of its own, so norm cannot be {c.norm}; take norm none")
     if (c.model is Model.QUADRATIC) != (c.dataset == "noisy-quadratic"):
         raise ConfigError("model quadratic and dataset noisy-quadratic belong together: give both or neither")
     if c.nesterov and not c.momentum:
@@ -112,3 +114,18 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("sam_adaptive needs a sam_rho above 0")
     if c.sam_rho and c.gradient_penalty:
         raise ConfigError("sam_rho and gradient_penalty both look along the gradient; choose one")
+    if c.penalty_batch is not None:
+        _validate_penalty(c, c.penalty_batch)
+
+
+def _validate_penalty(c: RunConfig, size: int) -> None:
+    if not c.gradient_penalty:
+        raise ConfigError("penalty_batch needs a gradient_penalty above 0")
+    if c.batch_size % size:
+        raise ConfigError(f"penalty_batch {size} does not divide batch_size {c.batch_size}; choose a divisor")
+    if c.norm_batch and size % c.norm_batch:
+        raise ConfigError(f"penalty_batch {size} is not a multiple of norm_batch {c.norm_batch}; choose one")
+    if c.norm is Norm.BATCH and size < c.batch_size:
+        raise ConfigError("norm batch normalises over the whole batch, so penalty_batch cannot split it; use ghost")
+    if c.batch_growth > 1:
+        raise ConfigError("penalty_batch is for batches of one size; leave batch_growth out")

@@ -131,6 +131,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"norm": Norm.GHOST}, "norm_batch belongs to"),
     ({"norm_batch": 8}, "norm_batch belongs to"),
     ({"norm": Norm.GHOST, "norm_batch": 5}, "does not divide"),
+    ({"gradient_penalty": 1.0, "penalty_batch": 5}, "does not divide"),
+    ({"penalty_batch": 8}, "penalty_batch needs"),
     ({"scaling": Scaling.LINEAR}, "base_batch_size belongs to"),
     ({"base_batch_size": 8}, "base_batch_size belongs to"),
     ({"model": Model.SMALL_CONV, "width": 8}, "are for model mlp"),

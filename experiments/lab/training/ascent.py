@@ -56,14 +56,27 @@ LENGTH = 0.01
 
 
 class Penalised(Displaced):
-    """The loss at w, and the gradient of L + c ||grad L||^2 / 2 for `gradient_penalty` c: g + c H g.
+    """The loss at w, and the gradient of the mean over a batch's parts k of L_k + c ||grad L_k||^2 / 2: of g_k + c H_k g_k.
 
-    H g is the forward difference (grad L(w + e g) - g) / e with e = 0.01 / ||g||, as Geiping et al. 2022 take it; 0
-    where g is 0. The loss is reported without the penalty. The norm is that of the whole batch's gradient.
+    c is `gradient_penalty`, a part has `penalty_batch` examples (none: the whole batch). H_k g_k is the forward difference
+    (grad L_k(w + e g_k) - g_k) / e with e = 0.01 / ||g_k||, as Geiping et al. 2022 take it; 0 where g_k is 0. The loss is
+    reported without the penalty.
     """
 
+    def __call__(self, counter: Tensor, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        count = batch[1].shape[self.axis]
+        size = self.config.penalty_batch or count
+        loss, gradients = self._part(size / count, counter, *(t.narrow(self.axis, 0, size) for t in batch))
+        for first in range(size, count, size):
+            moved = counter.clone()
+            moved[..., 2] += first
+            part, more = self._part(size / count, moved, *(t.narrow(self.axis, first, size) for t in batch))
+            loss, gradients = loss + part, [a + b for a, b in zip(gradients, more, strict=True)]
+        return loss, gradients
+
     @torch.no_grad()
-    def __call__(self, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _part(self, share: float, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Of a part that is this share of the batch: its share of the loss and of the gradient."""
         loss, gradients = self.gradient(*batch)
         norm = norms(gradients, self.axis)
 
@@ -73,7 +86,7 @@ class Penalised(Displaced):
 
         nearby = self.at(times(gradients, torch.where(norm > 0, LENGTH / norm, 0.0)), *batch)
         rises = [near - g for near, g in zip(nearby, gradients, strict=True)]
-        added = times(rises, self.config.gradient_penalty * norm / LENGTH)
+        added = times(rises, self.config.gradient_penalty * norm / share / LENGTH)
         return loss, [g + more for g, more in zip(gradients, added, strict=True)]
 
 

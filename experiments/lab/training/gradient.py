@@ -85,7 +85,7 @@ class Gradient:
         for first in range(0, count, self.size):
             length = min(self.size, count - first)
             moved = counter.clone()
-            moved[..., 2] = first
+            moved[..., 2] += first
             part = self._part(moved, *(t.narrow(axis, first, length) for t in batch))
             parts = [part] if not parts else [[a + b for a, b in zip(parts[0], part, strict=True)]]
         loss, *gradients = parts[0]
