@@ -40,15 +40,18 @@ def _check(gate: Gate, cells: Sequence[Cell], tables: Tables) -> str | None:
 
 
 def _diverged(claim: Claim, cells: Sequence[Cell]) -> str | None:
+    """A family's statistic says what a diverged run means to it: NaN where it cannot do without."""
     count = sum(cell.diverged for cell in cells)
-    if claim.diverged_as is not None or not count:
+    if claim.diverged_as is not None or claim.contrast.family is not None or not count:
         return None
     return f"{count} of {_runs(cells)} runs diverged and the claim gives no value to count them with"
 
 
 def _usable(claim: Claim, cells: Sequence[Cell]) -> str | None:
-    """Values may be absent only where a gate limits how many: `status` for runs, `converged` for measurements."""
+    """Runs may lack a value only where a gate limits how many, `status` or (of measurements) `converged`; families never."""
     count, name = sum(cell.unusable for cell in cells), claim.contrast.value
+    if count and claim.contrast.family is not None:
+        return f"{count} of {sum(cell.expected for cell in cells)} families have no {claim.contrast.family.statistic} of {name}"
     limited = {"status"} if name in SUMMARY else {"converged"}
     if not count or limited & {gate.kind for gate in claim.gates}:
         return None

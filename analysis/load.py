@@ -22,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from analysis import families
 from analysis.history import frame
 from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
@@ -50,6 +51,11 @@ RUNS = {
     **{config_column(f.name): _DTYPES.get(str(f.type), "str") for f in dataclasses.fields(RunConfig)},
     **SUMMARY,
 }  # fmt: skip
+DEFAULTS = {
+    config_column(f.name): str(f.default) if isinstance(f.default, str) else f.default
+    for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING
+}  # fmt: skip
+"""what a config column holds in tables made before the field existed"""
 HISTORY = {
     "run_id": "str", "kind": "str", "step": "int64", "examples": "int64", "epoch": "float64", "loss": "float64",
     "lr": "float64", "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64",
@@ -96,10 +102,14 @@ class Tables:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over the runs, history and measurements: what tables, verdicts and figures are made of."""
+        """SHA-256 over the runs, history and measurements: what tables, verdicts and figures are made of.
+
+        Config fields at their default in every run do not count, so that a new field leaves it as it was.
+        """
+        idle = [name for name, default in DEFAULTS.items() if _all_equal(self.runs[name], default)]
         sha = hashlib.sha256()
-        for name in ("runs", "history", "measurements"):
-            sha.update(getattr(self, name).to_csv(index=False).encode())
+        for table in (self.runs.drop(columns=idle), self.history, self.measurements):
+            sha.update(table.to_csv(index=False).encode())
         return sha.hexdigest()
 
 
@@ -109,7 +119,18 @@ def find(study: str, scale: str) -> Study:
 
     found = find_study(study)
     check_scale(found, scale)
+    check_families(found)
     return found
+
+
+def check_families(study: Study) -> None:
+    """Raise `UsageError` for a claim whose family of runs has no such statistic."""
+    for claim in study.claims:
+        try:
+            if claim.contrast.family is not None:
+                families.check(claim.contrast.family)
+        except ValueError as error:
+            raise UsageError(f"claim {claim.id} of {study.name}: {error}") from error
 
 
 def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStage, ...]:
@@ -185,7 +206,8 @@ def _assemble(
         for config in stage.runs or ()
     )
     known = {p.config.run_id for p in planned}
-    runs = _tidy(runs, RUNS, ["stage", "run_id"])
+    runs = pd.DataFrame(runs)
+    runs = _tidy(runs.assign(**{name: DEFAULTS[name] for name in DEFAULTS if name not in runs}), RUNS, ["stage", "run_id"])
     return Tables(
         study=study, scale=scale, source=source, planned=planned,
         pending=sum(stage.at_most for stage in stages if stage.runs is None),
@@ -201,6 +223,10 @@ def _tidy(rows: Any, dtypes: dict[str, str], order: list[str]) -> pd.DataFrame:
     """Rows as a frame with exactly these columns and types in one order, so that both sources give equal tables."""
     frame = pd.DataFrame(rows).reindex(columns=list(dtypes)).astype(cast(Any, dtypes))
     return frame.sort_values(order, kind="stable").reset_index(drop=True)
+
+
+def _all_equal(column: pd.Series, value: Any) -> bool:
+    return bool(column.isna().all() if value is None else (column == value).all())
 
 
 def _cells(stage: PlannedStage) -> Iterator[tuple[RunConfig, Record | None]]:

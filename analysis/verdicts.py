@@ -224,7 +224,8 @@ def _permutation(evidence: Evidence) -> float | None:
 def _both_populations(evidence: Evidence, tables: Tables) -> tuple[float | None, float | None]:
     """The crossed bootstrap of a test accuracy, when every run left predictions for the same test examples."""
     claim = evidence.claim
-    if claim.contrast.value != "test_accuracy" or evidence.estimate is None or tables.predictions.empty:
+    plain = claim.contrast.value == "test_accuracy" and claim.contrast.family is None
+    if not plain or evidence.estimate is None or tables.predictions.empty:
         return None, None
     frame = tables.predictions
     groups, labels = [], []

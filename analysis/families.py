@@ -1,0 +1,157 @@
+"""Statistics that make one number of several runs (`experiments.lab.claims.Family`): pure functions of a table of runs.
+
+Each takes `frame`, one row a run, and the name of the contrast's value, a column of it. The other columns are those of the runs
+table (`analysis.load.RUNS`: every config field, every summary value) and the values that options whose names end in `_value`
+ask for. A run that diverged, or was measured without a result, has NaN (or the claim's `diverged_as`) as its value. A
+statistic that is not defined is NaN, and its family then counts as unusable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import optimize, stats
+
+from experiments.lab.claims import Family
+from experiments.lab.config import RunConfig
+
+Statistic = Callable[..., float]
+Floats = NDArray[np.float64]
+
+BEYOND = math.log(1000)
+"""how far outside the batch sizes tried, in natural logarithms, a critical batch size is looked for"""
+
+
+def slope(frame: pd.DataFrame, value: str, *, field: str = "batch_size", logarithmic: bool = True) -> float:
+    """b of the least squares line log2 y = a + b log2 x, x the column `field`, y the value (`logarithmic` false: y itself, per
+    doubling of x). NaN where a value is missing or has no logarithm, or where x does not vary."""
+    x, y = _logarithm(_floats(frame, field)), _floats(frame, value)
+    y = _logarithm(y) if logarithmic else y
+    if len(x) < 2 or not (np.isfinite(x).all() and np.isfinite(y).all()) or np.ptp(x) == 0:
+        return math.nan
+    centred = x - x.mean()
+    return float(centred @ y / (centred @ centred))
+
+
+def kendall(frame: pd.DataFrame, value: str, *, against_value: str, least: float = 1.0) -> float:
+    """Kendall's tau-b of the value against another (a measurement, a summary value or a config field) over the runs.
+
+    Runs that lack one of the two are left out; NaN where less than the fraction `least` is left, or one is constant.
+    """
+    x, y = _floats(frame, against_value), _floats(frame, value)
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < max(2.0, least * len(frame)) or np.ptp(x[known]) == 0 or np.ptp(y[known]) == 0:
+        return math.nan
+    found: Any = stats.kendalltau(x[known], y[known])
+    return float(found.statistic)
+
+
+def stable_range(
+    frame: pd.DataFrame, value: str, *, tolerance: float, field: str = "lr", larger_is_better: bool = True
+) -> float:
+    """Octaves log2(x_high / x_low) of the unbroken range of tried x around the best whose values lie within `tolerance` of it.
+
+    Runs of equal x count by their mean; an x at which one of them has no value is outside. NaN where none has a value.
+    """
+    x, y = _curve(frame, value, field, larger_is_better)
+    if not np.isfinite(y).any():
+        return math.nan
+    best = int(np.nanargmax(y))
+    good = y >= y[best] - tolerance
+    low = high = best
+    while low > 0 and good[low - 1]:
+        low -= 1
+    while high + 1 < len(x) and good[high + 1]:
+        high += 1
+    return math.log2(x[high] / x[low])
+
+
+def best_at(frame: pd.DataFrame, value: str, *, field: str = "lr", larger_is_better: bool = True) -> float:
+    """log2 of the x = `field` whose runs have the best mean; of equals the smallest x. An x without a value is never the best."""
+    x, y = _curve(frame, value, field, larger_is_better)
+    return math.log2(x[int(np.nanargmax(y))]) if np.isfinite(y).any() else math.nan
+
+
+def critical_batch(frame: pd.DataFrame, value: str = "steps", *, field: str = "batch_size") -> float:
+    """ln B_crit of steps S against batch size B: (S / S_min - 1)(E / E_min - 1) = 1 with E = B S and B_crit = E_min / S_min
+    (McCandlish et al. 2018, arXiv 1812.06162, equation 2.11), which is S = S_min (1 + B_crit / B).
+
+    Least squares in ln S, S_min free. NaN with fewer than three batch sizes, with a value missing, or where the best fit lies a
+    factor 1,000 outside the batch sizes tried: the trade-off was then not seen.
+    """
+    size, steps = _floats(frame, field), _logarithm(_floats(frame, value)) * math.log(2)
+    if len(np.unique(size)) < 3 or not np.isfinite(steps).all():
+        return math.nan
+
+    def misfit(critical: float) -> float:
+        return float(np.var(steps - np.log1p(np.exp(critical) / size)))
+
+    low, high = math.log(size.min()) - BEYOND, math.log(size.max()) + BEYOND
+    grid = np.linspace(low, high, 200)
+    start = int(np.argmin([misfit(x) for x in grid]))
+    if start in (0, len(grid) - 1):
+        return math.nan
+    found: Any = optimize.minimize_scalar(misfit, bounds=(grid[start - 1], grid[start + 1]), method="bounded",
+                                          options={"xatol": 1e-10})  # fmt: skip
+    return float(found.x)
+
+
+def log_ratio_to(frame: pd.DataFrame, value: str, *, to_value: str) -> float:
+    """ln(mean of the value / mean of another over the same runs); NaN where a mean is missing or not positive."""
+    first, second = _floats(frame, value).mean(), _floats(frame, to_value).mean()
+    return math.log(first / second) if first > 0 and second > 0 else math.nan
+
+
+STATISTICS: Mapping[str, Statistic] = {
+    "slope": slope,
+    "kendall": kendall,
+    "stable_range": stable_range,
+    "best_at": best_at,
+    "critical_batch": critical_batch,
+    "log_ratio_to": log_ratio_to,
+}
+
+
+def check(family: Family) -> None:
+    """Raise ValueError (one sentence) for an unknown statistic, options that it does not take, or fields that no run has."""
+    if family.statistic not in STATISTICS:
+        raise ValueError(f"there is no statistic {family.statistic!r} of a family of runs; there are {', '.join(STATISTICS)}")
+    try:
+        inspect.signature(STATISTICS[family.statistic]).bind(None, "", **dict(family.options))
+    except TypeError as error:
+        raise ValueError(f"the statistic {family.statistic} does not take these options: {error}") from error
+    if unknown := set(family.by) - {"stage", *(field.name for field in dataclasses.fields(RunConfig))}:
+        raise ValueError(f"families are made by config fields or the stage, and {min(unknown)!r} is neither")
+
+
+def statistic(family: Family, frame: pd.DataFrame, value: str) -> float:
+    return STATISTICS[family.statistic](frame, value, **dict(family.options))
+
+
+def other_values(family: Family) -> list[str]:
+    """Values that the statistic needs besides the contrast's."""
+    return [str(value) for name, value in family.options if name.endswith("_value")]
+
+
+def _floats(frame: pd.DataFrame, column: str) -> Floats:
+    return frame[column].to_numpy(np.float64, na_value=np.nan)
+
+
+def _logarithm(values: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.log2(values)
+
+
+def _curve(frame: pd.DataFrame, value: str, field: str, larger_is_better: bool) -> tuple[Floats, Floats]:
+    """Each x once, ascending, and the mean of its values (NaN where one is), turned so that larger is better."""
+    x, y = _floats(frame, field), _floats(frame, value)
+    tried = np.unique(x)
+    means = np.array([y[x == at].mean() for at in tried])
+    return tried, means if larger_is_better else -means
