@@ -100,6 +100,8 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
         raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
+    if c.noise_batch is not None and c.batch_size == 1:
+        raise ConfigError("noise_batch needs a batch_size of at least 2: the weights of one example cannot vary about their mean")
     if c.noise_batch is not None and not c.noise_batch <= c.batch_size:
         raise ConfigError(f"noise_batch {c.noise_batch} exceeds batch_size {c.batch_size}: weights can only add noise")
     if c.batch_growth > 1 and c.budget is not Budget.EPOCHS:
