@@ -117,13 +117,15 @@ def _edge_lr(cells: Sequence[Cell], tables: Tables) -> str | None:
 
 
 def _grid(config: RunConfig, planned: Sequence[Planned]) -> set[float]:
-    """Learning rates of other stages' runs that are `config` but for its seed, split and learning rate."""
-    own = {p.stage for p in planned if p.config == config}
+    """Learning rates of earlier stages' runs that are `config` but for its seed, split and learning rate; what a later stage
+    trains on purpose at another rate is no grid."""
+    first = next((i for i, p in enumerate(planned) if p.config == config), 0)
+    own = {p.stage for p in planned[first : first + 1]}
 
     def key(c: RunConfig) -> dict[str, object]:
         return {name: value for name, value in c.full_dict().items() if name not in _NOT_TUNED}
 
-    return {p.config.lr for p in planned if p.stage not in own and key(p.config) == key(config)}
+    return {p.config.lr for p in planned[:first] if p.stage not in own and key(p.config) == key(config)}
 
 
 def _runs(cells: Sequence[Cell]) -> int:

@@ -151,13 +151,14 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
     request = request or Request(scale)
     stages = stages_in(study, request, store)
     records = [(stage.stage.name, c, r) for stage in stages for c, r in _cells(stage) if r is not None]
+    once = {c.run_id: r for _, c, r in records}  # two stages may declare one run
     measured = [(m, ids, store.measurement(m, ids)) for m, ids in _declared(stages, request)]
     return _assemble(
         study, scale, "store", stages, sum(found is None for _, _, found in measured),
         runs=[_run_row(study, scale, stage, config, record) for stage, config, record in records],
-        history=frame(store, [record for _, _, record in records]),
+        history=frame(store, list(once.values())),
         measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
-        predictions=_predictions(store, [config.run_id for _, config, _ in records]),
+        predictions=_predictions(store, list(once)),
     )  # fmt: skip
 
 

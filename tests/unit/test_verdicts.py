@@ -195,11 +195,16 @@ def test_learning_rate_on_the_edge(tmp_path: Path, lr: float, expected: str) -> 
     def final(request: object, records: object) -> list[RunConfig]:
         return [synthetic.config(size, seed, lr=lr) for size in (16, 500) for seed in range(8)]
 
+    def untuned(request: object, records: object) -> list[RunConfig]:
+        return [c.replace(lr=x) for c in final(request, records) for x in (1e-5, lr, 1.0)]
+
     groups = tuple(Group(g.name, g.weight, (*g.where, ("stage", "final"))) for g in (synthetic.LARGE, synthetic.SMALL))
     contrast = Contrast("test_accuracy", groups, -1, "points")
     tuned = replace(claim("it", primary=True, gates=(Gate("edge_lr", 0),)), contrast=contrast)
-    study = synthetic.study((tuned,), (Stage("tune", tune), Stage("final", final)))
-    (found,) = verdicts(from_store(study, "quick", synthetic.write(tmp_path, study)))
+    study = synthetic.study((tuned,), (Stage("tune", tune), Stage("final", final), Stage("untuned", untuned)))
+    tables = from_store(study, "quick", synthetic.write(tmp_path, study))
+    assert not tables.predictions.duplicated(["run_id", "example"]).any(), "a run of two stages counts once"
+    (found,) = verdicts(tables)
     assert found.verdict == expected and found.n_seeds == 8
     assert ("edge of its grid" in found.decided_by) == (expected == INCONCLUSIVE)
 
