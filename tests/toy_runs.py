@@ -9,11 +9,22 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.lab.config import Budget, Machine, Model, RunConfig
+from experiments.lab.config import Budget, Machine, Model, Norm, RunConfig
 from experiments.lab.datasets import Dataset, Split
 from experiments.lab.training.data import Data, prepare
 from experiments.lab.training.state import Checkpoint, Tensors
 from experiments.lab.training.train import Outcome, train
+
+SIZES = {Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
+"""pixels a side that a network needs, where 8 are too few"""
+NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
+ONE_NORM = {Model.RESNET32: Norm.BATCH, Model.RESNET44: Norm.GROUP, Model.RESNET56: Norm.LAYER, Model.VIT: Norm.NONE}
+"""deeper networks of blocks that resnet8 and resnet20 try with every norm, and the one that takes none"""
+NETWORKS = [
+    (model, norm)
+    for model in Model if model not in (Model.QUADRATIC, Model.WRN28_10)  # no images; 36.5 million weights
+    for norm in Norm if norm is ONE_NORM.get(model, norm) and (model, norm) != (Model.KESKAR_C2, Norm.LAYER)
+]  # fmt: skip
 
 
 def toy_config(**fields: Any) -> RunConfig:

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from toy_runs import Memory, identical, run, toy_config, toy_data
+from toy_runs import NETWORKS, NORMS, SIZES, Memory, identical, run, toy_config, toy_data
 
 from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig, Scaling, Schedule
 from experiments.lab.training import gradient
 from experiments.lab.training.train import Outcome, train_group
 
-SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32, Model.RESNET20: 8}
-NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
-EVERY = [(model, norm) for model in Model if model is not Model.QUADRATIC for norm in Norm]
 
 
 def fused(configs: list[RunConfig], size: int = 8, **machine: Any) -> tuple[list[Outcome], list[Memory]]:
@@ -28,25 +25,25 @@ def difference(first: Outcome, second: Outcome) -> float:
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
 
 
-@pytest.mark.parametrize(("model", "norm"), EVERY)
+@pytest.mark.parametrize(("model", "norm"), NETWORKS)
 def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> None:
     """Seeds that learn from each other's examples, masks or statistics would not be seeds."""
     base = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, augment=Augment.CROP_FLIP, batch_size=8,
                       lr=0.01, momentum=0.9, steps=STEPS.get(model, 4))  # fmt: skip
     configs = [base.replace(seed=3), base.replace(seed=4, lr=0.02, weight_decay=0.01)]
-    outcomes, _ = fused(configs, SIZES[model])
+    outcomes, _ = fused(configs, SIZES.get(model, 8))
     for config, outcome in zip(configs, outcomes, strict=True):
-        alone, _ = run(config, size=SIZES[model])
+        alone, _ = run(config, size=SIZES.get(model, 8))
         assert difference(outcome, alone) < 1e-9
         assert outcome.values["test_loss"] == pytest.approx(alone.values["test_loss"], rel=1e-9)
 
 
-@pytest.mark.parametrize(("model", "norm"), EVERY)
+@pytest.mark.parametrize(("model", "norm"), NETWORKS)
 def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     """When recording starts, or resumes, would change the weights."""
     config = toy_config(model=model, **NORMS[norm], augment=Augment.CROP_FLIP, batch_size=8, lr=0.01, steps=2,
                         optimizer=Optimizer.ADAM)  # fmt: skip
-    eager, _ = run(config, size=SIZES[model])
+    eager, _ = run(config, size=SIZES.get(model, 8))
     used: list[bool] = []
     record = gradient.record
 
@@ -57,7 +54,7 @@ def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatc
 
     monkeypatch.setattr(gradient, "RECORD_AFTER", 0)
     monkeypatch.setattr(gradient, "record", seen)
-    replayed, _ = run(config, size=SIZES[model])
+    replayed, _ = run(config, size=SIZES.get(model, 8))
     assert used == [True]
     assert identical(eager.weights, replayed.weights)
 

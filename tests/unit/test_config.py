@@ -136,6 +136,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"scaling": Scaling.LINEAR}, "base_batch_size belongs to"),
     ({"base_batch_size": 8}, "base_batch_size belongs to"),
     ({"model": Model.SMALL_CONV, "width": 8}, "are for model mlp"),
+    ({"model": Model.VIT, "norm": Norm.GROUP}, "layer norms of its own"),
     ({"nesterov": True}, "needs a momentum"),
     ({"optimizer": Optimizer.ADAM, "momentum": 0.9}, "for optimizer sgd"),
     ({"final_lr": 0.1}, "for schedules linear and cosine"),

@@ -7,40 +7,55 @@ and pin the numbers that `PYTHONPATH=tests:. python tests/unit/test_golden.py` p
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import pytest
 import torch
-from toy_runs import run, toy_config, toy_data
+from toy_runs import NETWORKS, NORMS, SIZES, run, toy_config, toy_data
 
 from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
 from experiments.lab.training.course import initial_model
 from experiments.lab.training.stepper import Single
 
 CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
-SIZES = {Model.MLP: 8, Model.SMALL_CONV: 8, Model.KESKAR_C1: 10, Model.KESKAR_C2: 32, Model.RESNET20: 8}
-NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
 GOLDEN: dict[str, tuple[float, float]] = {
     "mlp none": (8.554563475464041, -54.7260532889123),
     "mlp batch": (11.75462631388851, -67.4526034348269),
     "mlp ghost": (11.754596848333428, -67.4368627809414),
     "mlp group": (11.750707626926063, -67.3204803300475),
+    "mlp layer": (11.750707626926063, -67.3204803300475),
     "small-conv none": (17.287772158258303, -208.30742689771824),
     "small-conv batch": (24.311231389621508, -56.576835300867344),
     "small-conv ghost": (24.31445964965868, -56.57065537380282),
     "small-conv group": (24.300881317520705, -56.39433049374958),
+    "small-conv layer": (24.300873171557548, -56.394209762756596),
     "keskar-c1 none": (37.706791865020406, -2338.55890542964),
     "keskar-c1 batch": (53.24924806741247, 1491.9966230771372),
     "keskar-c1 ghost": (53.25915415605241, 1492.4754170404135),
     "keskar-c1 group": (53.245521101427315, 1492.2212849413536),
+    "keskar-c1 layer": (53.245478115466014, 1492.217903542336),
     "keskar-c2 none": (97.61651711515664, 26992.767990096894),
     "keskar-c2 batch": (173.67707683330656, -6812.806461787146),
     "keskar-c2 ghost": (142.51702726968423, -6827.121217442182),
     "keskar-c2 group": (137.79731549265443, -6822.189344532377),
+    "resnet8 none": (15.774614834613164, 155.75941243375448),
+    "resnet8 batch": (27.133601124480517, 1902.197573658757),
+    "resnet8 ghost": (27.18134887822287, 1902.2994362819636),
+    "resnet8 group": (27.332748128338196, 1902.3605460544552),
+    "resnet8 layer": (27.332382820078035, 1902.0975937889625),
     "resnet20 none": (26.399469588705546, 3331.5696868304867),
     "resnet20 batch": (46.50461858812013, -1195.0311492273993),
     "resnet20 ghost": (46.6354431613761, -1193.6524965534368),
     "resnet20 group": (46.22899232966184, -1194.9769532788212),
+    "resnet20 layer": (46.29524497306035, -1195.2258073694757),
+    "resnet32 batch": (74.16022234698286, 466.97858812252946),
+    "resnet44 group": (71.67687763446767, -234.2798847576058),
+    "resnet56 layer": (83.35059247626357, -663.1873453720821),
+    "wrn16-4 none": (47.59025033976616, -3992.329159699529),
+    "wrn16-4 batch": (76.82338579782889, 2952.641168761421),
+    "wrn16-4 ghost": (76.82110642634454, 2952.726598224125),
+    "wrn16-4 group": (76.81584316858185, 2952.8656260281223),
+    "wrn16-4 layer": (76.81574343290787, 2952.8154034788895),
+    "vit none": (119.90207556432688, -957.115336000313),
 }  # fmt: skip
 OUTCOMES: dict[str, tuple[float, float]] = {
     "sgd": (166.94136263341048, 8.315133307164663),
@@ -69,7 +84,7 @@ def set_weights(model: torch.nn.Module) -> None:
 def updated(model: Model, norm: Norm) -> tuple[float, float]:
     """Updates of SGD with momentum across the end of an epoch: step 8 of 72 examples."""
     config = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, batch_size=8, lr=0.01, momentum=0.9, seed=7)
-    data = toy_data(config, SIZES[model])
+    data = toy_data(config, SIZES.get(model, 8))
     stepper = Single(config, Machine(), data, initial_model(config, Machine(), data, None), None)
     set_weights(stepper.model())
     stepper.step = 8
@@ -89,7 +104,7 @@ def trained(optimizer: Optimizer) -> tuple[float, float]:
     return numbers(outcome.weights)[0], outcome.values["test_loss"]
 
 
-@pytest.mark.parametrize(("model", "norm"), [(model, norm) for model in Model if model is not Model.QUADRATIC for norm in Norm])
+@pytest.mark.parametrize(("model", "norm"), NETWORKS)
 def test_golden_weights(model: Model, norm: Norm) -> None:
     """Stored runs and new ones would be compared as if one code had made them."""
     assert updated(model, norm) == pytest.approx(GOLDEN[f"{model} {norm}"], rel=1e-9), CHANGED
@@ -109,7 +124,7 @@ def test_golden_outcomes(optimizer: Optimizer) -> None:
 
 
 if __name__ == "__main__":
-    for model, norm in [(model, norm) for model in Model if model is not Model.QUADRATIC for norm in Norm]:
+    for model, norm in NETWORKS:
         print(f'    "{model} {norm}": {updated(model, norm)},')
     first = toy_config(model=Model.SMALL_CONV, seed=7)
     print(f"INITIAL = {numbers(initial_model(first, Machine(), toy_data(first), None).state_dict())}")

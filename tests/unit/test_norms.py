@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from toy_runs import toy_config
 
 from experiments.lab import models
-from experiments.lab.config import Model, Norm
+from experiments.lab.config import ConfigError, Model, Norm
 from experiments.lab.models.dropout import Dropout
 from experiments.lab.models.norms import EPS, BatchNorm, Normalizer, calibrate
+from experiments.lab.models.vit import Attention
+from experiments.lab.models.wrn import WideBlock
 
 
 def features(*shape: int) -> Tensor:
@@ -104,27 +107,85 @@ def test_group_norm_sizes(channels: int, groups: int) -> None:
 
 
 NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 2}}
+
+
+def residual(n: int) -> tuple[int, int, tuple[int, int, int]]:
+    """3 stages of n blocks without shortcut weights: parameters without norm, of norm, the shape of an image."""
+    convolutions = 3 * 16 + 2 * n * 16**2 + 16 * 32 + (2 * n - 1) * 32**2 + 32 * 64 + (2 * n - 1) * 64**2
+    return 9 * convolutions + 650, 2 * (16 + 2 * n * (16 + 32 + 64)), (3, 32, 32)
+
+
+def wide(n: int, k: int) -> tuple[int, int, tuple[int, int, int]]:
+    """3 stages of n blocks, 1 x 1 shortcuts, the norm of each block's input first and one at the end."""
+    widths = (16, 16 * k, 32 * k, 64 * k)
+    changes = list(itertools.pairwise(widths))
+    convolutions = 9 * (3 * 16 + sum(a * b + (2 * n - 1) * b * b for a, b in changes)) + sum(a * b for a, b in changes)
+    return convolutions + 64 * k * 10 + 10, 2 * (sum(a + (2 * n - 1) * b for a, b in changes) + 64 * k), (3, 32, 32)
+
+
 PARAMETERS = {  # by hand from the layers' shapes: weights and biases without norm, and norm's two a channel
     Model.MLP: ((784 * 512 + 512) + 4 * (512 * 512 + 512) + (512 * 10 + 10), 2 * 5 * 512, (1, 28, 28)),
     Model.SMALL_CONV: (25 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 32 + 32 + 512 * 64 + 64 + 650, 2 * (16 + 32 + 32 + 64),
                        (1, 28, 28)),
     Model.KESKAR_C1: (1_389_194 - 2 * (64 + 64 + 384 + 192), 2 * (64 + 64 + 384 + 192), (3, 32, 32)),
     Model.KESKAR_C2: (14_714_688 + 512 * 512 + 512 + 5130, 2 * (4224 + 512), (3, 32, 32)),
-    Model.RESNET20: (9 * (3 * 16 + 6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64) + 650,  # He et al.: 0.27 million
-                     2 * (7 * 16 + 6 * 32 + 6 * 64), (3, 32, 32)),
+    Model.RESNET8: residual(1), Model.RESNET20: residual(3), Model.RESNET32: residual(5), Model.RESNET44: residual(7),
+    Model.RESNET56: residual(9), Model.WRN16_4: wide(2, 4), Model.WRN28_10: wide(4, 10),
+    # patches, positions, six blocks of attention, hidden layer and two norms, the last norm, ten classes
+    Model.VIT: (49 * 128 + 64 * 128 + 6 * (4 * 129 * 128 + 129 * 256 + 257 * 128 + 512) + 256 + 1290, 0, (3, 32, 32)),
+    Model.QUADRATIC: (256, 0, (1, 16, 16)),
 }  # fmt: skip
+PUBLISHED = {Model.RESNET20: 0.27, Model.RESNET32: 0.46, Model.RESNET44: 0.66, Model.RESNET56: 0.85,
+             Model.WRN16_4: 2.7, Model.WRN28_10: 36.5}  # fmt: skip
+"""millions of parameters with batch norm (He et al. 2016; Zagoruyko and Komodakis 2016)"""
 
 
-@pytest.mark.parametrize("norm", Norm)
-@pytest.mark.parametrize("model", Model)
+@pytest.mark.parametrize(("model", "norm"), [(m, n) for m in Model for n in Norm if n is Norm.NONE or m is not Model.VIT])
 def test_networks_have_the_papers_size(model: Model, norm: Norm) -> None:
     """A layer too few or too wide would be another network."""
     fields: dict[str, Any] = {"width": None, "depth": None} if model is Model.MLP else {}
+    if model is Model.QUADRATIC:
+        fields = {"dataset": "noisy-quadratic"}
     plain, of_norm, shape = PARAMETERS[model]
-    net = models.build(toy_config(model=model, **fields, **NORMS[norm]), shape, 10)
-    assert sum(p.numel() for p in net.parameters()) == plain + (of_norm if norm is not Norm.NONE else 0)
+    with torch.device("meta"):
+        net = models.build(toy_config(model=model, **fields, **NORMS[norm]), shape, 10)
+        assert net(torch.zeros(2, *shape)).shape == (2, 2 if model is Model.QUADRATIC else 10)
+    count = sum(p.numel() for p in net.parameters())
+    assert count == plain + (of_norm if norm is not Norm.NONE else 0)
     assert net.training and all(m.training for m in net.modules())
-    assert net(torch.zeros(2, *shape)).shape == (2, 10)
+    if norm is Norm.BATCH and model in PUBLISHED:
+        assert count / 1e6 == pytest.approx(PUBLISHED[model], rel=0.02)
+
+
+def test_layer_norm_is_one_group() -> None:
+    """Over channels and pixels of each example, or over its features: torch's own without an affine map a pixel."""
+    for shape in ((6, 5), (6, 5, 4, 3)):
+        x = features(*shape)
+        ours = Normalizer(Norm.LAYER, None)(5).double()(x)
+        torch.testing.assert_close(ours, nn.functional.layer_norm(x, shape[1:], eps=EPS), rtol=1e-12, atol=1e-12)
+
+
+def test_vision_transformer_against_its_equations() -> None:
+    """Heads that mix, or a softmax over the wrong axis, would be another function."""
+    net = models.build(toy_config(model=Model.VIT), (1, 8, 8), 4).double()
+    attention = next(m for m in net.modules() if isinstance(m, Attention))
+    x = features(2, 5, 128)
+    q, k, v = attention.qkv(x).split(128, -1)
+    heads = [nn.functional.scaled_dot_product_attention(*(t[..., h : h + 32] for t in (q, k, v))) for h in range(0, 128, 32)]
+    torch.testing.assert_close(attention(x), attention.out(torch.cat(heads, -1)), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ConfigError, match="the images are 10 x 10"):
+        models.build(toy_config(model=Model.VIT), (1, 10, 10), 4)
+
+
+def test_wide_block_is_pre_activation() -> None:
+    """x + F(relu(x)) where the shape stays; where it changes the 1x1 convolution sees the activation, not x."""
+    torch.manual_seed(0)
+    plain = Normalizer(Norm.NONE, None)
+    same, wider = WideBlock(4, 4, 1, plain).double(), WideBlock(4, 6, 2, plain).double()
+    x = features(2, 4, 6, 6)
+    assert same.shortcut is None and wider.shortcut is not None
+    torch.testing.assert_close(same(x) - x, same.body(torch.relu(x)))
+    torch.testing.assert_close(wider(x) - wider.body(torch.relu(x)), wider.shortcut(torch.relu(x)))
 
 
 def test_initial_weights_depend_on_the_seed_alone() -> None:

@@ -12,6 +12,8 @@ from experiments.lab.models.mlp import mlp
 from experiments.lab.models.norms import Normalizer
 from experiments.lab.models.quadratic import Quadratic
 from experiments.lab.models.resnet import resnet
+from experiments.lab.models.vit import vit
+from experiments.lab.models.wrn import wide_resnet
 
 __all__ = ["build"]
 
@@ -34,8 +36,14 @@ def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Mo
                 model = keskar_c1(shape, classes, normalizer, dropout=config.dropout)
             case Model.KESKAR_C2:
                 model = keskar_c2(shape, classes, normalizer, dropout=config.dropout)
-            case Model.RESNET20:
-                model = resnet(shape, classes, normalizer, depth=20)
+            case Model.RESNET8 | Model.RESNET20 | Model.RESNET32 | Model.RESNET44 | Model.RESNET56:
+                model = resnet(shape, classes, normalizer, depth=int(config.model.value.removeprefix("resnet")))
+            case Model.WRN16_4:
+                model = wide_resnet(shape, classes, normalizer, depth=16, k=4)
+            case Model.WRN28_10:
+                model = wide_resnet(shape, classes, normalizer, depth=28, k=10)
+            case Model.VIT:
+                model = vit(shape, classes)
             case Model.QUADRATIC:
                 model = Quadratic(shape)
     number_dropout_layers(model)

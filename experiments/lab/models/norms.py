@@ -71,6 +71,8 @@ class Normalizer:
                 return BatchNorm(channels, self.norm_batch)
             case Norm.GROUP:
                 return nn.GroupNorm(_groups(channels), channels, eps=EPS)
+            case Norm.LAYER:  # over all channels and pixels of an example, as Wu & He 2018, section 3.1, define it for images
+                return nn.GroupNorm(1, channels, eps=EPS)
 
 
 def _groups(channels: int) -> int:
