@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from experiments.lab import along
 from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.landscape import plane
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, measure
+from experiments.lab.trajectory import Past, past_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +40,8 @@ class Subject:
     data: Data
     eigenpairs: dict[tuple[int, float, int], Eigenvalues] = field(default_factory=dict, repr=False, compare=False)
     """what `top_eigenpair` found, by its arguments, so that measurements of one run share it"""
+    past: Callable[[], Past] = field(default=lambda: Past(0, Machine(), None, False), repr=False, compare=False)
+    """how the run came here, for measurements along training; a function, because only they need its parent"""
 
 
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
@@ -57,7 +61,7 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise StoreError(f"the weights of run {run_id} are of another network than its configuration; {REPAIR}") from error
-    return Subject(config, model.eval(), weights, data)
+    return Subject(config, model.eval(), weights, data, past=lambda: past_of(store, config, machine))
 
 
 def top_eigenpair(subject: Subject, examples: int, tol: float = 1e-3, seed: int = 0) -> Eigenvalues:
@@ -206,6 +210,7 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "adaptive_l2_step": adaptive_l2_step,
     "slice": linear_slice,
     "plane": plane,
+    **along.METRICS,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     "lambda_max": {"examples": 2000},
