@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab import along
+from experiments.lab import along, rescaling, widths
 from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.landscape import plane
+from experiments.lab.measures_noise import own_batch_sharpness
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, measure
 from experiments.lab.trajectory import Past, past_of
@@ -208,8 +209,13 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "trace": hessian_trace,
     "relative_trace": relative_trace,
     "adaptive_l2_step": adaptive_l2_step,
+    "own_batch_sharpness": own_batch_sharpness,
     "slice": linear_slice,
     "plane": plane,
+    "rescaled": rescaling.rescaled,
+    "disguised_lambda": rescaling.disguised_lambda,
+    "slice_width": widths.slice_width,
+    "filter_slice_width": widths.filter_slice_width,
     **along.METRICS,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
