@@ -231,8 +231,9 @@ SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "be
 
 
 def program(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for runs that can be trained as one program."""
-    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0)
+    """Equal for runs that can be trained as one program: where the batch grows, runs of other lengths grow at other steps."""
+    growth = (config.epochs,) if config.batch_growth > 1 else ()
+    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0, *growth)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,11 +268,13 @@ class Machine:
             raise ConfigError(f"fused is {self.fused}, but must be positive; 1 trains each run alone")
         if self.graphs and not self.device.startswith("cuda"):
             raise ConfigError(f"graphs are CUDA's, but the device is {self.device}; leave graphs out")
+        if self.graphs and config.batch_growth > 1:
+            raise ConfigError("a CUDA graph is of one batch size, but batch_growth makes several; leave graphs out")
         if self.micro_batch is None:
             return
         if self.micro_batch < 1:
             raise ConfigError(f"micro_batch is {self.micro_batch}, but must be positive")
-        if config.norm is Norm.BATCH and self.micro_batch < config.batch_size:
+        if config.norm is Norm.BATCH and self.micro_batch < config.batch_size * config.batch_growth**2:
             raise ConfigError("norm batch normalises over the whole batch, so micro_batch cannot split it; use ghost")
         if config.norm_batch and self.micro_batch % config.norm_batch:
             raise ConfigError(f"micro_batch {self.micro_batch} is not a multiple of norm_batch {config.norm_batch}")

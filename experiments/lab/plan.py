@@ -121,6 +121,10 @@ def check_fits(config: RunConfig, available: int) -> int:
         raise ConfigError(
             f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}"
         )
+    if (largest := config.batch_size * config.batch_growth**2) > n_train:
+        raise ConfigError(
+            f"batch_size {config.batch_size} grows to {largest}, more than the {n_train} training examples; choose a smaller one"
+        )
     return n_train
 
 

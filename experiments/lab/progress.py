@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from experiments.lab.config import Budget, RunConfig
+from experiments.lab.training.phases import steps_of
 
 PLAIN_SECONDS = 15.0
 LIVE_SECONDS = 0.2
@@ -21,8 +22,8 @@ def expected_steps(config: RunConfig, n_train: int) -> int | None:
     """Updates until the budget is spent, None where only training can tell."""
     if config.budget is Budget.STEPS:
         return config.steps
-    if config.budget is Budget.EPOCHS and config.epochs is not None:
-        return round(config.epochs * n_train / config.batch_size)
+    if config.budget is Budget.EPOCHS:
+        return steps_of(config, n_train)
     return None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy_runs import identical, run, same_checkpoint, toy_config, toy_data
 
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
+from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig, Schedule
 from experiments.lab.folder import Interrupted, open_run
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import load_checkpoint
@@ -48,6 +48,8 @@ CASES: dict[str, dict[str, Any]] = {
     "conv-adamw": {"model": Model.SMALL_CONV, "optimizer": Optimizer.ADAMW, "lr": 0.01},
     "ghost-norm": {"norm": Norm.GHOST, "norm_batch": 4, "momentum": 0.9},
     "dropout-augmented": {"model": Model.KESKAR_C1, "norm": Norm.BATCH, "augment": Augment.CROP_FLIP, "momentum": 0.9},
+    "growing": {"norm": Norm.GHOST, "norm_batch": 4, "batch_size": 4, "batch_growth": 2, "momentum": 0.9, "epochs": 2,
+                "budget": Budget.EPOCHS, "schedule": Schedule.LINEAR, "augment": Augment.CROP_FLIP},
     "plateau": {"budget": Budget.PLATEAU, "patience": 1, "max_epochs": 3},
     "target": TARGET | {"momentum": 0.9, "norm": Norm.BATCH},
 }

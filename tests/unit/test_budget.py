@@ -14,6 +14,7 @@ from experiments.lab.datasets import load
 from experiments.lab.training import budget
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.data import prepare
+from experiments.lab.training.phases import phases_of
 from experiments.lab.training.train import train
 
 N = 1000
@@ -104,9 +105,9 @@ def test_a_plateau_is_patience_epochs_without_one_percent() -> None:
 def test_curve_points() -> None:
     """Curves of different batch sizes would be sampled at other epochs."""
     for batch_size in (10, 300, 1000):
-        steps, step = [], 0
+        phases, steps, step = phases_of(toy_config(batch_size=batch_size), N), [], 0
         for _ in range(8):
-            step = budget.next_curve_point(N, batch_size, step)
+            step = budget.next_curve_point(N, phases, step)
             steps.append(step)
         expected = [math.ceil(epochs * N / batch_size) for epochs in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
         assert steps == sorted(set(expected))[:8]

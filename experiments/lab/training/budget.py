@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.lab.config import Budget, RunConfig
+from experiments.lab.training.phases import Phases, steps_of
 
 BAND = 0.9
 """A pass in [BAND * target, target] meets a `train_loss` budget."""
@@ -32,8 +33,7 @@ def total_steps(config: RunConfig, n: int) -> int | None:
     """Updates of a budget of known length (n training examples), None for the others."""
     match config.budget:
         case Budget.EPOCHS:
-            assert config.epochs is not None
-            return max(1, round(config.epochs * n / config.batch_size))
+            return steps_of(config, n)
         case Budget.STEPS:
             return config.steps
         case _:
@@ -94,10 +94,10 @@ def levelled_off(config: RunConfig, n: int, passes: Sequence[Pass]) -> bool:
     return (passes[-1].step - best_step) * config.batch_size >= config.patience * n
 
 
-def next_curve_point(n: int, batch_size: int, step: int) -> int:
+def next_curve_point(n: int, phases: Phases, step: int) -> int:
     """The next step after `step` at which the training curves get a point: epochs 1, 1.5, 2, 3, 4, 6, 8, 12, ..."""
     for doubling in itertools.count():
         for epochs in (2**doubling, 1.5 * 2**doubling):
-            if math.ceil(epochs * n / batch_size) > step:
-                return math.ceil(epochs * n / batch_size)
+            if (point := phases.step_with(epochs * n)) > step:
+                return point
     raise AssertionError("unreachable")

@@ -20,7 +20,8 @@ from experiments.lab.training.budget import Pass
 from experiments.lab.training.data import Data, Examples, dtype_of
 from experiments.lab.training.ensemble import Ensemble
 from experiments.lab.training.evaluate import calibrate_on, evaluate
-from experiments.lab.training.schedules import lr_at
+from experiments.lab.training.phases import phases_of
+from experiments.lab.training.schedules import lr_of
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
 from experiments.lab.training.stepper import Single
 
@@ -65,6 +66,7 @@ class Course:
         self.config, self.machine, self.data, self.log = config, machine, data, log
         self.start = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.n = len(data.train)
+        self.phases = phases_of(config, self.n)
         self.total, self.cap = budget.total_steps(config, self.n), budget.cap_steps(config, self.n)
         self.passes: tuple[Pass, ...] = ()
         self.above: Snapshot | None = None
@@ -109,7 +111,9 @@ class Course:
         return True
 
     def next_point(self) -> int:
-        return budget.next_curve_point(self.n, self.config.batch_size, self.step)
+        """Of the curves; or the end of a phase, for a row of online losses is of batches of one size."""
+        point, end = budget.next_curve_point(self.n, self.phases, self.step), self.phases.at(self.step).end
+        return point if end is None else min(point, end)
 
     def end_if_spent(self) -> None:
         config, passes = self.config, self.passes
@@ -125,7 +129,7 @@ class Course:
     def observe(self) -> None:
         """Look at the run at step `wanted`: online losses, a point of its curves, a pass of its stop rule."""
         config, n, step = self.config, self.n, self.step
-        point, check = budget.next_curve_point(n, config.batch_size, step - 1), budget.next_pass(config, n, self.passes)
+        point, check = budget.next_curve_point(n, self.phases, step - 1), budget.next_pass(config, n, self.passes)
         if (bad := self.write_losses()) is not None:
             return self.end("diverged", f"the training loss was not finite at step {bad}")
         if step == point:
@@ -151,7 +155,7 @@ class Course:
         first = self.step - len(losses)
         if not finite.all():
             return first + int((~finite).nonzero()[0, 0])
-        lr = lr_at(self.config, self.step - 1, self.total)
+        lr = lr_of(self.config, self.phases, self.step - 1, self.total)
         self.log.row({"kind": "train", **position(self.step, self.config, self.n), "loss": losses.mean().item(), "lr": lr})
         self.stepper.forget_losses(self.member)
         return None
@@ -244,7 +248,8 @@ def checked_loss(model: nn.Module, data: Data) -> float:
 
 
 def position(step: int, config: RunConfig, n: int) -> dict[str, Any]:
-    return {"step": step, "examples": step * config.batch_size, "epoch": step * config.batch_size / n}
+    examples = phases_of(config, n).seen(step)
+    return {"step": step, "examples": examples, "epoch": examples / n}
 
 
 def outcome(

@@ -21,9 +21,10 @@ RECORD_AFTER = 30
 Pair = tuple[Tensor, Tensor]
 
 
-def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) -> Function:
-    """f(parameters, counter, inputs, targets) = (loss, *gradients) of b examples' part in the mean cross-entropy of a batch.
+def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool, batch_size: int | None = None) -> Function:
+    """f(parameters, counter, inputs, targets) = (loss, *gradients) of b examples' part in the mean cross-entropy of a batch of B.
 
+    B is `batch_size`, by default the config's; a batch that grows (`batch_growth`) has another function for each size.
     parameters: as `model.parameters()`; counter [3] (see `models.dropout`); inputs [b, ...]; targets [b]; loss 0-d, the sum
     over the examples / B, of targets smoothed as the config says. A last argument weights [b] multiplies the examples'
     losses in the gradients alone: the loss is reported without them, and batch norm knows nothing of them. With `members`
@@ -31,6 +32,7 @@ def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) ->
     """
     names = [name for name, _ in model.named_parameters()]
     counters = counter_names(model)
+    whole = batch_size or config.batch_size
 
     def loss(parameters: Sequence[Tensor], counter: Tensor, inputs: Tensor, targets: Tensor, *weights: Tensor) -> Pair:
         """What is descended, and what is reported."""
@@ -38,9 +40,9 @@ def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool) ->
         outputs = functional_call(model, tensors, (inputs,))
         if weights:
             each = nn.functional.cross_entropy(outputs, targets, reduction="none", label_smoothing=config.label_smoothing)
-            return (each * weights[0]).sum() / config.batch_size, each.detach().sum() / config.batch_size
+            return (each * weights[0]).sum() / whole, each.detach().sum() / whole
         mean = nn.functional.cross_entropy(outputs, targets, label_smoothing=config.label_smoothing)
-        mean = mean if len(targets) == config.batch_size else mean * (len(targets) / config.batch_size)
+        mean = mean if len(targets) == whole else mean * (len(targets) / whole)
         return mean, mean
 
     losses: Callable[..., Pair] = vmap(loss) if members else loss
@@ -69,37 +71,46 @@ class Gradient:
 
     def __init__(self, config: RunConfig, model: nn.Module, parameters: Sequence[Tensor], micro_batch: int | None,
                  *, members: bool, recorded: bool) -> None:  # fmt: skip
-        self.function = loss_and_gradients(config, model, members=members)
+        self.whole = config.batch_size if config.batch_growth == 1 else None
+        self.function_of = lambda whole: loss_and_gradients(config, model, members=members, batch_size=whole)
+        self._functions: dict[int, Function] = {}
         self.parameters, self.size, self.recorded = [p.detach() for p in parameters], micro_batch, recorded
         self.axis, self.record_after = int(members), RECORD_AFTER
-        self._seen: dict[int, int] = {}
-        self._programs: dict[int, Function | None] = {}
+        self._seen: dict[tuple[int, int], int] = {}
+        self._programs: dict[tuple[int, int], Function | None] = {}
 
     def __call__(self, counter: Tensor, *batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Loss and gradients, the mean over all examples of the batch: inputs, targets and weights where there are any."""
+        """Loss and gradients, the mean over all examples of the batch: inputs, targets and weights where there are any.
+
+        Of fewer examples than a batch of constant size has, their part in its mean; a batch that grows is as large as it comes.
+        """
         axis, count = self.axis, batch[1].shape[self.axis]
+        whole = self.whole or count
         if self.size is None or self.size >= count:
-            loss, *gradients = self._part(counter, *batch)
+            loss, *gradients = self._part(whole, counter, *batch)
             return loss, gradients
         parts = []
         for first in range(0, count, self.size):
             length = min(self.size, count - first)
             moved = counter.clone()
             moved[..., 2] += first
-            part = self._part(moved, *(t.narrow(axis, first, length) for t in batch))
+            part = self._part(whole, moved, *(t.narrow(axis, first, length) for t in batch))
             parts = [part] if not parts else [[a + b for a, b in zip(parts[0], part, strict=True)]]
         loss, *gradients = parts[0]
         return loss, gradients
 
-    def _part(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        count = inputs[-1].shape[self.axis]
-        if count in self._programs:
-            program = self._programs[count]
-            return self.function(self.parameters, *inputs) if program is None else program(*inputs)
-        self._seen[count] = self._seen.get(count, 0) + 1
-        if self.recorded and self._seen[count] > self.record_after:
-            self._programs[count] = record(self.function, self.parameters, inputs, self.axis)
-        return self.function(self.parameters, *inputs)
+    def _part(self, whole: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Of examples that are a part of a batch of `whole`."""
+        shape = inputs[-1].shape[self.axis], whole
+        if (program := self._programs.get(shape)) is not None:
+            return program(*inputs)
+        if whole not in self._functions:
+            self._functions[whole] = self.function_of(whole)
+        function = self._functions[whole]
+        self._seen[shape] = self._seen.get(shape, 0) + 1
+        if self.recorded and self._seen[shape] > self.record_after and shape not in self._programs:
+            self._programs[shape] = record(function, self.parameters, inputs, self.axis)
+        return function(self.parameters, *inputs)
 
 
 def precision(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -24,6 +24,7 @@ def smaller(config: RunConfig, micro_batch: int | None) -> int | None:
     if config.norm is Norm.BATCH:
         return None
     unit = config.norm_batch or 1
-    present = min(micro_batch or config.batch_size, config.batch_size)
+    largest = config.batch_size * config.batch_growth**2
+    present = min(micro_batch or largest, largest)
     half = -(-present // (2 * unit)) * unit
     return half if half < present else None

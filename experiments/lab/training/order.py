@@ -50,8 +50,11 @@ class Order:
         return self._cache[epoch]
 
     def at(self, step: int, count: int = 1) -> list[tuple[int, Tensor]]:
-        """The examples of `count` steps from `step` on as (epoch, positions [b]) pieces, cut only where an epoch ends."""
-        first, last = step * self.batch_size, (step + count) * self.batch_size
+        """The examples of `count` steps of `batch_size` from `step` on, as `between` gives them."""
+        return self.between(step * self.batch_size, (step + count) * self.batch_size)
+
+    def between(self, first: int, last: int) -> list[tuple[int, Tensor]]:
+        """[first, last) of the concatenated permutations as (epoch, positions [b]) pieces, cut only where an epoch ends."""
         pieces = []
         while first < last:
             epoch, offset = divmod(first, self.n)

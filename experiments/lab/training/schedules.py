@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from experiments.lab.config import RunConfig, Schedule
+from experiments.lab.training.phases import Phases
 
 
 def lr_at(config: RunConfig, step: int, total_steps: int | None) -> float:
@@ -30,3 +31,14 @@ def lr_at(config: RunConfig, step: int, total_steps: int | None) -> float:
         case Schedule.STEP:
             factor = 0.1 ** ((step >= total_steps / 2) + (step >= 3 * total_steps / 4))
     return config.peak_lr * factor
+
+
+def lr_of(config: RunConfig, phases: Phases, step: int, total_steps: int | None) -> float:
+    """The LR of update `step` (0-based) of a run whose batch may grow.
+
+    With growth the fraction of the budget is that of the examples seen, not of the updates: update `step` has the LR of the
+    update that begins at the same example in a run without growth, so schedules bend at the same epochs in both.
+    """
+    if phases.budget is None:
+        return lr_at(config, step, total_steps)
+    return lr_at(config, phases.units(step), phases.budget)

@@ -15,6 +15,7 @@ from experiments.lab.training.feed import Block, Feed, block_steps
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.graphs import Graph
 from experiments.lab.training.optimizers import AVERAGE, Update
+from experiments.lab.training.phases import phases_of
 from experiments.lab.training.state import Snapshot, State
 
 Due = Callable[[int], bool]
@@ -30,20 +31,27 @@ class Stepper:
 
     def __init__(self, config: RunConfig, machine: Machine, data: Data) -> None:
         self.step = 0
-        self.data, self.block_steps = data, block_steps(config.batch_size)
+        self.data, self.phases = data, phases_of(config, len(data.train))
+        self.block_steps = block_steps(config.batch_size)
         self.device = data.train.targets.device
-        self.graph = Graph(self.update, self.block_steps) if machine.uses_graphs else None
+        self.graph = Graph(self.update, self.block_steps) if machine.uses_graphs and config.batch_growth == 1 else None
 
     def advance(self, until: int, due: Due = never) -> None:
         """Update up to step `until`, or to the first step at which `due` says so."""
         while self.step < until:
-            block = self.block(min(until - self.step, self.block_steps)).to(self.device)
+            block = self.block(self.count(until)).to(self.device)
             run = self._run if self.graph is None else self.graph.run
             losses = run(block, self.step, due)
             self.step += len(losses)
             self.keep(losses)
             if len(losses) < len(block):
                 return
+
+    def count(self, until: int) -> int:
+        """Steps of the next block on the way to `until`: all of one batch size."""
+        phase = self.phases.at(self.step)
+        most = min(self.block_steps, block_steps(phase.size))
+        return min(until - self.step, most if phase.end is None else min(most, phase.end - self.step))
 
     def _run(self, block: Block, step: int, due: Due) -> Tensor:
         losses = []
