@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_runs import toy_config, toy_data
 from torch import Tensor, nn
+from toy_runs import toy_config, toy_data
 
 from experiments.lab.config import Machine, Precision
 from experiments.lab.measure import Subject
