@@ -2,25 +2,86 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
 import pandas as pd
 
-from analysis.load import Tables
+from analysis.load import RUNS, Tables, config_column
 
-FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule", "augment", "budget")
+NUMBERS = {
+    "width": ("width", "standard width"), "depth": ("depth", "standard depth"), "norm_batch": ("ghost batch", "no ghost batch"),
+    "batch_growth": ("growth", "no growth"), "noise_batch": ("noise of B", "own noise"), "momentum": ("momentum", "no momentum"),
+    "weight_decay": ("weight decay", "no weight decay"), "warmup": ("warm-up", "no warm-up"),
+    "label_smoothing": ("smoothing", "no smoothing"), "clip_norm": ("clipped at", "not clipped"), "sam_rho": ("SAM ρ", "no SAM"),
+    "gradient_penalty": ("penalty", "no penalty"), "ema": ("average", "no average"),
+}  # fmt: skip
+"""number -> how it is named, and how where it is 0 or absent"""
+SWITCHES = {"sam_adaptive": "adaptive"}
+FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule", "augment", "budget", *NUMBERS, *SWITCHES)
+"""the fields that tell arms apart where a figure does not say; learning rates do not, for they are tuned"""
 BUDGETS = {"train_loss": "matched train loss", "plateau": "the paper's stop rule", "epochs": "equal epochs",
            "steps": "equal updates"}  # fmt: skip
 
+Where = Sequence[tuple[str, Any]]
+"""(config field or `stage`, value or values) pairs"""
+Arms = Sequence[tuple[str, Where]]
+"""arms by name, where fields alone do not name them"""
 
-def runs_by_arm(tables: Tables, *columns: str) -> pd.DataFrame:
+
+def chosen(tables: Tables, where: Where) -> Tables:
+    """`tables` with only the runs whose fields have these values. Raises ValueError for a field that no run has."""
+    return dataclasses.replace(tables, runs=_holding(tables.runs, where)) if where else tables
+
+
+def _holding(runs: pd.DataFrame, where: Where) -> pd.DataFrame:
+    for name, value in where:
+        if (column := config_column(name)) not in RUNS:
+            raise ValueError(f"runs cannot be chosen by {name!r}: it is no config field and not the stage")
+        wanted = list(value) if isinstance(value, (tuple, list)) else [value]
+        runs = runs[runs[column].isin([w for w in wanted if w is not None]) | (runs[column].isna() & (None in wanted))]
+    return runs
+
+
+def runs_by_arm(tables: Tables, *columns: str, fields: Sequence[str] | None = None, arms: Arms = ()) -> pd.DataFrame:
     """The finished runs with a column `arm`, sorted by arm, batch size and seed; `columns` restricts the rest.
 
-    An arm is named by the fields of FIELDS that vary in this study; where none does, by its budget.
+    An arm is named by `fields`, else by the fields of FIELDS that vary in this study; where none does, by its budget. With
+    `arms` it is one of these. Columns that may be asked for too: `rank`, the arms' order by the values of their fields, and
+    `graded`, whether they differ in one number alone.
     """
-    frame = tables.runs.assign(budget=tables.runs["budget"].replace(BUDGETS))
-    varying = [name for name in FIELDS if frame[name].nunique() > 1] or ["budget"]
-    frame = frame.assign(arm=frame[varying].agg(", ".join, axis=1) if len(frame) else "")
-    kept = ["arm", "batch_size", "seed", "run_id", *columns]
+    if arms:
+        parts = [_holding(tables.runs, where).assign(arm=name, rank=i, graded=False) for i, (name, where) in enumerate(arms)]
+        frame = pd.concat(parts, ignore_index=True)
+    else:
+        own = [config_column(name) for name in (fields or varying(tables.runs) or ["budget"])]
+        frame = tables.runs.assign(rank=0, graded=len(own) == 1 and RUNS[own[0]] not in ("str", "bool"))
+        if len(frame):
+            frame["rank"] = frame.groupby(own, dropna=False).ngroup()
+            texts = pd.DataFrame({name: [text_of(name, value) for value in frame[name]] for name in own}, index=frame.index)
+            frame["arm"] = [", ".join(text for text in row if text) or "all runs" for row in texts.itertuples(index=False)]
+        else:
+            frame["arm"] = ""
+    kept = ["arm", *dict.fromkeys(("batch_size", "seed", "run_id", *columns))]
     return frame[kept].sort_values(["arm", "batch_size", "seed", "run_id"]).reset_index(drop=True)
+
+
+def varying(runs: pd.DataFrame, among: Sequence[str] = FIELDS) -> list[str]:
+    """Those of the fields `among` in which the runs differ."""
+    return [name for name in among if runs[config_column(name)].nunique(dropna=False) > 1]
+
+
+def text_of(field: str, value: Any) -> str:
+    """One field's part in the name of an arm."""
+    if field in SWITCHES:
+        return SWITCHES[field] if value else ""
+    if isinstance(value, str):
+        return BUDGETS.get(value, value) if field == "budget" else value
+    named, absent = NUMBERS.get(field, ({"batch_size": "B", "lr": "LR"}.get(field, field.replace("_", " ")), ""))
+    if pd.isna(value) or (value == 0 and absent):
+        return absent or f"no {named}"
+    return f"{named} {value:g}"
 
 
 def measured_by_arm(tables: Tables, metric: str) -> pd.DataFrame:

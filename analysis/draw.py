@@ -14,11 +14,16 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.arms import chosen
 from analysis.figures import NoDataError
 from analysis.load import Tables
 from experiments.lab.files import to_json, write_atomic
 from experiments.lab.study import Figure
 
+SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py", "cells.py", "families.py")
+"""code of more than one figure"""
+NOTE = 0.14
+"""inches below the panels for a line of text"""
 FORMS = ("pdf", "png", "csv", "json")
 
 
@@ -56,12 +61,17 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     files = tuple(str(path) for path in paths.values())
     if all(path.is_file() for path in paths.values()) and paths["json"].read_bytes() == to_json(document):
         return Drawn(figure.name, "unchanged", files)
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     from analysis.style import save
 
     folder.mkdir(parents=True, exist_ok=True)
     drawing = module.make_figure(data)
-    if (note := diverged(tables)) is not None:
+    if (note := diverged(chosen(tables, options.get("where", ())))) is not None:
         drawing.text(0.005, 0.002, note, fontsize=6.5, ha="left", va="bottom")
+        below = NOTE / drawing.get_size_inches()[1]
+        if isinstance(layout := drawing.get_layout_engine(), ConstrainedLayoutEngine):
+            layout.set(rect=(0, below, 1, 1 - below))
     for form in ("pdf", "png"):
         write_atomic(paths[form], save(drawing, form))
     write_atomic(paths["csv"], table)
@@ -85,9 +95,9 @@ def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes
 
     code = hashlib.sha256(matplotlib.__version__.encode())
     here = Path(__file__).parent
-    for path in (module, here / "figures" / "per_batch_size.py", here / "style.py", here / "arms.py"):
+    for path in (module, *(here / name for name in SHARED)):
         code.update(path.read_bytes())
-    note = diverged(tables)
+    note = diverged(chosen(tables, options.get("where", ())))
     return {
         **({} if note is None else {"diverged": note}),
         "figure": figure.name,

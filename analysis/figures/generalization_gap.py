@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.arms import runs_by_arm
+from analysis.arms import chosen, runs_by_arm
 from analysis.figures import NoDataError
 from analysis.figures.per_batch_size import draw, points_and_means
 from analysis.load import Tables
@@ -25,12 +25,12 @@ LABELS = {
 
 
 def settings() -> dict[str, Any]:
-    return {"quantities": tuple(LABELS)}
+    return {"quantities": tuple(LABELS), "where": ()}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     """Every finished run's final accuracies, and each cell's mean and 95% interval. Raises `NoDataError`."""
-    frame = runs_by_arm(tables, *options["quantities"])
+    frame = runs_by_arm(chosen(tables, options["where"]), *options["quantities"])
     parts = []
     for quantity in options["quantities"]:
         values = frame[["arm", "batch_size", "seed", "run_id"]].assign(value=frame[quantity]).dropna(subset="value")

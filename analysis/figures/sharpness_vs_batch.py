@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from analysis.arms import measured_by_arm
+from analysis.arms import chosen, measured_by_arm
 from analysis.figures import NoDataError
 from analysis.figures.per_batch_size import draw, points_and_means
 from analysis.load import Tables
@@ -22,7 +22,7 @@ LABELS = {
 
 
 def settings() -> dict[str, Any]:
-    return {"metrics": tuple(LABELS)}
+    return {"metrics": tuple(LABELS), "where": ()}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     """
     parts = []
     for metric in options["metrics"]:
-        values = measured_by_arm(tables, metric)
+        values = measured_by_arm(chosen(tables, options["where"]), metric)
         positive = values[values["value"] > 0]
         if not positive.empty:
             part = points_and_means(positive, metric, logarithmic=True)

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.arms import runs_by_arm
+from analysis.arms import chosen, runs_by_arm
 from analysis.figures import NoDataError
 from analysis.load import Tables
 from analysis.style import by_batch_size, panels, style
@@ -19,8 +19,8 @@ LABELS = {"train_accuracy": "train accuracy (%), first 2,000", "test_accuracy": 
 
 
 def settings() -> dict[str, Any]:
-    """`batch_sizes`: those to draw (none: those that the study compares at this scale)."""
-    return {"batch_sizes": None}
+    """`batch_sizes`: those to draw (none: those that the study compares at this scale); `where` chooses runs."""
+    return {"batch_sizes": None, "where": ()}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -28,10 +28,10 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
     Raises `NoDataError`.
     """
-    runs = runs_by_arm(tables)
+    runs = runs_by_arm(chosen(tables, options["where"]))
     sizes = options["batch_sizes"] or sorted(_compared(tables)) or [runs["batch_size"].min(), runs["batch_size"].max()]
-    chosen = runs[runs["batch_size"].isin(sizes)]
-    points = tables.history[tables.history["kind"] == "eval"].merge(chosen, on="run_id")
+    shown = runs[runs["batch_size"].isin(sizes)]
+    points = tables.history[tables.history["kind"] == "eval"].merge(shown, on="run_id")
     if points.empty:
         raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has curve points to draw")
     keys = ["arm", "batch_size", "step", "epoch"]

@@ -1,0 +1,96 @@
+"""Curves that a measurement found along training: thin lines are runs, thick ones means over the runs of an arm.
+
+Drawn from measurements whose `details` hold a list of places (`x`) and one list for each of `y`, null where there is no value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.arms import FIELDS, chosen, varying
+from analysis.figures.shared import CHOICE, choose, colours, grid, legend, logarithmic, named, nothing, ordered
+from analysis.load import Tables
+from analysis.style import INK, style
+
+
+def settings() -> dict[str, Any]:
+    """`metric` with the details `x` and `y` (names or (name, label) pairs, a panel each); `threshold`: a detail, one number or a
+    list beside x, dashed in the first panel; `logarithmic`: names of y; `log_x`; and CHOICE (arms differ in batch size too)."""
+    return {"metric": None, "x": "steps", "x_label": "update", "y": (), "threshold": None, "threshold_label": "threshold",
+            "logarithmic": (), "log_x": False, **CHOICE}  # fmt: skip
+
+
+def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a point of a curve: role `seed`, `threshold`, or `mean` over an arm's runs where all of them have the point.
+
+    Raises `NoDataError`.
+    """
+    rows = tables.measurements[(tables.measurements["metric"] == options["metric"]) & tables.measurements["run_id_b"].isna()]
+    measured = chosen(replace(tables, runs=tables.runs[tables.runs["run_id"].isin(rows["run_id"])]), options["where"])
+    fields = options["arm"] or (varying(measured.runs, ("batch_size", *FIELDS)) or varying(measured.runs, ("lr",)) or None)
+    merged = choose(measured, {**options, "arm": fields}).merge(rows[["run_id", "details"]], on="run_id")
+    parts = []
+    for run in merged.to_dict("records"):
+        details = json.loads(run.pop("details"))
+        curves = [(name, label, "seed", details.get(name)) for name, label in named(options["y"])]
+        if options["threshold"] is not None and curves:
+            name, label, _, _ = curves[0]
+            curves.append((name, label, "threshold", details.get(options["threshold"])))
+        for name, label, role, values in curves:
+            if values is not None and details.get(options["x"]):
+                listed = values if isinstance(values, list) else [values] * len(details[options["x"]])
+                numbers = np.array([np.nan if v is None else v for v in listed], float)
+                parts.append(pd.DataFrame({**run, "quantity": name, "label": label, "role": role, "x": details[options["x"]],
+                                           "value": numbers, "logarithmic": name in options["logarithmic"]}))  # fmt: skip
+    if not parts:
+        raise nothing(tables, f"a {options['metric']} with {' and '.join(name for name, _ in named(options['y'])) or 'curves'}")
+    points = pd.concat(parts, ignore_index=True).dropna(subset="value")
+    keys = ["arm", "rank", "graded", "quantity", "label", "logarithmic", "x"]
+    seeds = points[points["role"] == "seed"]
+    grouped = seeds.groupby(keys)["value"]
+    means = grouped.mean().reset_index().assign(reached=grouped.size().to_numpy(), role="mean")
+    each = seeds.groupby(["arm", "quantity"])["run_id"].nunique().rename("runs").reset_index()
+    means = means.merge(each, on=["arm", "quantity"])
+    means = means[means["reached"] == means["runs"]].drop(columns=["reached", "runs"])
+    facts = {"x_label": options["x_label"], "log_x": options["log_x"], "threshold_label": options["threshold_label"]}
+    return pd.concat([points, means], ignore_index=True).assign(**facts).astype({"seed": "Int64", "batch_size": "Int64"})
+
+
+def make_figure(data: pd.DataFrame) -> Figure:
+    with style():
+        quantities = list(dict.fromkeys(data["quantity"]))
+        figure, flat, columns = grid(len(quantities), width=4.2)
+        for axes, quantity in zip(flat, quantities, strict=True):
+            _draw(axes, data[data["quantity"] == quantity], data)
+        legend(figure, flat[0], data, columns)
+        return figure
+
+
+def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:
+    of_arm = colours(data)
+    for arm in ordered(data):
+        own = part[part["arm"] == arm]
+        for _, run in own[own["role"] == "seed"].groupby("run_id"):
+            axes.plot(run["x"], run["value"], color=of_arm[arm], lw=0.7, alpha=0.45)
+        mean = own[own["role"] == "mean"].sort_values("x")
+        axes.plot(mean["x"], mean["value"], color=of_arm[arm], lw=2, label=arm)
+        limits = own[own["role"] == "threshold"]
+        for _, run in limits[limits["run_id"] == limits["run_id"].min()].groupby("run_id"):
+            axes.plot(run["x"], run["value"], "--", color=of_arm[arm], lw=1)
+    if (part["role"] == "threshold").any():
+        axes.set_title(f"dashed: {part['threshold_label'].iloc[0]}", color=INK)
+    first = part.iloc[0]
+    if first["logarithmic"]:
+        logarithmic(axes.yaxis)
+    if first["log_x"]:
+        logarithmic(axes.xaxis)
+    axes.set_xlabel(str(first["x_label"]))
+    axes.set_ylabel(str(first["label"]))
