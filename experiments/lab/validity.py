@@ -26,6 +26,8 @@ _POSITIVE = {
     **dict.fromkeys(("lr", "train_loss", "eps", "trust", "clip_norm"), sys.float_info.max),
 }  # fmt: skip
 """field -> its largest value: counts are exact in float64"""
+_TRUST = 0.001
+"""where it has no meaning it must be its default, so that one run has one id"""
 _FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr", "ema", "label_smoothing")
 _NOT_NEGATIVE = ("weight_decay", "sam_rho", "gradient_penalty")
 _BUDGET_FIELDS = {
@@ -96,6 +98,8 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError(f"nesterov is for optimizer sgd, not {c.optimizer}; leave it out")
     if c.momentum and c.optimizer not in (Optimizer.SGD, Optimizer.LARS):
         raise ConfigError(f"momentum is for optimizer sgd or lars; {c.optimizer} has beta1")
+    if c.trust != _TRUST and c.optimizer is not Optimizer.LARS:
+        raise ConfigError(f"trust is for optimizer lars, not {c.optimizer}; leave it out")
     if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):

@@ -133,6 +133,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"norm": Norm.GHOST, "norm_batch": 5}, "does not divide"),
     ({"gradient_penalty": 1.0, "penalty_batch": 5}, "does not divide"),
     ({"penalty_batch": 8}, "penalty_batch needs"),
+    ({"trust": 0.02}, "trust is for optimizer lars"),
     ({"scaling": Scaling.LINEAR}, "base_batch_size belongs to"),
     ({"base_batch_size": 8}, "base_batch_size belongs to"),
     ({"model": Model.SMALL_CONV, "width": 8}, "are for model mlp"),

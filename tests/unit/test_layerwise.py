@@ -12,7 +12,7 @@ from toy_runs import run, toy_config, toy_data
 from experiments.lab.config import Budget, Machine, Norm, Optimizer, Precision, RunConfig
 from experiments.lab.training import gradient as gradients
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.ensemble import StackedUpdate
+from experiments.lab.training.ensemble import Ensemble, StackedUpdate
 from experiments.lab.training.evaluate import evaluate
 from experiments.lab.training.optimizers import Update
 from experiments.lab.training.stepper import Single
@@ -151,6 +151,27 @@ def test_averages_are_what_is_evaluated_and_kept() -> None:
     model.load_state_dict(averaged.weights)
     assert evaluate(model, data.test.inputs, data.test.targets).loss == averaged.values["test_loss"] != plain.values["test_loss"]
     assert any(key.endswith("running_mean") and not torch.equal(w, plain.weights[key]) for key, w in averaged.weights.items())
+
+
+def test_members_resume_bitwise() -> None:
+    """A group's averages or counts would begin anew at a checkpoint, or be another member's."""
+    base = toy_config(optimizer=Optimizer.LAMB, lr=0.01, ema=0.9)
+    configs, data = [base.replace(seed=seed) for seed in range(3)], toy_data(base)
+
+    def group() -> Ensemble:
+        return Ensemble(configs, Machine(), data, [initial_model(c, Machine(), data, None) for c in configs], [8] * 3)
+
+    straight, first, second = group(), group(), group()
+    straight.advance(6)
+    first.advance(4)
+    second.restore([first.copy(member) for member in range(3)])
+    second.advance(6)
+    for member in range(3):
+        a, b = straight.copy(member).tensors, second.copy(member).tensors
+        assert all(torch.equal(a[name], b[name]) for name in a if name != "losses")
+        shown = dict(straight.model(member).named_parameters())
+        assert all(torch.equal(p, a[f"optimizer.{i}.average"]) for i, p in enumerate(shown.values()))
+        assert not torch.equal(a["optimizer.0.average"], next(iter(a.values())))
 
 
 def test_a_child_begins_at_the_average() -> None:
