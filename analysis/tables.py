@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,8 +17,10 @@ import pandas as pd
 
 from analysis.arms import measured_by_arm, runs_by_arm
 from analysis.cells import members, values_of
-from analysis.load import Tables
-from analysis.verdicts import Verdict
+from analysis.families import other_values
+from analysis.load import RUNS, SUMMARY, Tables
+from analysis.verdicts import SEEDS, Verdict
+from experiments.lab.claims import ValueScale
 
 DASH = "—"
 CLAIMED = ("lambda_max", "phi_full", "phi_subspace")
@@ -27,6 +29,10 @@ SHARPNESS = {
     "trace": "tr H", "relative_trace": "relative tr H", "adaptive_l2_step": "adaptive",
 }  # fmt: skip
 """metric -> column; those not in CLAIMED stand only where they were measured"""
+TITLES = {
+    "train_loss": "train loss (nats)", "validation_accuracy": "validation accuracy (%)", "gap_loss": "test − train (nats)",
+    "train_accuracy": "train accuracy (%)", "validation_loss": "validation loss (nats)",
+}  # fmt: skip
 ABOUT = {
     "relative_trace": "tr(H diag(w²))",
     "adaptive_l2_step": "rise of the loss (nats) by one step relative to each weight",
@@ -78,6 +84,8 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
         "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim."
     )
+    if families := sorted({v.population for v in found} - {SEEDS}):
+        title += f" Some claims take one number of several runs, and n counts these: {'; '.join(families)}."
     return Table("verdicts", title, columns, rows)
 
 
@@ -104,11 +112,16 @@ def p_text(p: float | None) -> str:
 
 
 def cell_table(tables: Tables) -> Table:
-    """One row a batch size and arm."""
+    """One row a batch size and arm; values that only this study's claims speak of have columns of their own."""
     names = ("status", "test_accuracy", "test_loss", "gap_accuracy", "steps", "epochs", "distance_from_start")
-    frame = runs_by_arm(tables, *names)
-    measured_here = set(tables.measurements["metric"])
-    titles = {name: title for name, title in SHARPNESS.items() if name in CLAIMED or name in measured_here}
+    others = claimed(tables, {*names, *SHARPNESS})
+    frame = runs_by_arm(tables, *names, "lr")
+    for name in others:
+        known = values_of(name, tables)
+        frame[name] = pd.Series([known.get(run_id) for run_id in frame["run_id"]], index=frame.index, dtype="float64")
+    tuned = frame["lr"].nunique() > 1
+    here = {*tables.measurements["metric"], *(metric for p in tables.planned for metric in p.metrics if metric in CLAIMED)}
+    titles = {name: title for name, title in SHARPNESS.items() if name in here}
     metrics = {name: measured_by_arm(tables, name) for name in titles}
     rows = []
     for (arm, size), part in frame.groupby(["arm", "batch_size"]):
@@ -118,14 +131,16 @@ def cell_table(tables: Tables) -> Table:
         }
         n, diverged = len(part), int((part["status"] == "diverged").sum())
         rows.append((
-            str(arm), str(size), f"{n} ({diverged} diverged)" if diverged else str(n),
+            str(arm), str(size), *([_range(part["lr"])] if tuned else []),
+            f"{n} ({diverged} diverged)" if diverged else str(n),
             *(mean_sd(part[name], n) for name in ("test_accuracy", "gap_accuracy", "test_loss")),
             *(_mean(part[name]) for name in ("steps", "epochs")),
             *(geometric(measured[name], n) for name in metrics),
             mean_sd(part["distance_from_start"], n),
+            *(geometric(part[name], n) if logarithmic else mean_sd(part[name], n) for name, logarithmic in others.items()),
         ))  # fmt: skip
-    columns = ("arm", "B", "n", "test accuracy (%)", "train − test (points)", "test loss (nats)", "updates", "epochs",
-               *titles.values(), "distance from start")  # fmt: skip
+    columns = ("arm", "B", *(["LR"] if tuned else []), "n", "test accuracy (%)", "train − test (points)", "test loss (nats)",
+               "updates", "epochs", *titles.values(), "distance from start", *map(_title, others))  # fmt: skip
     title = "Mean ± standard deviation over n seeds; λ_max and φ: geometric mean ×/÷ geometric standard deviation."
     if len(titles) > len(CLAIMED):
         title = (
@@ -133,6 +148,26 @@ def cell_table(tables: Tables) -> Table:
             + "".join(f" {titles[name]}: {ABOUT[name]}." for name in titles if name in ABOUT)
         )
     return Table("cells", title, columns, tuple(rows))
+
+
+def claimed(tables: Tables, known: Collection[str]) -> dict[str, bool]:
+    """Values that the claims of this scale speak of, but for those `known` -> whether a claim takes their logarithms."""
+    found: dict[str, bool] = {}
+    for contrast in (claim.contrast for claim in tables.study.claims_at(tables.scale)):
+        logarithmic = contrast.scale is ValueScale.LOG and contrast.family is None
+        for name in (contrast.value, *(other_values(contrast.family) if contrast.family else ())):
+            if name not in known and (name in SUMMARY or name not in RUNS):
+                found[name] = found.get(name, False) or logarithmic
+    return found
+
+
+def _title(value: str) -> str:
+    return TITLES.get(value, value.replace("_", " ").replace(".", ", "))
+
+
+def _range(values: pd.Series) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def paper_table(tables: Tables) -> Table:

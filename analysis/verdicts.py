@@ -31,6 +31,7 @@ from analysis.load import Tables
 from analysis.stats import ALPHA, Adjusted, Estimate, contrast, crossed_bootstrap, holm, permutation_p
 from experiments.lab.claims import Claim, Kind, ValueScale
 
+SEEDS = "seeds on this test set"
 REPRODUCED, CONTRADICTED, NO_EFFECT, INCONCLUSIVE = "reproduced", "contradicted", "no effect", "inconclusive"
 
 
@@ -182,7 +183,7 @@ def _verdict(evidence: Evidence, adjusted: Adjusted | None, tables: Tables) -> V
         ratio=ratios[0], ratio_low=ratios[1], ratio_high=ratios[2],
         n_seeds=min(seeds.values(), default=0), n_seeds_by_group=seeds,
         p_value=p, p_adjusted=None if p is None or evidence.gate else adjusted.p if adjusted else p,
-        p_permutation=_permutation(evidence), population="seeds on this test set", both_low=both[0], both_high=both[1],
+        p_permutation=_permutation(evidence), population=population(claim), both_low=both[0], both_high=both[1],
         paper_value=claim.paper_value, paper_source=claim.paper_source,
         magnitude_agrees=None if estimate is None or claim.paper_value is None or ci[0] is None or ci[1] is None
         else bool(ci[0] <= claim.paper_value <= ci[1]),
@@ -201,6 +202,14 @@ def _absence(evidence: Evidence, tables: Tables) -> str | None:
         planned = sum(cell.planned for cell in evidence.cells)
         return f"{evidence.missing} of {planned} values are missing: runs or measurements not made yet"
     return None
+
+
+def population(claim: Claim) -> str:
+    """What the values of a claim are a sample of."""
+    family = claim.contrast.family
+    if family is None:
+        return SEEDS
+    return f"{family.statistic} of {claim.contrast.value}, one a {' and '.join(family.by) or 'group'}, on this test set"
 
 
 def scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:

@@ -9,8 +9,10 @@ import pytest
 import synthetic
 
 from analysis.load import Tables, from_store
-from analysis.tables import cell_table, render
+from analysis.tables import cell_table, render, verdict_table
+from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
+from experiments.lab.claims import Family
 
 NEW = {"norm_scaled_lambda": "‖w‖² λ_max", "trace": "tr H", "relative_trace": "relative tr H", "adaptive_l2_step": "adaptive"}
 
@@ -44,3 +46,16 @@ def test_tex_has_no_symbols_that_it_cannot_set(tables: Tables) -> None:
     """A table that LaTeX refuses."""
     text = render(cell_table(tables), "tex").split("\n", 1)[1]
     assert not [c for c in text if ord(c) > 127]
+
+
+def test_values_of_other_studies_have_columns(tables: Tables) -> None:
+    """A value that a claim speaks of stands in no table; a family that is read as one number a seed of one run each."""
+    first = STUDY.claims[0]
+    contrast = replace(first.contrast, value="gap_loss", family=Family("kendall", (), (("against_value", "phi_full.value_origin"),)))
+    study = replace(STUDY, claims=(replace(first, contrast=contrast),))
+    other = replace(tables, study=study, runs=tables.runs.assign(lr=tables.runs["batch_size"] / 1000))
+    table = cell_table(other)
+    assert table.columns[-2:] == ("test − train (nats)", "phi full, value origin") and table.columns[2] == "LR"
+    assert all(len(row) == len(table.columns) for row in table.rows) and {row[2] for row in table.rows} >= {"0.016", "0.5"}
+    assert "kendall of gap_loss, one a group" in verdict_table(verdicts(other)).title
+    assert "LR" not in cell_table(tables).columns and "Some claims" not in verdict_table(verdicts(tables)).title
