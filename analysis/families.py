@@ -103,6 +103,13 @@ def critical_batch(frame: pd.DataFrame, value: str = "steps", *, field: str = "b
     return float(found.x)
 
 
+def critical_batch_over(frame: pd.DataFrame, value: str = "steps", *, over_value: str, field: str = "batch_size") -> float:
+    """ln(B_crit / the geometric mean of another value over the runs), such as a noise scale that is to predict it; NaN where
+    B_crit is not defined, or the other value is missing or not positive somewhere."""
+    others = _logarithm(_floats(frame, over_value)) * math.log(2)
+    return critical_batch(frame, value, field=field) - float(others.mean()) if np.isfinite(others).all() else math.nan
+
+
 def log_ratio_to(frame: pd.DataFrame, value: str, *, to_value: str) -> float:
     """ln(mean of the value / mean of another over the same runs); NaN where a mean is missing or not positive."""
     first, second = _floats(frame, value).mean(), _floats(frame, to_value).mean()
@@ -115,6 +122,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "stable_range": stable_range,
     "best_at": best_at,
     "critical_batch": critical_batch,
+    "critical_batch_over": critical_batch_over,
     "log_ratio_to": log_ratio_to,
 }
 

@@ -84,6 +84,14 @@ def test_critical_batch(critical: float) -> None:
     assert math.isnan(families.critical_batch(frame(batch_size=[8, 8, 16], steps=[3.0, 3.0, 2.0]), "steps"))
 
 
+def test_critical_batch_over() -> None:
+    """A prediction that is judged by its arithmetic mean, or where a run has none."""
+    size = np.array([8, 32, 128, 512])
+    runs = frame(batch_size=size, steps=50 * (1 + 100 / size), noise=[25.0, 50.0, 50.0, 100.0])
+    assert families.critical_batch_over(runs, over_value="noise") == pytest.approx(math.log(2))
+    assert math.isnan(families.critical_batch_over(runs.assign(noise=[math.nan, 50, 50, 100]), over_value="noise"))
+
+
 def test_log_ratio_to() -> None:
     """The mean of logarithms, or the ratio turned around."""
     assert families.log_ratio_to(frame(x=[1.0, 3.0], y=[3.0, 5.0]), "y", to_value="x") == pytest.approx(math.log(2))
