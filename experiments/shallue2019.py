@@ -1,0 +1,198 @@
+"""Measuring the effects of data parallelism on neural network training (Shallue et al., JMLR 2019).
+
+The paper counts the steps to a goal against the batch size, every learning rate tuned anew, and finds three regions on each
+of its workloads: perfect scaling (twice the batch, half the steps), diminishing returns, and maximal data parallelism, where a
+larger batch saves no step. How large the largest useful batch is depends on model, data and optimizer, and momentum makes
+larger ones useful; the best learning rate follows no single rule. McCandlish et al. (arXiv 1812.06162) predict the batch size
+where it bends from the noise of the gradient.
+
+Steps S and examples E = B S: perfect scaling is a constant E, maximal parallelism a constant S.
+
+Run it:  python -m experiments run shallue2019 --scale quick
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import log, sqrt
+
+from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig
+from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.tuning import extension, fewest_steps, grid, tuned, tuning_seed, winners
+
+# Deviation: the goal is a training cross-entropy, judged every eighth of an epoch where it is near, not a validation error.
+# Deviation: learning rates by factors of 2 around sqrt scaling, five a batch size, and one extension beyond an edge; momentum is
+#   0 or 0.9, the learning rate constant. The paper tunes all of them by a quasi-random search.
+# Deviation: the largest batch is a quarter of the training set (the largest that `quick` tries), so that "maximal" speaks of
+#   batches that are nearly all the data.
+# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 8,192 images of Fashion-MNIST, `laptop` a small
+#   convolutional network on 8,192 images of CIFAR-10 (JPEG copy), `paper` a ResNet-8 with group norm on CIFAR-10.
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One scale: `base` with its goal, and two optimizers."""
+
+    base: RunConfig
+    sizes: tuple[int, ...]
+    """of plain SGD, ascending"""
+    curve: tuple[int, ...]
+    """of SGD with momentum; of plain SGD those whose gradient noise is measured, which give the critical batch size"""
+    centers: tuple[float, float]
+    """middle of the grid at batch size 8 for SGD without and with momentum; it follows sqrt scaling"""
+    perfect: tuple[int, int]
+    """batch sizes two doublings apart, where scaling is claimed to be perfect"""
+    cap: tuple[float, int]
+    """epochs and updates: a run ends without its goal after the later of the two"""
+    seeds: int
+    others: int
+    """seeds where no claim looks"""
+
+    def cells(self, dataset: str | None) -> list[tuple[RunConfig, float]]:
+        """Every cell with the middle of its grid."""
+        base = self.base if dataset is None else self.base.replace(dataset=dataset)
+        arms = ((0.0, self.sizes, self.centers[0]), (0.9, self.curve, self.centers[1]))
+        assert base.n_train is not None
+        return [
+            (base.replace(momentum=momentum, batch_size=size, max_epochs=max(self.cap[0], self.cap[1] * size / base.n_train)),
+             center * sqrt(size / 8))
+            for momentum, sizes, center in arms
+            for size in sizes
+        ]  # fmt: skip
+
+
+GOAL = RunConfig(batch_size=4, lr=1.0, budget=Budget.TRAIN_LOSS, train_loss=0.4, max_epochs=10)
+SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+SETTINGS = {
+    "quick": Settings(
+        GOAL.replace(dataset="fashion-mini", n_train=8192, model=Model.MLP, width=128, depth=2),
+        SIZES, (16, 128, 2048), (0.05, 0.008), (4, 16), (10, 400), seeds=12, others=4,
+    ),
+    "laptop": Settings(
+        GOAL.replace(dataset="cifar10-jpeg", n_train=8192, train_loss=1.2, model=Model.SMALL_CONV, norm=Norm.GROUP),
+        SIZES, (16, 128, 2048), (0.05, 0.008), (4, 16), (20, 1000), seeds=8, others=2,
+    ),
+    "paper": Settings(
+        GOAL.replace(dataset="cifar10", n_train=50000, train_loss=0.6, model=Model.RESNET8, norm=Norm.GROUP,
+                     augment=Augment.CROP_FLIP),
+        (*SIZES, 4096, 8192), (16, 128, 1024, 8192), (0.05, 0.008), (4, 16), (100, 4000), seeds=8, others=8,
+    ),
+}  # fmt: skip
+
+
+NOISE = measure("noise_scale_along", examples=1000, points=4)
+
+
+def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    cells = SETTINGS[request.scale].cells(request.dataset)
+    return [cell.replace(lr=lr, seed=tuning_seed(request)) for cell, center in cells for lr in grid(center, 2)]
+
+
+def extend(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    return extension(tuned(request, records), fewest_steps)
+
+
+def is_on_curve(settings: Settings, config: RunConfig) -> bool:
+    return config.momentum == 0 and config.batch_size in settings.curve
+
+
+def final(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    """Fresh seeds of the winners off the curve, fewer where no claim looks."""
+    settings = SETTINGS[request.scale]
+    asked = (*settings.perfect, *settings.sizes[-2:])
+    return [best.replace(seed=seed)
+            for best in winners(tuned(request, records), fewest_steps) if not is_on_curve(settings, best)
+            for seed in request.seed_range(settings.seeds if best.momentum or best.batch_size in asked else settings.others)
+            ]  # fmt: skip
+
+
+def curve(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    settings = SETTINGS[request.scale]
+    found = [best for best in winners(tuned(request, records), fewest_steps) if is_on_curve(settings, best)]
+    return [best.replace(seed=seed) for seed in request.seed_range(settings.seeds) for best in found]
+
+
+def cells_of(request: Request) -> int:
+    return len(SETTINGS[request.scale].cells(None))
+
+
+def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
+    """All of logarithms; margins ln 1.25. A contrast is of tuned runs with fresh seeds that reached the goal."""
+    settings = SETTINGS[scale]
+    few, more = settings.perfect
+    before, largest = settings.sizes[-2:]
+    gates = (Gate("min_seeds", 8), Gate("status", 0.1), Gate("matched", 0.1, "train_loss"), Gate("edge_lr", 0))
+
+    def at(size: int, weight: float, momentum: float = 0.0) -> Group:
+        name = f"B {size}" + (", momentum" if momentum else "")
+        stage = "curve" if not momentum and size in settings.curve else "final"
+        return Group(name, weight, (("stage", stage), ("momentum", momentum), ("batch_size", size)))
+
+    def ratio(value: str, *groups: Group) -> Contrast:
+        return Contrast(value, groups, 1, "log ratio", ValueScale.LOG)
+
+    whole = Group("SGD, every batch size with a noise scale", 1.0, (("stage", "curve"), ("momentum", 0.0)))
+    over = Family("critical_batch_over", ("seed",), (("over_value", "noise_scale_along"),))
+
+    def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, *, d: float = log(1.25), primary: bool = False) -> Claim:
+        words = "analogue: " if scale == "quick" else ""
+        return Claim(id=f"{scale}-{id}", sentence=words + sentence, kind=kind, contrast=contrast, margin=d,
+                     primary=primary, gates=gates, scales=(scale,), power=power if primary else None,
+                     paper_source="unchecked: the paper shows curves of other networks and data")  # fmt: skip
+
+    return (
+        claim("perfect-scaling", f"perfect scaling at small batches: batch size {more} needs as many examples as {few}, within a "
+              "factor of 1.25", Kind.EQUIVALENCE, ratio("examples", at(more, 1.0), at(few, -1.0)), primary=True),
+        claim("diminishing-returns", f"diminishing returns: batch size {largest} needs more examples than batch size {few}",
+              Kind.DIRECTIONAL, ratio("examples", at(largest, 1.0), at(few, -1.0))),
+        claim("maximal-parallelism", f"maximal parallelism: batch size {largest} needs as many steps as {before}, within a "
+              "factor of 1.25", Kind.EQUIVALENCE, ratio("steps", at(before, 1.0), at(largest, -1.0))),
+        claim("momentum-scales-further", f"from batch size {more} to {largest} momentum saves more steps than plain SGD",
+              Kind.DIRECTIONAL, ratio("steps", at(more, 1.0, 0.9), at(largest, -1.0, 0.9), at(more, -1.0), at(largest, 1.0))),
+        claim("noise-scale-predicts", "the critical batch size, E_min / S_min, is the gradient's noise scale, averaged along "
+              "training, within a factor of 2 (McCandlish et al.)", Kind.EQUIVALENCE,
+              Contrast("steps", (whole,), 1, "log ratio", family=over), d=log(2)),
+    )  # fmt: skip
+
+
+POWER = Power(effect=0.0, sd=0.1, pilot="seeds 1000 to 1005 at batch sizes 4 and 16", seeds=12)
+CLAIMS = (*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper"))
+
+FRESH, TRIED = (("stage", ("final", "curve")),), (("stage", ("tune", "extend")),)
+
+STUDY = Study(
+    name="shallue2019",
+    title="Steps to a goal against batch size: perfect scaling, diminishing returns, a limit",
+    citation="Shallue, Lee, Antognini, Sohl-Dickstein, Frostig and Dahl, JMLR 2019 (arXiv 1811.03600)",
+    scales=(
+        Scale("quick", "an MLP, 8,192 images of Fashion-MNIST, SGD at 10 batch sizes, with momentum at 3, up to 12 seeds",
+              "about 2 minutes on two cores"),
+        Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), SGD at 10 batch sizes, momentum at 3, 8 seeds",
+              "about an hour on two cores (estimated)"),
+        Scale("paper", "a ResNet-8 on CIFAR-10, SGD at 12 batch sizes, with momentum at 4, 8 seeds", "a GPU; not measured yet"),
+    ),
+    stages=(
+        Stage("tune", tune),
+        Stage("extend", extend, at_most=lambda request: 2 * cells_of(request)),
+        Stage("final", final, at_most=lambda r: len(r.seed_range(SETTINGS[r.scale].seeds)) * cells_of(r)),
+        Stage("curve", curve, at_most=lambda r: len(r.seed_range(SETTINGS[r.scale].seeds)) * len(SETTINGS[r.scale].curve),
+              measures=lambda config: (NOISE,)),
+    ),
+    claims=CLAIMS,
+    figures=(
+        Figure("steps_to_goal", "values_vs_batch",
+               (("values", ("steps", "examples")), ("logarithmic", True), ("arm", ("momentum",)), ("where", FRESH))),
+        Figure("noise_scale", "values_vs_batch", (("values", ("noise_scale_along",)), ("logarithmic", True), ("where", FRESH))),
+        Figure("learning_rates", "lr_grid",
+               (("score", "steps"), ("larger_is_better", False), ("logarithmic", True), ("arm", ("momentum",)),
+                ("where", TRIED))),
+    ),
+    module=__name__,
+)
+
+if __name__ == "__main__":
+    from experiments.__main__ import run_study
+
+    raise SystemExit(run_study("shallue2019"))
