@@ -20,25 +20,33 @@ FLOOR = 0.03
 
 
 def settings() -> dict[str, Any]:
-    """`score`: a value of the runs, `label` how it is named; `larger_is_better`; `logarithmic` for the score; CHOICE, whose arms
-    are the panels (where=(("stage", "tune"),) leaves out everything but tuning)."""
-    return {"score": "validation_accuracy", "label": None, "larger_is_better": True, "logarithmic": False, **CHOICE}
+    """`score`: a value of the runs, `label` how it is named; `larger_is_better`; `logarithmic` for the score; `worst`: the worst
+    that has a place on the axis (none: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
+    everything but tuning)."""
+    return {"score": "validation_accuracy", "label": None, "larger_is_better": True, "worst": None, "logarithmic": False,
+            **CHOICE}  # fmt: skip
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     """A row a run (role `seed`, or its status where it has no place on the axis) and a row a learning rate with the mean of its
-    runs; `best` marks the best of those whose runs are all done. Raises `NoDataError`."""
-    runs = choose(tables, options, "lr", "status")
+    runs; `best` marks the best of those whose runs are all done, of a batch size's rates those tried with the most seeds. Raises
+    `NoDataError`."""
+    runs, worst = choose(tables, options, "lr", "status"), options["worst"]
     done = with_value(runs[runs["status"] == "done"], tables, options["score"])
+    sign = 1 if options["larger_is_better"] else -1
+    done = done if worst is None else done[sign * done["value"] >= sign * worst]
     if done.empty:
         raise nothing(tables, f"a {options['score']}")
     rest = runs[~runs["run_id"].isin(done["run_id"])]
-    seeds = pd.concat([done.assign(role="seed"), rest.assign(role=rest["status"], value=math.nan)], ignore_index=True)
-    keys = ["arm", "rank", "graded", "batch_size", "lr"]
-    means = seeds.groupby(keys)["value"].agg(lambda values: values.mean(skipna=False)).reset_index().dropna(subset="value")
-    turned = means["value"] if options["larger_is_better"] else -means["value"]
-    best = turned.groupby([means["arm"], means["batch_size"]]).idxmax()
-    means = means.assign(role="mean", best=means.index.isin(best))
+    lost = rest.assign(role=rest["status"].replace("done", "off the scale"), value=math.nan)
+    seeds = pd.concat([done.assign(role="seed"), lost], ignore_index=True)
+    keys, cell = ["arm", "rank", "graded", "batch_size", "lr"], ["arm", "batch_size"]
+    tried = seeds.groupby(keys)["value"]
+    means = tried.agg(lambda values: values.mean(skipna=False)).to_frame().assign(tried=tried.size()).reset_index()
+    means = means.dropna(subset="value")
+    most = means[means["tried"] == means.groupby(cell)["tried"].transform("max")]
+    best = (sign * most["value"]).groupby([most["arm"], most["batch_size"]]).idxmax()
+    means = means.drop(columns="tried").assign(role="mean", best=means.index.isin(best))
     data = pd.concat([seeds.assign(best=False), means], ignore_index=True).astype({"seed": "Int64"})
     return data.assign(label=options["label"] or label_of(options["score"]), logarithmic=options["logarithmic"])
 
@@ -55,7 +63,8 @@ def make_figure(data: pd.DataFrame) -> Figure:
         handles = [Line2D([], [], color=colour, label=f"B {size}") for size, colour in colours.items()]
         handles.append(Line2D([], [], color=INK, marker="*", ms=10, ls="", label="best"))
         if not set(data["role"]) <= {"seed", "mean"}:
-            handles.append(Line2D([], [], color=INK, marker="x", ls="", label="diverged or capped"))
+            far = ", or off the scale" if "off the scale" in set(data["role"]) else ""
+            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or capped{far}"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4 * columns))
         return figure
 

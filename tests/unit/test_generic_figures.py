@@ -139,6 +139,9 @@ def test_best_of_a_grid(tables: Tables) -> None:
     assert len(means) == 5 and means["best"].sum() == 2
     turned = data_of("lr_grid", tables, larger_is_better=False)
     assert turned[turned["best"]]["value"].sum() <= means[means["best"]]["value"].sum()
+    worst = float(means["value"].median())
+    shown = data_of("lr_grid", tables, worst=worst)
+    assert shown["value"].min() >= worst and "off the scale" in set(shown["role"]), "a run is left out without a cross"
 
 
 def test_groups_of_a_claim(tables: Tables) -> None:
