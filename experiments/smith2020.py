@@ -208,8 +208,7 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
     pair = (Group(f"B {largest}", 1.0, (*at_target, ("batch_size", largest))),
             Group(f"B {small}", -1.0, (*at_target, ("batch_size", small))))  # fmt: skip
     gap = Contrast("test_accuracy", sides(main), 1, points)
-    seeds, tuned_well = Gate("min_seeds", 8), Gate("edge_lr", 0)
-    chance = 10.0
+    seeds, tuned_well, chance = Gate("min_seeds", 8), Gate("edge_lr", 0), 10.0
 
     def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, *gates: Gate, d: float = margin,
               diverged_as: float | None = chance, primary: bool = False) -> Claim:  # fmt: skip
@@ -289,7 +288,8 @@ STUDY = Study(
     figures=(
         Figure("budgets", "values_vs_batch", (*VALUES, ("arms", BUDGETS))),
         Figure("tuned_and_not", "values_vs_batch", (*VALUES, ("arms", RULES))),
-        Figure("learning_rates", "lr_grid", (("where", (("stage", ("tune", "extend", "confirm")),)), ("arm", ("budget",)))),
+        Figure("learning_rates", "lr_grid",
+               (("where", (("stage", ("tune", "extend", "confirm")),)), ("arm", ("budget",)), ("worst", 70.0))),
     ),
     module=__name__,
 )
