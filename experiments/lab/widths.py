@@ -24,7 +24,7 @@ def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, 
 
     from experiments.lab.measure import BATCH, head
     from experiments.lab.training.evaluate import calibrate_on
-    from sharpness import random_direction, slice_2d
+    from sharpness import flat_weights, random_direction, slice_2d
 
     if points < 3 or points % 2 == 0 or directions < 2:
         raise ConfigError(f"a slice has {points} points along {directions} directions; choose an odd number and 2 or more")
@@ -53,6 +53,7 @@ def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, 
         "details": {
             "places": places.tolist(),
             "train_loss": [float(x) if np.isfinite(x) else None for x in losses.mean(0)],
+            "weight_norm": float(np.linalg.norm(flat_weights(subject.model, subject.weights))),
             "rises": [float(x) if np.isfinite(x) else None for x in rises],
         },
     }
