@@ -171,9 +171,9 @@ STUDY = Study(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, B 512 with the noise of 4 batch sizes, 8 seeds",
               "about 2 minutes on two cores (estimated)"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 1,024, noise of 2 batch sizes, 8 seeds",
-              "about an hour on two cores (estimated)"),
+              "about 20 minutes on two cores (estimated)"),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 2,048, noise of 4 batch sizes, 8 seeds",
-              "a night on two cores (estimated)"),
+              "an hour and a half on two cores (estimated)"),
     ),
     stages=(
         Stage("noise", noise_runs, measures=measures),
