@@ -1,0 +1,28 @@
+"""The doses of noise: what the slope over them is, and that arms differ in nothing else."""
+
+from __future__ import annotations
+
+from math import log2
+
+import pytest
+
+from experiments import dose
+
+
+@pytest.mark.parametrize("scale", dose.SETTINGS)
+def test_the_dose_response_is_a_slope_per_halving(scale: str) -> None:
+    """Weights of another line would call a constant, or another unit, a response."""
+    claim = next(c for c in dose.CLAIMS if c.id == f"{scale}-dose-response")
+    levels = [(g.weight, log2(dose.SETTINGS[scale].large / dict(g.where)["noise_batch"])) for g in claim.contrast.groups]
+    assert sum(w for w, _ in levels) == pytest.approx(0, abs=1e-12)
+    assert sum(w * (84 + 0.3 * x) for w, x in levels) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("scale", dose.SETTINGS)
+def test_arms_differ_in_noise_and_data_alone(scale: str) -> None:
+    """Another learning rate or number of steps would be taken for what the noise does."""
+    settings = dose.SETTINGS[scale]
+    for noisy, small in zip(settings.noise()[1:], settings.small(), strict=True):
+        assert noisy.noise_batch == small.noise_batch == small.batch_size
+        assert noisy.replace(noise_batch=settings.large) == small.replace(batch_size=settings.large, noise_batch=settings.large)
+    assert settings.noise()[0].noise_batch == settings.large  # none is added
