@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis import families
-from analysis.load import RUNS, SUMMARY, Planned, Tables, none_if_missing
+from analysis.cluster import CLUSTER, Population, clustered
+from analysis.load import RUNS, SUMMARY, Planned, Tables, config_column, none_if_missing
 from experiments.lab.claims import Claim, Family, Group
 from experiments.lab.config import RunConfig
 
@@ -35,6 +36,13 @@ class Cell:
     statuses: tuple[str, ...]
     diverged: int
     unusable: int
+    population: Population | None = None
+    """all runs at once, where the claim's test resamples clusters of them"""
+
+    @property
+    def n(self) -> int:
+        """Independent values: runs, families or clusters."""
+        return len(self.values) if self.population is None else self.population.clusters
 
 
 Found = Mapping[str, float | None]
@@ -84,12 +92,18 @@ def _cell(group: Group, claim: Claim, tables: Tables, found: Mapping[str, Found]
         if (run_id := run.config.run_id) not in lost
         and (run_id not in status or any(run_id not in known for known in found.values()))
     }  # fmt: skip
+    population = None
     if claim.contrast.family is None:
         known = found[claim.contrast.value]
         ids = [run.config.run_id for run in declared if run.config.run_id not in missing]
         counted = [claim.diverged_as if run_id in lost else known[run_id] for run_id in ids]
         values = [value for value in counted if value is not None]
         expected, unusable = len(declared), sum(value is None and i not in lost for i, value in zip(ids, counted, strict=True))
+    elif claim.test == CLUSTER:
+        there = [run for run in declared if run.config.run_id not in missing]
+        clusters = [config_column(name) for name in claim.contrast.family.clusters]
+        population = clustered(_frame(there, claim, tables, found, lost), clusters)
+        values, expected, unusable = [], len(declared), 0
     else:
         together = split(declared, claim.contrast.family)
         complete = [runs for runs in together if not missing & {run.config.run_id for run in runs}]
@@ -100,7 +114,8 @@ def _cell(group: Group, claim: Claim, tables: Tables, found: Mapping[str, Found]
     return Cell(
         name=group.name, planned=len(declared), missing=len(missing), expected=expected, values=tuple(values),
         configs=tuple(run.config for run in declared), run_ids=tuple(run.config.run_id for run in finished),
-        statuses=tuple(status[run.config.run_id] for run in finished), diverged=len(diverged), unusable=unusable,
+        statuses=tuple(status[run.config.run_id] for run in finished), diverged=len(diverged),
+        unusable=unusable, population=population,
     )  # fmt: skip
 
 

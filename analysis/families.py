@@ -53,6 +53,25 @@ def kendall(frame: pd.DataFrame, value: str, *, against_value: str, least: float
     return float(found.statistic)
 
 
+def worst_axis(frame: pd.DataFrame, value: str, *, against_value: str, axes: tuple[str, ...]) -> float:
+    """The smallest over `axes` of tau_i, the mean of sign(x_j - x_k) sign(y_j - y_k) over the pairs of runs (j, k) that differ in
+    the field i and agree in all other axes: of the parts of Jiang et al. 2020's granulated coefficient the worst, as Dziugaite
+    et al. 2020 ask. Pairs with a value missing are left out; NaN where an axis has no pair.
+
+    A minimum of noisy numbers lies below the smallest true one on average.
+    """
+    x, y = _floats(frame, against_value), _floats(frame, value)
+    ordered = np.sign(x[:, None] - x[None, :]) * np.sign(y[:, None] - y[None, :])
+    known = np.isfinite(ordered)
+    codes = [pd.factorize(frame[name], use_na_sentinel=False)[0] for name in axes]
+    equal = np.array([code[:, None] == code[None, :] for code in codes])
+    found = []
+    for i in range(len(axes)):
+        pairs = known & ~equal[i] & np.delete(equal, i, axis=0).all(axis=0)
+        found.append(float(ordered[pairs].mean()) if pairs.any() else math.nan)
+    return float(np.min(found))
+
+
 def stable_range(
     frame: pd.DataFrame, value: str, *, tolerance: float, field: str = "lr", larger_is_better: bool = True
 ) -> float:
@@ -116,14 +135,26 @@ def log_ratio_to(frame: pd.DataFrame, value: str, *, to_value: str) -> float:
     return math.log(first / second) if first > 0 and second > 0 else math.nan
 
 
+def distance_between(frame: pd.DataFrame, value: str, *, first: float, second: float, field: str = "batch_size") -> float:
+    """|ln(v(second) / v(first))|, v(x) the mean of the value over the runs with x = `field`; NaN where one is missing or not
+    positive."""
+    x, y = _floats(frame, field), _floats(frame, value)
+    if not ((x == first).any() and (x == second).any()):
+        return math.nan
+    before, after = y[x == first].mean(), y[x == second].mean()
+    return abs(math.log(after / before)) if before > 0 and after > 0 else math.nan
+
+
 STATISTICS: Mapping[str, Statistic] = {
     "slope": slope,
     "kendall": kendall,
+    "worst_axis": worst_axis,
     "stable_range": stable_range,
     "best_at": best_at,
     "critical_batch": critical_batch,
     "critical_batch_over": critical_batch_over,
     "log_ratio_to": log_ratio_to,
+    "distance_between": distance_between,
 }
 
 
@@ -135,7 +166,7 @@ def check(family: Family) -> None:
         inspect.signature(STATISTICS[family.statistic]).bind(None, "", **dict(family.options))
     except TypeError as error:
         raise ValueError(f"the statistic {family.statistic} does not take these options: {error}") from error
-    if unknown := set(family.by) - {"stage", *(field.name for field in dataclasses.fields(RunConfig))}:
+    if unknown := {*family.by, *family.clusters} - {"stage", *(field.name for field in dataclasses.fields(RunConfig))}:
         raise ValueError(f"families are made by config fields or the stage, and {min(unknown)!r} is neither")
 
 

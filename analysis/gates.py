@@ -67,8 +67,9 @@ def _positive(claim: Claim, cells: Sequence[Cell]) -> str | None:
 
 def _min_seeds(gate: Gate, cells: Sequence[Cell]) -> str | None:
     for cell in cells:
-        if len(cell.values) < gate.limit:
-            return f"{cell.name} has {len(cell.values)} seeds with a value, fewer than {gate.limit:g}"
+        if cell.n < gate.limit:
+            what = "seeds with a value" if cell.population is None else "clusters of runs"
+            return f"{cell.name} has {cell.n} {what}, fewer than {gate.limit:g}"
     return None
 
 

@@ -23,6 +23,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import families
+from analysis.cluster import CLUSTER
 from analysis.history import frame
 from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
@@ -127,8 +128,12 @@ def check_families(study: Study) -> None:
     """Raise `UsageError` for a claim whose family of runs has no such statistic."""
     for claim in study.claims:
         try:
-            if claim.contrast.family is not None:
-                families.check(claim.contrast.family)
+            family = claim.contrast.family
+            if family is not None:
+                families.check(family)
+            clustered = family is not None and bool(family.clusters)
+            if clustered != (claim.test == CLUSTER) or (family is not None and clustered and family.by):
+                raise ValueError(f"clusters belong to the test {CLUSTER} of one family, by nothing: give both or neither")
         except ValueError as error:
             raise UsageError(f"claim {claim.id} of {study.name}: {error}") from error
 

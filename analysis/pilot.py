@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.cluster import CLUSTER
 from analysis.load import Tables
 from analysis.stats import power, power_within
 from analysis.verdicts import Evidence, gather, scaled
@@ -20,7 +21,8 @@ def rows(tables: Tables) -> list[dict[str, Any]]:
 
     `sd` is what `Power.sd` asks for: with it the contrast's standard error is sd sqrt(2 / seeds); of a difference of two
     groups it is the root mean square of their SDs. Power is that of the claim's test at `SEEDS` seeds a group: to see
-    the pilot's effect (directional), or to find an effect of 0 within the margin (equivalence, non-inferiority).
+    the pilot's effect (directional), or to find an effect of 0 within the margin (equivalence, non-inferiority). Where clusters
+    of runs are resampled they are the seeds, and `sd` follows from the bootstrap's standard error.
     """
     return [_row(gather(claim, tables)) for claim in tables.study.claims_at(tables.scale)]
 
@@ -34,10 +36,12 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         sd = float(values.std(ddof=1)) if len(values) > 1 else math.nan
         variance += group.weight**2 * sd**2
         mean = float(values.mean()) if len(values) else None
-        groups.append({"group": group.name, "n": len(values), "missing": cell.missing, "diverged": cell.diverged,
+        groups.append({"group": group.name, "n": cell.n, "missing": cell.missing, "diverged": cell.diverged,
                        "mean": mean, "sd": None if math.isnan(sd) else sd})  # fmt: skip
-    sd = math.sqrt(variance / 2)
     estimate = evidence.estimate
+    if claim.test == CLUSTER and estimate is not None:
+        variance = estimate.se**2 * min(cell.n for cell in evidence.cells)
+    sd = math.sqrt(variance / 2)
     known = estimate is not None and math.isfinite(sd) and sd > 0
     return {
         "claim": claim.id, "sentence": claim.sentence, "primary": claim.primary, "kind": claim.kind.value,

@@ -26,6 +26,9 @@ from typing import Any
 import numpy as np
 
 from analysis.cells import Cell, cells
+from analysis.cluster import CLUSTER
+from analysis.cluster import estimate as cluster_estimate
+from analysis.families import statistic
 from analysis.gates import failed_gate
 from analysis.load import Tables
 from analysis.stats import ALPHA, Adjusted, Estimate, contrast, crossed_bootstrap, holm, permutation_p
@@ -119,11 +122,23 @@ def gather(claim: Claim, tables: Tables) -> Evidence:
     if missing or tables.pending or not all(cell.planned for cell in found):
         return Evidence(claim, found, missing, None, None)
     gate = failed_gate(claim, found, tables)
+    weights = [claim.contrast.sign * group.weight for group in claim.contrast.groups]
+    if claim.test == CLUSTER:
+        estimate = resampled(claim, found, weights)
+        undefined = None if estimate else "the statistic is not defined for this population of runs"
+        return Evidence(claim, found, 0, estimate, gate or undefined)
     values = [scaled(claim, cell.values) for cell in found]
     if any(len(v) < 2 or not np.isfinite(v).all() for v in values):
         return Evidence(claim, found, 0, None, gate or "a group has fewer than two usable values")
-    weights = [claim.contrast.sign * group.weight for group in claim.contrast.groups]
     return Evidence(claim, found, 0, contrast(values, weights), gate)
+
+
+def resampled(claim: Claim, found: Sequence[Cell], weights: Sequence[float]) -> Estimate | None:
+    """The contrast of a statistic of whole populations, by the cluster bootstrap."""
+    family = claim.contrast.family
+    populations = [cell.population for cell in found if cell.population is not None]
+    assert family is not None and len(populations) == len(found)
+    return cluster_estimate(populations, weights, lambda frame: statistic(family, frame, claim.contrast.value))
 
 
 def p_value(claim: Claim, estimate: Estimate) -> float:
@@ -174,7 +189,7 @@ def _verdict(evidence: Evidence, adjusted: Adjusted | None, tables: Tables) -> V
     both = _both_populations(evidence, tables)
     logarithmic = claim.contrast.scale is ValueScale.LOG
     ratios = [math.exp(x) if logarithmic and x is not None else None for x in (estimate and estimate.estimate, *ci)]
-    seeds = {cell.name: len(cell.values) for cell in found}
+    seeds = {cell.name: cell.n for cell in found}
     return Verdict(
         study=tables.study.name, scale=tables.scale, claim=claim.id, claim_hash=claim.hash, sentence=claim.sentence,
         primary=claim.primary, kind=claim.kind.value, verdict=verdict, decided_by=reason,
@@ -209,7 +224,10 @@ def population(claim: Claim) -> str:
     family = claim.contrast.family
     if family is None:
         return SEEDS
-    return f"{family.statistic} of {claim.contrast.value}, one a {' and '.join(family.by) or 'group'}, on this test set"
+    of = f"{family.statistic} of {claim.contrast.value}"
+    if family.clusters:
+        return f"clusters of runs of equal {', '.join(family.clusters)} ({of}), on this test set"
+    return f"{of}, one a {' and '.join(family.by) or 'group'}, on this test set"
 
 
 def scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:
@@ -224,7 +242,7 @@ def scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:
 def _permutation(evidence: Evidence) -> float | None:
     """The permutation check, for contrasts that are a difference between two groups."""
     weights = sorted(group.weight for group in evidence.claim.contrast.groups)
-    if evidence.estimate is None or len(weights) != 2 or weights[0] != -weights[1]:
+    if evidence.estimate is None or evidence.claim.test == CLUSTER or len(weights) != 2 or weights[0] != -weights[1]:
         return None
     first, second = (scaled(evidence.claim, cell.values) for cell in evidence.cells)
     return permutation_p(first, second)

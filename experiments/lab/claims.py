@@ -54,6 +54,8 @@ class Family:
     by: tuple[str, ...] = ("seed",)
     options: tuple[tuple[str, Any], ...] = ()
     """what the statistic needs besides the contrast's value, as (name, value) pairs"""
+    clusters: tuple[str, ...] = ()
+    """with the claim's test `cluster-bootstrap`, and `by` empty: runs of equal fields are alike and are resampled together"""
 
 
 @dataclass(frozen=True)
@@ -126,14 +128,17 @@ class Claim:
     power: Power | None = None
     """for the primary claim; `analysis.stats.power` and a test hold it to 80%"""
     test: str = "welch"
-    """Welch's t on the contrast (primary); a permutation test is reported beside it"""
+    """welch: Welch's t on the contrast, a permutation test is reported beside it; cluster-bootstrap: one number of each group's
+    whole population of runs, see `analysis.cluster`"""
 
     @property
     def hash(self) -> str:
-        """First 12 hex digits of the SHA-256 of the claim's canonical JSON; a contrast without families says nothing of them."""
+        """First 12 hex digits of the SHA-256 of the claim's canonical JSON, without families and clusters that it lacks."""
         fields = dataclasses.asdict(self)
         if self.contrast.family is None:
             del fields["contrast"]["family"]
+        elif not self.contrast.family.clusters:
+            del fields["contrast"]["family"]["clusters"]
         text = json.dumps(fields, sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 

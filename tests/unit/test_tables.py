@@ -51,7 +51,8 @@ def test_tex_has_no_symbols_that_it_cannot_set(tables: Tables) -> None:
 def test_values_of_other_studies_have_columns(tables: Tables) -> None:
     """A value that a claim speaks of stands in no table; a family that is read as one number a seed of one run each."""
     first = STUDY.claims[0]
-    contrast = replace(first.contrast, value="gap_loss", family=Family("kendall", (), (("against_value", "phi_full.value_origin"),)))
+    family = Family("kendall", (), (("against_value", "phi_full.value_origin"),))
+    contrast = replace(first.contrast, value="gap_loss", family=family)
     study = replace(STUDY, claims=(replace(first, contrast=contrast),))
     other = replace(tables, study=study, runs=tables.runs.assign(lr=tables.runs["batch_size"] / 1000))
     table = cell_table(other)
