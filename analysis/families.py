@@ -145,6 +145,16 @@ def distance_between(frame: pd.DataFrame, value: str, *, first: float, second: f
     return abs(math.log(after / before)) if before > 0 and after > 0 else math.nan
 
 
+def distance_between(frame: pd.DataFrame, value: str, *, first: float, second: float, field: str = "batch_size") -> float:
+    """|ln(v(second) / v(first))|, v(x) the mean of the value over the runs with x = `field`; NaN where one is missing or not
+    positive."""
+    x, y = _floats(frame, field), _floats(frame, value)
+    if not ((x == first).any() and (x == second).any()):
+        return math.nan
+    before, after = y[x == first].mean(), y[x == second].mean()
+    return abs(math.log(after / before)) if before > 0 and after > 0 else math.nan
+
+
 STATISTICS: Mapping[str, Statistic] = {
     "slope": slope,
     "kendall": kendall,
@@ -154,6 +164,7 @@ STATISTICS: Mapping[str, Statistic] = {
     "critical_batch": critical_batch,
     "critical_batch_over": critical_batch_over,
     "log_ratio_to": log_ratio_to,
+    "distance_between": distance_between,
     "distance_between": distance_between,
 }
 

@@ -72,6 +72,16 @@ def test_learning_rates() -> None:
     assert math.isnan(families.best_at(nothing, "y")) and math.isnan(families.stable_range(nothing, "y", tolerance=1))
 
 
+def test_distance_between() -> None:
+    """Nearer and farther would be mistaken for below and above."""
+    frame = pd.DataFrame({"batch_size": [8, 64, 32], "train_loss": [0.4, 0.1, 9.0]})
+    for first, second in ((8, 64), (64, 8)):
+        found = families.distance_between(frame, "train_loss", first=first, second=second)
+        assert found == pytest.approx(math.log(4))
+    assert math.isnan(families.distance_between(frame, "train_loss", first=8, second=16))
+    assert math.isnan(families.distance_between(frame.assign(train_loss=math.nan), "train_loss", first=8, second=64))
+
+
 @pytest.mark.parametrize("critical", [20.0, 300.0])
 def test_critical_batch(critical: float) -> None:
     """E_min / S_min not recovered from points on the curve; an answer where no trade-off was seen."""
