@@ -16,6 +16,7 @@ from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.landscape import plane
 from experiments.lab.measures_noise import own_batch_sharpness
+from experiments.lab.spectrum import spectrum
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, measure
 from experiments.lab.trajectory import Past, past_of
@@ -216,6 +217,7 @@ METRICS: dict[str, Callable[..., dict[str, Any]]] = {
     "disguised_lambda": rescaling.disguised_lambda,
     "slice_width": widths.slice_width,
     "filter_slice_width": widths.filter_slice_width,
+    "spectrum": spectrum,
     **along.METRICS,
 }
 DEFAULTS: dict[str, dict[str, Any]] = {

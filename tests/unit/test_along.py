@@ -112,6 +112,17 @@ def test_noise_scale_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert found["value"] == pytest.approx(math.prod(found["details"]["noise_scale"]) ** 0.5)
 
 
+def test_spectrum(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The density would not be the Hessian's: its end is lambda_max, its mass 1, its mean tr H / n."""
+    subject = subject_of(tmp_path, monkeypatch, toy_config())
+    found = measure.METRICS["spectrum"](subject, examples=72, probes=4, steps=20)
+    curve = found["details"]
+    assert found["value"] == pytest.approx(measure.lambda_max(subject, examples=72)["value"], rel=1e-3)
+    assert np.trapezoid(curve["density"], curve["eigenvalue"]) == pytest.approx(1, abs=0.02)
+    exact = measure.hessian_trace(subject, examples=72, products=60)
+    assert abs(curve["trace"] - exact["value"]) < 4 * math.hypot(curve["trace_error"], exact["standard_error"])
+
+
 def test_walks() -> None:
     """A logarithm and a power law would not be told apart, or each not be recognised."""
     t = np.geomspace(10, 5000, 30)
