@@ -39,10 +39,9 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
             raise nothing(tables, f"values of the claim {unknown[0]}, which is of another scale,")
         raise ValueError(f"{tables.study.name} has no claim {unknown[0]!r}; its claims are {', '.join(declared)}")
     parts = [_of_claim(declared[id], title, tables) for id, title in asked]
-    data = pd.concat(parts, ignore_index=True)
-    if data.empty:
+    if not (filled := [part for part in parts if not part.empty]):  # populations of runs have a number each, nothing to draw
         raise nothing(tables, "a value of these claims")
-    return data
+    return pd.concat(filled, ignore_index=True)
 
 
 def _of_claim(claim: Claim, title: str, tables: Tables) -> pd.DataFrame:
@@ -89,6 +88,8 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[str, Any]) -> None:
     axes.set_xticks(list(names["place"]), [textwrap.fill(str(group), LINE) for group in names["group"]])
     axes.set_xlim(names["place"].min() - 0.5, names["place"].max() + 0.7)
     axes.set_xlabel("mean and 95% interval beside the values", fontsize=7.5)
+    if part["value"].min() < 0 < part["value"].max():
+        axes.axhline(0, color=INK, lw=0.7)
     first = part.iloc[0]
     if first["logarithmic"]:
         logarithmic(axes.yaxis)
