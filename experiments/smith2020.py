@@ -10,7 +10,8 @@ Who is right on this task is asked twice of the same runs, so that no answer is 
     for Shallue et al. where its interval lies within d: `equal-steps-gap` finds no effect;
     for neither else; a gap above 0 that is not known to exceed d is `equal-steps-gap` reproduced, `equal-steps-no-gap` undecided.
 
-The best batch size is chosen by tuning runs alone, on validation images; the runs that answer are others.
+Learning rates and the best batch size are chosen by tuning runs alone, on validation images; the runs that answer are others,
+and their intervals speak of seeds at the rates chosen, not of another tuning.
 
 Run it:  python -m experiments run smith2020 --scale quick
 """
@@ -187,7 +188,7 @@ def where_of(arm: RunConfig) -> tuple[tuple[str, str], ...]:
 
 
 def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue: str = "") -> tuple[Claim, ...]:
-    """Margins: 0.5 points of test accuracy, at `quick` 0.25 (see `POWER`); ln 1.25 for the ratio of losses."""
+    """Margins: 0.5 points of test accuracy, at `quick` 0.25 for gaps (see `POWER`); ln 1.25 for the ratio of losses."""
     settings = SETTINGS[scale]
     smallest, largest = settings.sizes[0], settings.largest
 
@@ -231,9 +232,9 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
               "than with tuned ones", Kind.DIRECTIONAL, untuned_minus_tuned("linear")),
         claim("equal-epochs-gap", "equal epochs, learning rates tuned: the best of the smaller batch sizes tests better than "
               f"batch size {largest}", Kind.DIRECTIONAL, Contrast("test_accuracy", sides(epochs), 1, points), tuned_well),
-        claim("matched-loss", f"equal training loss, learning rates tuned: batch size {largest} tests at most {margin} points "
-              f"worse than batch size {small} (Shallue et al.)", Kind.NON_INFERIORITY,
-              Contrast("test_accuracy", pair, 1, points), Gate("status", 0.1), Gate("matched", 0.1, "train_loss"), tuned_well),
+        claim("matched-loss", f"equal training loss, learning rates tuned: batch size {largest} tests at most 0.5 points "
+              f"worse than batch size {small} (Shallue et al.)", Kind.NON_INFERIORITY, Contrast("test_accuracy", pair, 1, points),
+              Gate("status", 0.1), Gate("matched", 0.1, "train_loss"), tuned_well, d=0.5),
         *(claim(f"equal-steps-gap-{name}", f"{words}, equal steps, learning rates tuned: batch size {settings.robust_sizes[0]} "
                 f"tests better than {largest}", Kind.DIRECTIONAL,
                 Contrast("test_accuracy", tuple(
@@ -243,7 +244,7 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
     )  # fmt: skip
 
 
-# Pilots (seeds 1000 to 1005): test accuracy 84.50 (SD 0.24) at batch size 256, 83.68 (SD 0.22) at 1,024. A gap below the
+# Pilots (seeds 1000 to 1005): test accuracy 84.50 (SD 0.24) at batch size 256, 84.01 (SD 0.09) at 1,024. A gap below the
 # spread of a single run, 0.24 points, is none that a reader of a table would see: margin 0.25.
 POWER = Power(effect=0.25, sd=0.24, pilot="seeds 1000 to 1005 at batch sizes 256 and 1,024", seeds=16)
 CLAIMS = (
@@ -287,7 +288,8 @@ STUDY = Study(
     claims=CLAIMS,
     figures=(
         Figure("budgets", "values_vs_batch", (*VALUES, ("arms", BUDGETS))),
-        Figure("tuned_and_not", "values_vs_batch", (*VALUES, ("arms", RULES))),
+        Figure("tuned_and_carried_over", "values_vs_batch", (*VALUES, ("arms", RULES[:2]))),
+        Figure("tuned_and_scaled_linearly", "values_vs_batch", (*VALUES, ("arms", (RULES[0], RULES[2])))),
         Figure("learning_rates", "lr_grid",
                (("where", (("stage", ("tune", "extend", "confirm")),)), ("arm", ("budget",)), ("worst", 70.0))),
     ),
