@@ -40,8 +40,8 @@ class Settings:
 
 SGD = RunConfig(batch_size=8, lr=0.01, momentum=0.9, budget=Budget.EPOCHS, epochs=16)
 SETTINGS = {
-    "quick": Settings(SGD.replace(dataset="fashion-mini", n_train=4000, model=Model.MLP, width=128, depth=2), seeds=16),
-    "laptop": Settings(SGD.replace(dataset="cifar10-jpeg", n_train=8000, model=Model.SMALL_CONV, epochs=24), seeds=16),
+    "quick": Settings(SGD.replace(dataset="fashion-mini", n_train=4000, model=Model.MLP, width=128, depth=2), seeds=12),
+    "laptop": Settings(SGD.replace(dataset="cifar10-jpeg", n_train=8000, model=Model.SMALL_CONV, epochs=24), seeds=12),
     "paper": Settings(
         SGD.replace(dataset="cifar10", n_train=50_000, model=Model.WRN16_4, norm=Norm.GHOST, norm_batch=50, batch_size=100,
                     lr=0.1, weight_decay=5e-4, augment=Augment.CROP_FLIP, epochs=200),
@@ -67,7 +67,7 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
     settings = SETTINGS[scale]
     grown, decayed = Group("batch x 10", 1.0, GROWTH), Group("LR / 10", -1.0, DECAY)
     gates = (Gate("min_seeds", 8), Gate("status", 0.1))
-    same, ratio = f"{analogue}raising the batch size by {FACTOR} in place of dividing the learning rate", "log ratio"
+    same, ratio = f"{analogue}raising the batch size {FACTOR}-fold in place of dividing the learning rate", "log ratio"
 
     def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, margin: float, *, primary: bool = False) -> Claim:
         return Claim(id=f"{scale}-{id}", sentence=sentence, kind=kind, contrast=contrast, margin=margin, primary=primary,
@@ -88,7 +88,9 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
     )  # fmt: skip
 
 
-POWER = Power(effect=0.0, sd=0.3, pilot="to come", seeds=16)
+# Pilots (seeds 1000 to 1005): test accuracy 84.48 (SD 0.14) with growth, 84.48 (SD 0.16) with decay, 80.5 (SD 2.0) with neither:
+# half of what the decay gains is 2 points, so the margin of 0.5 is the smaller one
+POWER = Power(effect=0.0, sd=0.16, pilot="seeds 1000 to 1005, batch x 10 and LR / 10", seeds=12)
 CLAIMS = (
     *claims_of("quick", power=POWER, analogue="analogue: "),
     *claims_of("laptop", analogue="analogue: "),
@@ -100,9 +102,9 @@ STUDY = Study(
     title="Raising the batch size does what decaying the learning rate does, with fewer updates",
     citation="Smith, Kindermans, Ying and Le, ICLR 2018 (arXiv 1711.00489)",
     scales=(
-        Scale("quick", "an MLP, 4,000 images of Fashion-MNIST, batches of 8 that grow to 800, 16 seeds",
-              "about 2 minutes on two cores (estimated)"),
-        Scale("laptop", "a small conv net, 8,000 images of CIFAR-10 (JPEG copy), batches of 8 that grow to 800, 16 seeds",
+        Scale("quick", "an MLP, 4,000 images of Fashion-MNIST, batches of 8 that grow to 800, 12 seeds",
+              "about a minute on two cores (estimated from pilots)"),
+        Scale("laptop", "a small conv net, 8,000 images of CIFAR-10 (JPEG copy), batches of 8 that grow to 800, 12 seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "WRN-16-4 on CIFAR-10, batches of 100 that grow to 10,000, 8 seeds", "a GPU; not measured yet"),
     ),

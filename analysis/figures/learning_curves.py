@@ -1,4 +1,4 @@
-"""Curves of training over epochs and over updates, one arm above the other: thin lines are runs, thick ones their means."""
+"""Curves of training over epochs and over updates, all arms in one panel: thin lines are runs, thick ones their means."""
 
 from __future__ import annotations
 
