@@ -24,8 +24,8 @@ def edge_of_stability(subject: Subject, *, examples: int = 1000, points: int = 2
     """How near lambda_max of the training loss stays to where gradient descent becomes unstable (Cohen et al. 2021).
 
     `value` is the mean of (lambda_max + weight_decay) / threshold over the points in the window [first, last] of the budget:
-    1 at the edge. `rise` is the largest lambda_max over the one at the start. Thresholds: `threshold`. At `points` evenly
-    spaced steps from 0 to the last. Raises `ConfigError` for runs whose threshold is not known: not SGD, or of changing LR.
+    1 at the edge. `rise` is their mean lambda_max over the one at the start (the largest could never be below 1). Thresholds:
+    `threshold`. At `points` evenly spaced steps from 0 to the last. Raises `ConfigError` for runs whose threshold is not known: not SGD, or of changing LR.
     """
     limit = threshold(subject.config)
     steps = evenly(subject.past().steps, points)
@@ -34,7 +34,7 @@ def edge_of_stability(subject: Subject, *, examples: int = 1000, points: int = 2
     inside = _window(steps, subject.past().steps, first, last)
     return _along(
         subject, examples, seed, curves, _mean([ratios[i] for i in inside]),
-        threshold=limit, rise=max(curves["lambda_max"]) / curves["lambda_max"][0], window=[first, last],
+        threshold=limit, rise=_mean([curves["lambda_max"][i] for i in inside]) / curves["lambda_max"][0], window=[first, last],
     )  # fmt: skip
 
 
