@@ -25,7 +25,8 @@ def edge_of_stability(subject: Subject, *, examples: int = 1000, points: int = 2
 
     `value` is the mean of (lambda_max + weight_decay) / threshold over the points in the window [first, last] of the budget:
     1 at the edge. `rise` is their mean lambda_max over the one at the start (the largest could never be below 1). Thresholds:
-    `threshold`. At `points` evenly spaced steps from 0 to the last. Raises `ConfigError` for runs whose threshold is not known: not SGD, or of changing LR.
+    `threshold`. At `points` evenly spaced steps from 0 to the last. Raises `ConfigError` for runs whose threshold is not
+    known: not SGD, or of changing LR.
     """
     limit = threshold(subject.config)
     steps = evenly(subject.past().steps, points)
