@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -27,7 +28,8 @@ def settings() -> dict[str, Any]:
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     """Every pair's curves and, with role `mean`, their mean over pairs at each alpha. Raises `NoDataError`."""
     rows = tables.measurements[(tables.measurements["metric"] == options["metric"])]
-    runs = runs_by_arm(tables).set_index("run_id")
+    ends = {*rows["run_id"], *rows["run_id_b"]}  # other runs of the study do not name these arms
+    runs = runs_by_arm(replace(tables, runs=tables.runs[tables.runs["run_id"].isin(ends)])).set_index("run_id")
     parts = []
     for first, second, text in rows[["run_id", "run_id_b", "details"]].itertuples(index=False):
         curves = json.loads(text)
