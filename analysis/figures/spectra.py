@@ -22,7 +22,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a point of a run's density, those below the floor left out. Raises `NoDataError`."""
+    """A row a point of a run's density, without a value where it is below the floor. Raises `NoDataError`."""
     rows = tables.measurements[tables.measurements["metric"] == options["metric"]]
     runs = runs_by_arm(tables).merge(rows[["run_id", "details"]], on="run_id")
     if runs.empty:
@@ -33,7 +33,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
         head = {name: run[name] for name in ("arm", "batch_size", "seed", "run_id")}
         parts.append(pd.DataFrame({**head, "eigenvalue": details["eigenvalue"], "density": details["density"]}))
     data = pd.concat(parts, ignore_index=True)
-    return data[data["density"] >= options["floor"]].reset_index(drop=True)
+    return data.assign(density=data["density"].where(data["density"] >= options["floor"]))
 
 
 def make_figure(data: pd.DataFrame) -> Figure:
