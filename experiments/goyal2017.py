@@ -24,7 +24,8 @@ from experiments.lab.study import Comparison, Figure, PaperRow, Record, Request,
 # Deviation: at `quick` and `laptop` the warm-up takes a fifth of the run, because 5 in 90 epochs would be 4 of 64 updates; it
 #   starts at 0, where the paper starts at the base learning rate.
 # Deviation: the learning rate is divided by 10 at 1/2 and 3/4 of the run, in the paper after 30, 60 and 80 of 90 epochs.
-# Deviation: the paper compares warm-ups at 8k, where scaling still holds; here it is done at the largest batch size.
+# Deviation: the paper compares warm-ups at 8k, where scaling still holds; here it is done at twice the batch size at which
+#   scaling is claimed to hold, or four times.
 # Deviation: the paper's constant warm-up (25.88% error) is left out; unscaled and square-root arms keep the gradual one.
 # Deviation: batch norm, where there is any, is ghost batch norm over 32 examples: the paper's is over a worker's 32 images.
 
@@ -36,8 +37,10 @@ class Settings:
     base: RunConfig
     moderate: int
     """k at which scaling is claimed to hold"""
+    late: int
+    """k at which the warm-up is tried"""
     largest: int
-    """k at which it is claimed to have broken"""
+    """k at which scaling is claimed to have broken"""
     others: tuple[int, ...]
     seeds: int
     other_seeds: int
@@ -51,11 +54,11 @@ class Settings:
 
     def runs(self, request: Request) -> list[RunConfig]:
         """What the claims compare first, seed by seed; then every rule at every batch size with fewer seeds."""
-        m, top, rules = self.moderate, self.largest, self.rules()
+        m, late, top, rules = self.moderate, self.late, self.largest, self.rules()
         seeds = request.seed_range(self.seeds)
-        compared = [(WARM, 1), (WARM, m), (ROOT, m), (UNSCALED, m), (WARM, top), (COLD, top)]
+        compared = [(WARM, 1), (WARM, m), (ROOT, m), (UNSCALED, m), (WARM, late), (COLD, late), (WARM, top)]
         cells = [(seed, *cell) for seed in seeds for cell in compared]
-        cells += [(seed, rule, k) for seed in seeds[: self.other_seeds] for rule in rules for k in (*self.others, m, top)]
+        cells += [(seed, rule, k) for seed in seeds[: self.other_seeds] for rule in rules for k in (*self.others, m, late, top)]
         changes = {} if request.dataset is None else {"dataset": request.dataset}
         runs = [rules[rule].replace(batch_size=k * self.base.batch_size, seed=seed, **changes) for seed, rule, k in cells]
         return list(dict.fromkeys(runs))
@@ -70,9 +73,9 @@ LAPTOP = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CON
 CIFAR = SGD.replace(dataset="cifar10", model=Model.RESNET20, augment=Augment.CROP_FLIP, batch_size=128, base_batch_size=128,
                     lr=0.1, epochs=90, warmup=5 / 90, **GHOST)  # fmt: skip
 SETTINGS = {
-    "quick": Settings(QUICK, 8, 32, (2, 4, 16), seeds=12, other_seeds=3),
-    "laptop": Settings(LAPTOP, 8, 64, (4, 16, 32), seeds=8, other_seeds=2),
-    "paper": Settings(CIFAR, 8, 64, (2, 4, 16, 32), seeds=8, other_seeds=8),
+    "quick": Settings(QUICK, 8, 16, 32, (2, 4), seeds=12, other_seeds=3),
+    "laptop": Settings(LAPTOP, 8, 32, 64, (4, 16), seeds=8, other_seeds=2),
+    "paper": Settings(CIFAR, 8, 32, 64, (2, 4, 16), seeds=8, other_seeds=8),
 }
 
 
@@ -93,7 +96,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     """Margin 0.5 points: less than half of the smallest difference that the paper calls one (1.10 points)."""
     settings = SETTINGS[scale]
     moderate, largest, small = settings.moderate, settings.largest, settings.base.batch_size
-    m, top = moderate * small, largest * small
+    m, late, top = moderate * small, settings.late * small, largest * small
 
     def claim(id: str, sentence: str, better: tuple[str, int], worse: tuple[str, int], paper: float, **options: Any) -> Claim:
         groups = (cell(scale, *better, 1), cell(scale, *worse, -1))
@@ -110,8 +113,8 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
               (WARM, 1), (WARM, moderate), 0.14, kind=Kind.EQUIVALENCE, primary=True, power=power),
         claim("linear-breaks", f"linear scaling with warm-up tests worse at batch size {top} than at {small}",
               (WARM, 1), (WARM, largest), 1.19),
-        claim("warm-up", f"at batch size {top} linear scaling tests better with warm-up than without",
-              (WARM, largest), (COLD, largest), 1.10),
+        claim("warm-up", f"at batch size {late} linear scaling tests better with warm-up than without",
+              (WARM, settings.late), (COLD, settings.late), 1.10),
         claim("unscaled-worse", f"at batch size {m} linear scaling tests better than an unscaled learning rate",
               (WARM, moderate), (UNSCALED, moderate), 17.93),
         claim("root-worse", f"at batch size {m} linear scaling tests better than square-root scaling",
@@ -123,9 +126,9 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
 POWER = Power(effect=0.0, sd=0.28, pilot="seeds 1000 to 1005 at batch sizes 32 and 256", seeds=12)
 CLAIMS = (*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper"))
 
-ROWS = ((WARM, "moderate", 23.74, 0.09), (WARM, "largest", 24.79, None), (COLD, "largest", 24.84, None),
+ROWS = ((WARM, "moderate", 23.74, 0.09), (WARM, "largest", 24.79, None), (COLD, "late", 24.84, None),
         (ROOT, "moderate", 26.22, None), (UNSCALED, "moderate", 41.67, None))  # fmt: skip
-"""rule, our batch size, and the paper's validation error in percent (at 8k; `largest` with warm-up: 16k)"""
+"""rule, our batch size (`Settings`), and the paper's validation error in percent (at 8k; `largest` with warm-up: 16k)"""
 PAPER = tuple(
     PaperRow("ImageNet validation error", f"{rule}, {where}", "test accuracy", "test_accuracy", 76.4, round(100 - error, 2),
              0.12, sd, source="secondary")
@@ -134,7 +137,7 @@ PAPER = tuple(
 
 
 def comparisons(scale: str) -> tuple[Comparison, ...]:
-    k = {"moderate": SETTINGS[scale].moderate, "largest": SETTINGS[scale].largest}
+    k = {"moderate": SETTINGS[scale].moderate, "late": SETTINGS[scale].late, "largest": SETTINGS[scale].largest}
     base = cell(scale, WARM, 1, 1)
     found = [(f"{rule}, {where}", cell(scale, rule, k[where], 1)) for rule, where, _, _ in ROWS]
     return tuple(Comparison(scale, network, group.name, base, group) for network, group in found)
@@ -164,6 +167,11 @@ STUDY = Study(
     paper=PAPER,
     comparisons=tuple(c for scale in SETTINGS for c in comparisons(scale)),
     conditions=("base batch size", "large batch"),
+    tried=(
+        "Of learning rates 0.01, 0.02 and 0.05 at batch size 32, 0.01 keeps its accuracy the farthest (pilots).",
+        "In pilots at batch size 512 the warm-up made the result worse by 0.85 points, where ghost batch norm over 32 examples and "
+        "a learning rate of 0.1 made it better by 2 (one seed).",
+    ),
     module=__name__,
 )  # fmt: skip
 
