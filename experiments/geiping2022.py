@@ -119,7 +119,8 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     )  # fmt: skip
 
 
-POWER = Power(effect=0.0, sd=0.4, pilot="seeds 1000 to 1007", seeds=12)
+# 6 pilot seeds of SGD: 80.77 (SD 0.17); 0.4 leaves room for the other arms, of which there are two pilot seeds
+POWER = Power(effect=0.0, sd=0.4, pilot="seeds 1000 to 1005 of SGD, 1000 and 1001 of the other arms", seeds=12)
 CLAIMS = tuple(claim for scale in SETTINGS for claim in claims_of(scale, POWER if scale == "quick" else None))
 
 STUDY = Study(
@@ -149,6 +150,10 @@ STUDY = Study(
         for network, arm in (("full batch in the same epochs", SAME), ("full batch, all means", PENALISED))
     ),
     conditions=("SGD", "full batch"),
+    tried=(
+        "On pilots eight penalties between 0.03 and 1, over parts of 32 or 128 images, at learning rates 0.1 and 0.3: at 0.1 a "
+        "penalty of 0.3 raises the test accuracy from 80.3 to 80.9, which a learning rate of 0.3 does without one.",
+    ),
     module=__name__,
 )  # fmt: skip
 
