@@ -23,7 +23,7 @@ from experiments.lab.tuning import best_candidates, tuned, tuning_seed, validati
 # Deviation: `quick` trains an MLP with two hidden layers of 64 units on 2,048 images of Fashion-MNIST at batch sizes 4 to 256,
 #   `laptop` a small convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-32 on CIFAR-10.
 # Deviation: no batch normalisation (`paper`: group norm), for its noise depends on the batch size too; the paper has both.
-# Deviation: a constant learning rate at `quick` and `laptop`; the paper divides it by 10 at 50% and 75% (`paper` does so).
+# Deviation: the learning rate is divided by 10 at one half and at three quarters of the epochs at every scale.
 # Deviation: base learning rates by factors of 2, as many for every batch size; the windows follow eta ~ sqrt(B), so that both of
 #   their ends lie beyond what trains well.
 # Deviation: the range is of learning rates whose accuracy lies within a stated number of points of the best, per tuning seed.
@@ -61,20 +61,20 @@ class Settings:
         return [size * middle * 2.0**k for k in range(-self.octaves, self.octaves + 1)]
 
 
-SGD = RunConfig(batch_size=16, lr=1.0, budget=Budget.EPOCHS, epochs=8)
+SGD = RunConfig(batch_size=16, lr=1.0, budget=Budget.EPOCHS, epochs=8, schedule=Schedule.STEP)
 SETTINGS = {
     "quick": Settings(
         SGD.replace(dataset="fashion-mini", n_train=2048, n_validation=2000, model=Model.MLP, width=64, depth=2),
-        (4, 16, 64, 256), 0.1, 4, tuning_seeds=8, seeds=12, tolerance=3.0,
+        (4, 16, 64, 256), 0.1, 4, tuning_seeds=8, seeds=12, tolerance=2.0,
     ),
     "laptop": Settings(
         SGD.replace(dataset="cifar10-jpeg", n_train=4096, n_validation=4000, model=Model.SMALL_CONV, epochs=12),
-        (4, 16, 64, 256), 0.1, 4, tuning_seeds=8, seeds=12, tolerance=3.0,
+        (4, 16, 64, 256), 0.1, 4, tuning_seeds=8, seeds=12, tolerance=2.0,
     ),
     "paper": Settings(
         SGD.replace(dataset="cifar10", n_train=45_000, n_validation=5000, model=Model.RESNET32, norm=Norm.GROUP, epochs=82,
-                    augment=Augment.CROP_FLIP, schedule=Schedule.STEP, weight_decay=1e-4),
-        (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048), 0.1, 4, tuning_seeds=8, seeds=8, tolerance=3.0,
+                    augment=Augment.CROP_FLIP, weight_decay=1e-4),
+        (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048), 0.1, 4, tuning_seeds=8, seeds=8, tolerance=2.0,
     ),
 }  # fmt: skip
 
@@ -147,7 +147,9 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
     )
 
 
-POWER = Power(effect=1.0, sd=0.5, pilot="to come", seeds=12)
+# Pilots (seeds 1000 to 1004, learning rates chosen with seed 1500): test accuracy 82.05 (SD 0.31) at batch size 4, 80.25 (SD 0.21)
+# at 64, 75.09 (SD 0.34) at 256
+POWER = Power(effect=1.0, sd=0.34, pilot="seeds 1000 to 1004 at batch sizes 4 and 256", seeds=12)
 CLAIMS = (
     *claims_of("quick", power=POWER, analogue="analogue: "),
     *claims_of("laptop", analogue="analogue: "),
