@@ -147,8 +147,8 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
     )
 
 
-# Pilots (seeds 1000 to 1004, learning rates chosen with seed 1500): test accuracy 82.05 (SD 0.31) at batch size 4, 80.25 (SD 0.21)
-# at 64, 75.09 (SD 0.34) at 256
+# Pilots (seeds 1000 to 1004, learning rates chosen with seed 1500): test accuracy 82.05 (SD 0.31) at batch size 4, 80.25 (SD
+# 0.21) at 64, 75.09 (SD 0.34) at 256
 POWER = Power(effect=1.0, sd=0.34, pilot="seeds 1000 to 1004 at batch sizes 4 and 256", seeds=12)
 CLAIMS = (
     *claims_of("quick", power=POWER, analogue="analogue: "),
