@@ -84,8 +84,8 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
         "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim."
     )
-    if families := sorted({v.population for v in found} - {SEEDS}):
-        title += f" Some claims take one number of several runs, and n counts these: {'; '.join(families)}."
+    if any(v.population != SEEDS for v in found):
+        title += " Where a claim takes one number of several runs, n counts these numbers, or the clusters of runs resampled."
     return Table("verdicts", title, columns, rows)
 
 
