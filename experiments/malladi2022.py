@@ -149,6 +149,11 @@ STUDY = Study(
                (("values", ("train_loss", "test_accuracy")), ("arm", ("stage",)), ("logarithmic", ("train_loss",)))),
         Figure("training_curves", "training_curves"),
     ),
+    tried=(
+        "Learning rates 3e-5 to 1e-3 were tried at batch size 16, one or two seeds each: the rule keeps the training loss "
+        "within 5% at k = 4 up to 3e-4, and at 1e-3 the unscaled hyper-parameters stayed nearer at k = 8.",
+        "In 6 pilot seeds the rule lost 0.8 points of test accuracy at k = 8, where k (1 - beta1) is 0.8, and 0.1 at k = 4.",
+    ),
     module=__name__,
 )  # fmt: skip
 
