@@ -31,6 +31,8 @@ from experiments.lab.study import (
 
 # Deviation: `quick` trains an MLP with batch norm, F1 in small, on 2,048 images of Fashion-MNIST at batch sizes 32 and 512;
 #   `laptop` a small convolutional network with batch norm on 4,096 images of CIFAR-10 (JPEG copy).
+# Deviation: there the small batch is trained for 10 epochs, not to the end (train loss 0.2 nats in pilots), because with 20 or
+#   more both batch sizes fit these few images and test within half a point: no gap would be left to close.
 # Deviation: learning rate 0.1 with momentum 0.9, divided by 10 at 1/2 and at 3/4 of the budget; the paper's own schedules
 #   differ between networks and are not known to us in full.
 # Deviation: batch-norm statistics are recomputed on training examples before evaluation; the paper uses running averages.
@@ -84,7 +86,7 @@ def sgd(size: int, epochs: float, dataset: str, **fields: Any) -> RunConfig:
 
 
 NETWORKS = {
-    "quick": (Network("F1 in small", sgd(32, 20, "fashion-mini", n_train=2048, width=64, depth=2), 512, 2000, 12, 0.4),),
+    "quick": (Network("F1 in small", sgd(32, 10, "fashion-mini", n_train=2048, width=64, depth=2), 512, 2000, 12, 0.6),),
     "laptop": (
         Network("small conv", sgd(32, 10, "cifar10-jpeg", n_train=4096, model=Model.SMALL_CONV), 512, 2000, 8, 0.6),
     ),
@@ -139,7 +141,7 @@ def group(name: str, weight: float, config: RunConfig) -> Group:
 
 
 def claims_of(scale: str, network: Network, *, primary: bool = False, power: Power | None = None) -> tuple[Claim, ...]:
-    """Margins: about half of the published gap between small and large batch; on our tasks at most half of the pilots'."""
+    """Margins: half of the published gap between small and large batch (F1's where the network is ours)."""
     small, large = network.small.batch_size, network.large
     b_small, b_large = f"batch size {small}", f"batch size {large}"
     gates = (Gate("min_seeds", 8), Gate("status", 0.1))
@@ -178,7 +180,7 @@ def claims_of(scale: str, network: Network, *, primary: bool = False, power: Pow
     )  # fmt: skip
 
 
-POWER = Power(effect=0.0, sd=0.3, pilot="seeds 1000 to 1005", seeds=12)
+POWER = Power(effect=0.0, sd=0.3, pilot="seeds 1000 to 1004 (sd 0.20, at 20 epochs), 1500 and 1501", seeds=12)
 CLAIMS = tuple(
     claim
     for scale, networks in NETWORKS.items()
