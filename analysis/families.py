@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import optimize, stats
+from scipy import optimize
 
 from experiments.lab.claims import Family
 from experiments.lab.config import RunConfig
@@ -49,8 +49,9 @@ def kendall(frame: pd.DataFrame, value: str, *, against_value: str, least: float
     known = np.isfinite(x) & np.isfinite(y)
     if known.sum() < max(2.0, least * len(frame)) or np.ptp(x[known]) == 0 or np.ptp(y[known]) == 0:
         return math.nan
-    found: Any = stats.kendalltau(x[known], y[known])
-    return float(found.statistic)
+    # of at most a few hundred runs; a bootstrap asks thousands of times, and scipy's would cost ten times as much
+    first, second = (np.sign(v[:, None] - v[None, :]).ravel() for v in (x[known], y[known]))
+    return float(first @ second / math.sqrt((first @ first) * (second @ second)))
 
 
 def worst_axis(frame: pd.DataFrame, value: str, *, against_value: str, axes: tuple[str, ...]) -> float:
@@ -145,16 +146,6 @@ def distance_between(frame: pd.DataFrame, value: str, *, first: float, second: f
     return abs(math.log(after / before)) if before > 0 and after > 0 else math.nan
 
 
-def distance_between(frame: pd.DataFrame, value: str, *, first: float, second: float, field: str = "batch_size") -> float:
-    """|ln(v(second) / v(first))|, v(x) the mean of the value over the runs with x = `field`; NaN where one is missing or not
-    positive."""
-    x, y = _floats(frame, field), _floats(frame, value)
-    if not ((x == first).any() and (x == second).any()):
-        return math.nan
-    before, after = y[x == first].mean(), y[x == second].mean()
-    return abs(math.log(after / before)) if before > 0 and after > 0 else math.nan
-
-
 STATISTICS: Mapping[str, Statistic] = {
     "slope": slope,
     "kendall": kendall,
@@ -164,7 +155,6 @@ STATISTICS: Mapping[str, Statistic] = {
     "critical_batch": critical_batch,
     "critical_batch_over": critical_batch_over,
     "log_ratio_to": log_ratio_to,
-    "distance_between": distance_between,
     "distance_between": distance_between,
 }
 
