@@ -19,7 +19,7 @@ from experiments.lab.study import Comparison, Figure, PaperRow, Record, Request,
 
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 1,024 images of Fashion-MNIST, SGD at batch size 32;
 #   `laptop` a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` a ResNet-20 in place of a ResNet-18.
-# Deviation: learning rates, clipping and penalty are chosen on pilots at `quick`, each arm's for itself, not taken from the paper;
+# Deviation: learning rates, clipping and penalty are chosen on pilots at `quick`, each arm's for itself, not taken from it;
 #   those of `laptop` and `paper` are untried.
 # Deviation: one learning-rate schedule for all arms, cosine behind warm-up; the paper's strongest arms have others.
 # Deviation: at `paper` groups of 125 examples share their normalisation in every arm, as those of a batch of SGD do.
