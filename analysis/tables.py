@@ -200,9 +200,10 @@ def mean_sd(values: pd.Series, n: int | None = None) -> str:
     known = values.dropna().to_numpy(np.float64)
     if not len(known):
         return DASH
-    text = _number(known.mean(), known.std(ddof=1) if len(known) > 1 else None)
-    spread = f" ± {_number(known.std(ddof=1), known.std(ddof=1))}" if len(known) > 1 else ""
-    return text + spread + _count(len(known), n)
+    with np.errstate(over="ignore"):  # a run off the scale has a loss whose square is no number
+        sd = known.std(ddof=1) if len(known) > 1 else None
+    spread = f" ± {_number(sd, sd)}" if sd is not None else ""
+    return _number(known.mean(), sd) + spread + _count(len(known), n)
 
 
 def geometric(values: pd.Series, n: int | None = None) -> str:

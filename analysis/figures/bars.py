@@ -85,7 +85,9 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[str, Any]) -> None:
             axes.errorbar([place + 0.28], [mean["value"]], yerr=error, fmt="o", ms=4, color=INK, capsize=3)
         else:
             axes.plot([place + 0.28], [mean["value"]], "o", ms=4, color=INK)
-    axes.set_xticks(list(names["place"]), [textwrap.fill(str(group), LINE) for group in names["group"]])
+    crowd = max(1.0, len(names) / 3)
+    wrapped = [textwrap.fill(str(group), max(7, int(LINE / crowd))) for group in names["group"]]
+    axes.set_xticks(list(names["place"]), wrapped, fontsize=8 if crowd == 1 else 7)
     axes.set_xlim(names["place"].min() - 0.5, names["place"].max() + 0.7)
     axes.set_xlabel("mean and 95% interval beside the values", fontsize=7.5)
     if part["value"].min() < 0 < part["value"].max():
