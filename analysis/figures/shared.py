@@ -13,7 +13,7 @@ import seaborn
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from analysis.arms import chosen, runs_by_arm
 from analysis.cells import values_of
@@ -132,11 +132,12 @@ def axis_of(axes: Axes, numbers: Sequence[float], label: str) -> Callable[[Any],
 
 
 def logarithmic(axis: Axis) -> None:
-    """A logarithmic axis with its numbers written out: 1, 2, 5 where it spans less than two decades."""
+    """A logarithmic axis with its numbers written out: 1, 2, 5 below two decades, more within a factor of 3."""
     (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
     low, high = axis.get_data_interval()
     few = low > 0 and math.log10(high / low) < 2
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    narrow = few and high / low < 3
+    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
     if few:
         axis.set_major_formatter(lambda x, position: tick(x))
     axis.set_minor_formatter(NullFormatter())
