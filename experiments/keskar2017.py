@@ -30,6 +30,8 @@ from experiments.lab.study import Comparison, Figure, Measure, Pair, PaperRow, R
 # Deviation: phi is the best of several searches (the paper's, from the origin; sign ascent from both corners along the top
 #   Hessian eigenvector and from a random point); the paper's literal start stands beside it as "literal start".
 # Deviation: the plateau arm stops after 5 epochs without a 1% improvement of the training loss; the paper gives no numbers.
+# Deviation: piggybacking (Figure 5), at `quick` alone, trains 60 epochs in all, 0 to 32 of them at the small batch; the paper
+#   gives the large batch 100 epochs after each of 100 small ones. It and sharpness along training (Figure 6) are of no claim.
 # Deviation: at scale `paper` 8 seeds replace the paper's 5, so that the corrected tests can decide.
 
 TARGET = 0.01
@@ -92,6 +94,29 @@ def train_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
     return [config for arm in ARMS[request.scale] for config in arm.runs(request)]
 
 
+WARM = (0, 1, 2, 4, 8, 16, 32)
+"""epochs at the small batch before the large one takes over (Figure 5)"""
+EPOCHS = 60
+"""of both together"""
+
+
+def warm_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    """Small-batch runs that end early: where the large batch will start from, two seeds at `quick`."""
+    if request.scale != "quick":
+        return []
+    small = [config for config in train_runs(request, records) if config.batch_size == ARMS["quick"][0].small]
+    fields = {"budget": Budget.EPOCHS, "train_loss": None, "max_epochs": None}
+    return [config.replace(epochs=epochs, **fields) for config in small[:2] for epochs in WARM if epochs]
+
+
+def piggyback_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+    """The large batch from each of their ends, and from the start, for the rest of the epochs."""
+    warm = warm_runs(request, records)
+    starts = list({config.seed: config.replace(epochs=EPOCHS) for config in warm}.values())
+    rest = [config.replace(epochs=EPOCHS - config.epochs, parent=config.run_id) for config in warm if config.epochs]
+    return [config.replace(batch_size=ARMS["quick"][0].large) for config in (*starts, *rest)]
+
+
 def measures(config: RunConfig) -> tuple[Measure, ...]:
     examples = 250 if config.dataset == "cifar10-jpeg" else 2000
     found = (
@@ -105,6 +130,8 @@ def measures(config: RunConfig) -> tuple[Measure, ...]:
         # radius and single step as in Kwon et al. 2021, examples and batches as in Andriushchenko et al. 2023
         measure("adaptive_l2_step", examples=min(examples, 1024), rho=0.5, m=128),
     )
+    if config.dataset == "fashion-mini" and config.seed % 1000 < 2 and config.batch_size in (32, 500):
+        found += (measure("sharpness_along", examples=1000, points=10),)
     half = measure("phi_full_5e-4", examples=examples, epsilon=5e-4)
     return (*found, half) if config.model in (Model.KESKAR_C1, Model.KESKAR_C2) else found
 
@@ -225,6 +252,8 @@ CLAIMS = (
     ),
 )
 
+TRAINED = (("where", (("stage", "train"),)),)
+
 STUDY = Study(
     name="keskar2017",
     title="Large batches test worse and find sharper minima",
@@ -237,14 +266,27 @@ STUDY = Study(
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",
               "a GPU; not measured yet"),
     ),
-    stages=(Stage("train", train_runs, measures=measures, pairs=pairs),),
+    stages=(
+        Stage("train", train_runs, measures=measures, pairs=pairs),
+        Stage("warm", warm_runs),
+        Stage("piggyback", piggyback_runs, measures=lambda config: (measure("lambda_max", examples=2000),)),
+    ),
     claims=CLAIMS,
     figures=(
-        Figure("generalization_gap", "generalization_gap"),
-        Figure("sharpness_vs_batch", "sharpness_vs_batch"),
+        Figure("generalization_gap", "generalization_gap", TRAINED),
+        Figure("sharpness_vs_batch", "sharpness_vs_batch", TRAINED),
         Figure("parametric_slice", "parametric_slice"),
         Figure("contour", "contour"),
-        Figure("training_curves", "training_curves"),
+        Figure("training_curves", "training_curves", TRAINED),
+        Figure("accuracy_and_sharpness", "values_vs_batch",
+               (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), *TRAINED)),
+        Figure("piggyback", "values_vs_batch",
+               (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), ("x", "epochs"),
+                ("x_label", "epochs at the large batch, of 60 with those at the small one"),
+                ("where", (("stage", "piggyback"),)))),
+        Figure("sharpness_along", "along_training",
+               (("metric", "sharpness_along"), ("y", (("lambda_max", "lambda_max"), ("train_loss", "train loss (nats)"))),
+                ("logarithmic", ("lambda_max", "train_loss")), ("log_x", True), *TRAINED)),
     ),
     paper=PAPER,
     comparisons=tuple(
