@@ -12,7 +12,7 @@ from analysis.draw import Drawn
 from analysis.load import Tables, from_published
 from analysis.publish import full_board, renewed
 from analysis.report import markdown as page_of
-from analysis.verdicts import verdicts
+from analysis.verdicts import Verdict, verdicts
 from experiments.lab import board
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,11 @@ def tables(folder: Path) -> Tables:
     return from_published(folder)
 
 
+@pytest.fixture(scope="module")
+def found(tables: Tables) -> list[Verdict]:
+    return verdicts(tables)
+
+
 def test_board_is_current() -> None:
     """A verdict in the README that is not the published one; `python -m analysis publish` renews it."""
     text, found = (ROOT / "README.md").read_text(), board.published()
@@ -36,25 +41,25 @@ def test_board_is_current() -> None:
     assert renewed(text, found) == text and full_board(found) == (ROOT / "figures" / "README.md").read_text()
 
 
-def test_page_is_current(tables: Tables, folder: Path) -> None:
+def test_page_is_current(tables: Tables, found: list[Verdict], folder: Path) -> None:
     """A study's page with numbers, figures or deviations that are not its own any more."""
     drawn = [Drawn(figure.name, "unchanged", ("", "")) for figure in tables.study.figures]
-    assert page_of(tables, verdicts(tables), drawn) == (folder / "README.md").read_text()
+    assert page_of(tables, found, drawn) == (folder / "README.md").read_text()
 
 
-def test_verdicts_are_current(tables: Tables, folder: Path) -> None:
+def test_verdicts_are_current(found: list[Verdict], folder: Path) -> None:
     """Verdicts that were published before the claims or the statistics changed."""
     published = json.loads((folder / "verdicts.json").read_text())
     # another processor may round a quantile otherwise
-    for ours, theirs in zip([v.to_dict() for v in verdicts(tables)], published, strict=True):
+    for ours, theirs in zip([v.to_dict() for v in found], published, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
             assert theirs[name] == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value), name
 
 
-def test_what_was_tried_is_said(tables: Tables) -> None:
+def test_what_was_tried_is_said(tables: Tables, found: list[Verdict]) -> None:
     """A reader of a claim that was not reproduced could not tell whether the claim or the scale is at fault."""
-    assert tables.study.tried or all(verdict.verdict == "reproduced" for verdict in verdicts(tables))
+    assert tables.study.tried or all(verdict.verdict == "reproduced" for verdict in found)
 
 
 def test_all_runs_are_published(tables: Tables) -> None:
@@ -68,6 +73,18 @@ def test_figures_are_of_these_records(tables: Tables, folder: Path) -> None:
         origin = json.loads((folder / f"{figure.name}.json").read_text())
         assert (origin["tables_sha256"], origin["runs"]) == (tables.digest, sorted(tables.runs["run_id"]))
         assert origin["claims"] == {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)}
+
+
+def test_sentences_of_smith2020_are_the_verdicts() -> None:
+    """The README's answer to who is right, with numbers that no interval gives."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    published = [v for v in board.published() if (v["study"], v["scale"]) == ("smith2020", "quick")]
+    found = {v["claim"].removeprefix("quick-"): v for v in published}
+    gap, loss = found["equal-steps-gap"], found["equal-steps-train-loss"]
+    assert f"{gap['effect']:.3g} points [{gap['ci_low']:.3g}, {gap['ci_high']:.3g}] better" in text
+    assert f"that one is {1 / loss['ratio']:.2f} times higher" in text
+    answers = [found[name]["verdict"] for name in ("equal-steps-gap", "equal-steps-no-gap", "matched-loss")]
+    assert answers == ["reproduced", "contradicted", "reproduced"]
 
 
 def test_benchmark_table_is_current() -> None:
