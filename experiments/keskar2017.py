@@ -101,12 +101,12 @@ EPOCHS = 60
 
 
 def warm_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    """Small-batch runs that end early: where the large batch will start from, two seeds at `quick`."""
+    """Small-batch runs that end early: where the large batch will start from, four seeds at `quick`."""
     if request.scale != "quick":
         return []
     small = [config for config in train_runs(request, records) if config.batch_size == ARMS["quick"][0].small]
     fields = {"budget": Budget.EPOCHS, "train_loss": None, "max_epochs": None}
-    return [config.replace(epochs=epochs, **fields) for config in small[:2] for epochs in WARM if epochs]
+    return [config.replace(epochs=epochs, **fields) for config in small[:4] for epochs in WARM if epochs]
 
 
 def piggyback_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -281,11 +281,10 @@ STUDY = Study(
         Figure("accuracy_and_sharpness", "values_vs_batch",
                (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), *TRAINED)),
         Figure("piggyback", "values_vs_batch",
-               (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), ("x", "epochs"),
-                ("x_label", "epochs at the large batch, of 60 with those at the small one"),
-                ("where", (("stage", "piggyback"),)))),
+               (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), ("x", "epochs"), ("even", True),
+                ("x_label", "epochs at B 500 (of 60; first B 32)"), ("where", (("stage", "piggyback"),)))),
         Figure("sharpness_along", "along_training",
-               (("metric", "sharpness_along"), ("y", (("lambda_max", "lambda_max"), ("train_loss", "train loss (nats)"))),
+               (("metric", "sharpness_along"), ("y", ("lambda_max", "train_loss")),
                 ("logarithmic", ("lambda_max", "train_loss")), ("log_x", True), *TRAINED)),
     ),
     paper=PAPER,

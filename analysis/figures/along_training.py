@@ -1,5 +1,8 @@
 """Curves that a measurement found along training: thin lines are runs, thick ones means over the runs of an arm.
 
+A mean is taken wherever one of the arm's runs has a point, from where all have begun to where the first ends; between its points
+a run is the straight line drawn.
+
 Drawn from measurements whose `details` hold a list of places (`x`) and one list for each of `y`, null where there is no value.
 """
 
@@ -29,7 +32,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a point of a curve: role `seed`, `threshold`, or `mean` over an arm's runs where all of them have the point.
+    """A row a point of a curve: role `seed`, `threshold`, or `mean` over an arm's runs.
 
     Raises `NoDataError`.
     """
@@ -53,15 +56,28 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     if not parts:
         raise nothing(tables, f"a {options['metric']} with {' and '.join(name for name, _ in named(options['y'])) or 'curves'}")
     points = pd.concat(parts, ignore_index=True).dropna(subset="value")
-    keys = ["arm", "rank", "graded", "quantity", "label", "logarithmic", "x"]
+    keys = ["arm", "rank", "graded", "quantity", "label", "logarithmic"]
     seeds = points[points["role"] == "seed"]
-    grouped = seeds.groupby(keys)["value"]
-    means = grouped.mean().reset_index().assign(reached=grouped.size().to_numpy(), role="mean")
-    each = seeds.groupby(["arm", "quantity"])["run_id"].nunique().rename("runs").reset_index()
-    means = means.merge(each, on=["arm", "quantity"])
-    means = means[means["reached"] == means["runs"]].drop(columns=["reached", "runs"])
+    means = [_mean(part, options).assign(**dict(zip(keys, key, strict=True)), role="mean") for key, part in seeds.groupby(keys)]
     facts = {"x_label": options["x_label"], "log_x": options["log_x"], "threshold_label": options["threshold_label"]}
-    return pd.concat([points, means], ignore_index=True).assign(**facts).astype({"seed": "Int64", "batch_size": "Int64"})
+    return pd.concat([points, *means], ignore_index=True).assign(**facts).astype({"seed": "Int64", "batch_size": "Int64"})
+
+
+def _mean(seeds: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+    """x and mean value over the runs, on the axes as drawn: what a logarithmic one cannot show takes no part."""
+    log_x, log = bool(options["log_x"]), bool(seeds["logarithmic"].iloc[0])
+    if log_x:
+        seeds = seeds[seeds["x"] > 0]
+    if log:
+        seeds = seeds[seeds["value"] > 0]
+    curves = [run.sort_values("x") for _, run in seeds.groupby("run_id")]
+    if not curves:
+        return pd.DataFrame({"x": [], "value": []})
+    first, last = max(run["x"].min() for run in curves), min(run["x"].max() for run in curves)
+    x = np.unique(seeds["x"][seeds["x"].between(first, last)])
+    at = np.log if log_x else np.asarray
+    mean = np.mean([np.interp(at(x), at(run["x"]), np.log(run["value"]) if log else run["value"]) for run in curves], axis=0)
+    return pd.DataFrame({"x": x, "value": np.exp(mean) if log else mean})
 
 
 def make_figure(data: pd.DataFrame) -> Figure:

@@ -108,10 +108,11 @@ def colours(data: pd.DataFrame) -> dict[str, Any]:
     return dict(zip(arms, seaborn.color_palette("colorblind", len(arms)), strict=True))
 
 
-def axis_of(axes: Axes, numbers: Sequence[float], label: str) -> Callable[[Any], np.ndarray]:
-    """Ticks at the numbers that occur, in octaves (evenly spaced where one is 0 or below), and where a number stands."""
+def axis_of(axes: Axes, numbers: Sequence[float], label: str, even: bool = False) -> Callable[[Any], np.ndarray]:
+    """Ticks at the numbers that occur, in octaves (evenly spaced on request or where one is 0 or below), and where a number
+    stands."""
     occurring = np.unique(np.asarray(numbers, float))
-    even = bool((occurring <= 0).any())
+    even = even or bool((occurring <= 0).any())
 
     def place(values: Any) -> np.ndarray:
         array = np.asarray(values, float)

@@ -33,8 +33,9 @@ from analysis.style import style
 
 def settings() -> dict[str, Any]:
     """`values`: names or (name, label) pairs, a panel each; `x`: a config field or a quotient of two such as lr/batch_size;
-    `logarithmic`: True, False or the names of the values on a logarithmic axis; and CHOICE."""
-    return {"values": ("test_accuracy",), "x": "batch_size", "x_label": None, "logarithmic": (), **CHOICE}
+    `even`: x evenly spaced, not in octaves; `logarithmic`: True, False or the names of the values on a logarithmic axis; and
+    CHOICE."""
+    return {"values": ("test_accuracy",), "x": "batch_size", "x_label": None, "even": False, "logarithmic": (), **CHOICE}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -52,9 +53,10 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
             raise nothing(tables, f"a {'positive ' if log else ''}{name}")
         facts = {"quantity": name, "label": label, "logarithmic": log, "left_out": len(values) - len(known)}
         parts.append(pd.concat([known.assign(role="seed", low=math.nan, high=math.nan), _means(known, log)]).assign(**facts))
-    head = ["quantity", "label", "logarithmic", "left_out", "x_label", "arm", "rank", "graded", "x", "role", "seed", "run_id",
-            "value", "low", "high"]  # fmt: skip
-    data = pd.concat(parts, ignore_index=True).assign(x_label=options["x_label"] or label_of(options["x"]))
+    head = ["quantity", "label", "logarithmic", "left_out", "x_label", "even", "arm", "rank", "graded", "x", "role", "seed",
+            "run_id", "value", "low", "high"]  # fmt: skip
+    data = pd.concat(parts, ignore_index=True)
+    data = data.assign(x_label=options["x_label"] or label_of(options["x"]), even=options["even"])
     return data.astype({"seed": "Int64"})[head]
 
 
@@ -80,7 +82,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
 
 
 def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:
-    place = axis_of(axes, list(part["x"]), str(part["x_label"].iloc[0]))
+    place = axis_of(axes, list(part["x"]), str(part["x_label"].iloc[0]), bool(part["even"].iloc[0]))
     of_arm, arms = colours(data), ordered(data)
     step = np.diff(np.unique(place(part["x"]))).min(initial=1.0)
     for k, arm in enumerate(arms):

@@ -16,7 +16,7 @@ from synthetic import LAMBDA, PHI, Truth, config
 
 from analysis.arms import chosen, runs_by_arm
 from analysis.draw import draw
-from analysis.figures import NoDataError
+from analysis.figures import NoDataError, along_training
 from analysis.load import Tables, from_store
 from analysis.style import style
 from experiments.lab.config import Optimizer, RunConfig
@@ -123,6 +123,13 @@ def test_curves(tables: Tables) -> None:
     mean = sharp[(sharp["role"] == "mean") & (sharp["arm"] == "B 500")].set_index("x")["value"]
     assert mean.to_dict() == {10: 500.0, 20: 1000.0}
     assert (sharp[sharp["role"] == "threshold"]["value"] == 40.0).all() and len(data[data["role"] == "seed"]) == 6 * 5
+
+
+def test_mean_of_curves_of_unlike_steps() -> None:
+    """Runs that stop at their own step, of which none had a mean; a mean on other axes than those drawn."""
+    curves = pd.DataFrame({"run_id": list("aaabb"), "x": [0, 1, 100, 1, 10000], "value": [7.0, 1.0, 100.0, 1.0, 10000.0]})
+    mean = along_training._mean(curves.assign(logarithmic=True), {"log_x": True})
+    assert mean.round(6).to_dict("list") == {"x": [1, 100], "value": [1.0, 100.0]}  # both are value = x
 
 
 def test_tau_of_a_scatter(tables: Tables) -> None:
