@@ -84,7 +84,7 @@ PAPER = SGD.replace(dataset="cifar10", n_train=45000, n_validation=5000, model=M
                     weight_decay=5e-4, steps=9765)  # fmt: skip
 SETTINGS = {
     "quick": Settings(QUICK, (16, 64, 256, 1024), 0.04, 32, 0.1, 128, (64, 1024), seeds=16, confirm=4),
-    "laptop": Settings(CIFAR, (16, 64, 256, 1024), 0.04, 32, 0.1, 256, (64, 1024), seeds=12),
+    "laptop": Settings(CIFAR.replace(steps=512), (16, 64, 256, 1024), 0.04, 16, 0.3, 96, (64, 1024), seeds=12),
     "overnight": Settings(
         CIFAR, (16, 32, 64, 128, 256, 512, 1024, 2048), 0.04, 32, 0.1, 256, (16, 128, 512, 2048), seeds=20,
         robust=(("ghost", "ghost batch norm", CIFAR.replace(norm=Norm.GHOST, norm_batch=16)),
