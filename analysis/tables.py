@@ -111,8 +111,12 @@ def p_text(p: float | None) -> str:
     return DASH if p is None else "<0.0001" if p < 1e-4 else f"{p:.2g}"
 
 
+SEARCH = 3
+"""learning rates of a cell beyond which it is a grid to choose from: a table of each would hide the cells that were compared"""
+
+
 def cell_table(tables: Tables) -> Table:
-    """One row a batch size and arm; values that only this study's claims speak of have columns of their own."""
+    """One row an arm, batch size and learning rate; values that only this study's claims speak of have columns of their own."""
     names = ("status", "test_accuracy", "test_loss", "gap_accuracy", "steps", "epochs", "distance_from_start")
     others = claimed(tables, {*names, *SHARPNESS})
     frame = runs_by_arm(tables, *names, "lr")
@@ -123,15 +127,13 @@ def cell_table(tables: Tables) -> Table:
     here = {*tables.measurements["metric"], *(metric for p in tables.planned for metric in p.metrics if metric in CLAIMED)}
     titles = {name: title for name, title in SHARPNESS.items() if name in here}
     metrics = {name: measured_by_arm(tables, name) for name in titles}
+    searched = frame.groupby(["arm", "batch_size"])["lr"].transform("nunique") > SEARCH
     rows = []
-    for (arm, size), part in frame.groupby(["arm", "batch_size"]):
-        measured = {
-            name: values[(values["arm"] == arm) & (values["batch_size"] == size)]["value"]
-            for name, values in metrics.items()
-        }
+    for (arm, size, lr), part in frame[~searched].groupby(["arm", "batch_size", "lr"]):
+        measured = {name: values[values["run_id"].isin(part["run_id"])]["value"] for name, values in metrics.items()}
         n, diverged = len(part), int((part["status"] == "diverged").sum())
         rows.append((
-            str(arm), str(size), *([_range(part["lr"])] if tuned else []),
+            str(arm), str(size), *([f"{lr:.3g}"] if tuned else []),
             f"{n} ({diverged} diverged)" if diverged else str(n),
             *(mean_sd(part[name], n) for name in ("test_accuracy", "gap_accuracy", "test_loss")),
             *(_mean(part[name]) for name in ("steps", "epochs")),
@@ -147,6 +149,8 @@ def cell_table(tables: Tables) -> Table:
             "Mean ± standard deviation over n seeds; what measures sharpness: geometric mean ×/÷ geometric standard deviation."
             + "".join(f" {titles[name]}: {ABOUT[name]}." for name in titles if name in ABOUT)
         )
+    if searched.any():
+        title += f" Cells in which more than {SEARCH} learning rates were searched are left out."
     return Table("cells", title, columns, tuple(rows))
 
 
@@ -163,11 +167,6 @@ def claimed(tables: Tables, known: Collection[str]) -> dict[str, bool]:
 
 def _title(value: str) -> str:
     return TITLES.get(value, value.replace("_", " ").replace(".", ", "))
-
-
-def _range(values: pd.Series) -> str:
-    low, high = values.min(), values.max()
-    return f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
 
 
 def paper_table(tables: Tables) -> Table:
@@ -233,6 +232,8 @@ def _number(value: float | None, sd: float | None = None) -> str:
     """Three significant digits; two decimals where a standard deviation asks for them."""
     if value is None or not math.isfinite(value):
         return DASH
+    if abs(value) >= 1e7:
+        return f"{value:.2g}"
     if sd is not None and 0.005 <= sd < 10:
         return f"{value:.2f}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

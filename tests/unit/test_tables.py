@@ -61,3 +61,12 @@ def test_values_of_other_studies_have_columns(tables: Tables) -> None:
     assert "n counts these numbers" in verdict_table(verdicts(other)).title
     assert verdicts(other)[0].population == "kendall of gap_loss, one a group, on this test set"
     assert "LR" not in cell_table(tables).columns and "n counts" not in verdict_table(verdicts(tables)).title
+
+
+def test_cells_of_one_learning_rate(tables: Tables) -> None:
+    """The mean of runs of unlike learning rates, as if they were seeds of one setting."""
+    runs = tables.runs
+    two = cell_table(replace(tables, runs=runs.assign(lr=0.1 + runs["seed"] % 2)))
+    assert len(two.rows) == 2 * len(cell_table(tables).rows) and {row[2] for row in two.rows} == {"0.1", "1.1"}
+    many = cell_table(replace(tables, runs=runs.assign(lr=0.1 + runs["seed"] * (runs["batch_size"] == 16))))
+    assert "16" not in {row[1] for row in many.rows} and "left out" in many.title
