@@ -65,7 +65,7 @@ QUICK = SGD.replace(dataset="fashion-mini", n_train=4096, model=Model.MLP, width
 CIFAR = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, norm=Norm.GROUP, steps=1024)
 SETTINGS = {
     "quick": Settings(QUICK, (32, 64, 128, 256), 128, 0.03),
-    "laptop": Settings(CIFAR.replace(batch_size=1024, noise_batch=1024, steps=512), (64, 256), 64, 0.03),
+    "laptop": Settings(CIFAR, (64, 128), 128, 0.03),
     "overnight": Settings(CIFAR.replace(batch_size=2048, noise_batch=2048), (64, 128, 256, 512), 128, 0.03),
 }
 
@@ -170,7 +170,7 @@ STUDY = Study(
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, B 512 with the noise of 4 batch sizes, 8 seeds",
               "about 2 minutes on two cores (estimated)"),
-        Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 1,024, noise of 2 batch sizes, 8 seeds",
+        Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 512, noise of 2 batch sizes, 8 seeds",
               "about 20 minutes on two cores (estimated)"),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 2,048, noise of 4 batch sizes, 8 seeds",
               "an hour and a half on two cores (estimated)"),

@@ -26,8 +26,8 @@ from experiments.lab.study import Comparison, Figure, Measure, Pair, PaperRow, R
 #   loss; the plateau arm is the paper's own stop rule. `quick` carries the matched arm only.
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units and no batch norm, F1 in small, on 5,000 images of
 #   Fashion-MNIST at batch sizes 16 to 500 (10% of the data).
-# Deviation: `laptop` trains a small convolutional network with batch norm, C1 in small, on 5,000 images of CIFAR-10 (JPEG copy) at
-#   batch sizes 32 to 500 (10%).
+# Deviation: `laptop` trains a small convolutional network with batch norm, C1 in small, on 5,000 images of CIFAR-10 (JPEG copy)
+#   at batch sizes 32 to 500 (10%).
 # Deviation: phi is the best of several searches (the paper's, from the origin; sign ascent from both corners along the top
 #   Hessian eigenvector and from a random point); the paper's literal start stands beside it as "literal start".
 # Deviation: the plateau arm stops after 5 epochs without a 1% improvement of the training loss; the paper gives no numbers.
