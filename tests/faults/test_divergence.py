@@ -89,7 +89,7 @@ def test_an_overflow_in_evaluation_only(split: str, tmp_path: Path) -> None:
 def test_tables_and_figures_count_diverged_runs(tmp_path: Path) -> None:
     """A batch size at which half the runs explode would look like one with fewer seeds."""
     lost = {(500, 0), (500, 1), (16, 0)}
-    truth = synthetic.Truth(status=lambda c: "diverged" if (c.batch_size, c.seed) in lost else "done")
+    truth = synthetic.Truth(status=lambda c: "diverged" if c.train_loss and (c.batch_size, c.seed) in lost else "done")
     tables = from_store(STUDY, "quick", synthetic.write(tmp_path / "store", STUDY, truth))
     by_size = {row[1]: row[2] for row in cell_table(tables).rows if row[0].startswith("train,")}
     assert by_size["500"] == "12 (2 diverged)" and by_size["16"] == "4 (1 diverged)" and by_size["32"] == "12"
