@@ -109,8 +109,8 @@ def run(options: Any) -> tuple[int, Any]:
         data_dir=None if options.data_dir is None else str(options.data_dir),
     )  # fmt: skip
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
-    if result.planned == 0:
-        raise UsageError(f"--where {' '.join(options.where)} keeps no run; see plan {study.name} --scale {request.scale}")
+    if result.chosen == 0 and options.where:
+        raise UsageError(f"--where {' '.join(options.where)} keeps no known run; see plan {study.name} --scale {request.scale}")
     for sentence in result.failures:
         print(f"failed: {sentence}", file=sys.stderr)
     return 0 if result.complete else 1, {

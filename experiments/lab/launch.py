@@ -44,6 +44,8 @@ class Result:
     """How a sweep ended: runs by status, one sentence a failure."""
 
     planned: int = 0
+    chosen: int = 0
+    """runs that were kept, of the stages that are known"""
     counts: dict[str, int] = field(default_factory=dict)
     trained: int = 0
     measured: int = 0
@@ -103,6 +105,7 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
             ]
             execute(pool, pairs, f"{study.name} {request.scale} pairs of runs", result, quiet=quiet)
             result.planned += len(chosen)
+            result.chosen += len(chosen)
             for record in stage.records:
                 if record is not None and record.config.run_id in runs:
                     result.counts[record.status] = result.counts.get(record.status, 0) + 1

@@ -29,7 +29,7 @@ USAGE: dict[str, list[str]] = {
     "device cuda:99 is not": [*RUN, "--device", "cuda:99"],
     "names 'colour'": [*RUN, "--where", "colour=red"],
     "takes FIELD=VALUE": [*RUN, "--where", "batch_size"],
-    "keeps no run": [*RUN, "--where", "batch_size=7"],
+    "keeps no known run": [*RUN, "--where", "batch_size=7"],
     "batch_size is 0": [*TRAIN, "--lr", "0.1", "--batch-size", "0"],
     "batch_size 10001 exceeds": [*TRAIN, "--lr", "0.1", "--batch-size", "10001"],
     "batch_size 500 exceeds": [*TRAIN, "--lr", "0.1", "--batch-size", "500", "--n-train", "400"],

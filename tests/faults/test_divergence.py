@@ -13,6 +13,7 @@ import torch
 from toy_runs import run, toy_config, toy_data
 from toy_store import start
 
+from analysis.arms import chosen
 from analysis.draw import diverged, draw
 from analysis.load import from_store
 from analysis.tables import cell_table
@@ -88,13 +89,13 @@ def test_an_overflow_in_evaluation_only(split: str, tmp_path: Path) -> None:
 
 def test_tables_and_figures_count_diverged_runs(tmp_path: Path) -> None:
     """A batch size at which half the runs explode would look like one with fewer seeds."""
-    lost = {(500, 0), (500, 1), (16, 0)}
+    lost = {(500, 0), (500, 1), (16, 0)}  # of the first stage
     truth = synthetic.Truth(status=lambda c: "diverged" if c.train_loss and (c.batch_size, c.seed) in lost else "done")
     tables = from_store(STUDY, "quick", synthetic.write(tmp_path / "store", STUDY, truth))
     by_size = {row[1]: row[2] for row in cell_table(tables).rows if row[0].startswith("train,")}
     assert by_size["500"] == "12 (2 diverged)" and by_size["16"] == "4 (1 diverged)" and by_size["32"] == "12"
-    note = diverged(tables)
-    assert note == f"3 of {len(tables.runs)} runs diverged and have no point: 1 at B 16, 2 at B 500"
+    note = diverged(chosen(tables, (("stage", "train"),)))
+    assert note == "3 of 40 runs diverged and have no point: 1 at B 16, 2 at B 500"
     drawn = draw(STUDY.figures[0], tables, tmp_path / "figures")
     document = json.loads(Path(drawn.files[3]).read_text())
     assert document["diverged"] == note and "nan" not in Path(drawn.files[2]).read_text().lower()

@@ -76,10 +76,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     seen: dict[int, set[str]] = {}
     update = Single.update
 
-    def watched(self: Single, positions: Tensor, draws: Tensor | None, lr: Any, counter: Tensor) -> Tensor:
-        parts = [part.contiguous().numpy().tobytes() for part in (positions, draws, counter) if part is not None]
+    def watched(self: Single, positions: Tensor, draws: Tensor | None, lr: Any, counter: Tensor,
+                weights: Tensor | None) -> Tensor:  # fmt: skip
+        parts = [part.contiguous().numpy().tobytes() for part in (positions, draws, counter, weights) if part is not None]
         seen.setdefault(int(counter[1]), set()).add(hashlib.sha256(b"".join(parts)).hexdigest())
-        return update(self, positions, draws, lr, counter)
+        return update(self, positions, draws, lr, counter, weights)
 
     monkeypatch.setattr(Single, "update", watched)
     return seen

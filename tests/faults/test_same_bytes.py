@@ -58,11 +58,11 @@ def stream(batch_size: int, micro_batch: int | None = None, members: int = 1) ->
     configs = [config.replace(seed=seed) for seed in range(7 - members + 1, 8)]
     sha, compute = hashlib.sha256(), Gradient._part
 
-    def part(self: Gradient, *inputs: torch.Tensor) -> Any:
+    def part(self: Gradient, whole: int, *inputs: torch.Tensor) -> Any:
         for tensor in inputs[1:]:
             last = tensor if members == 1 else tensor[-1]
             (sha if tensor is inputs[1] else labels).update(last.contiguous().numpy().tobytes())
-        return compute(self, *inputs)
+        return compute(self, whole, *inputs)
 
     labels = hashlib.sha256()
     Gradient._part = part
