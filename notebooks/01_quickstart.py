@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -148,11 +150,30 @@ redraw("contour")
 redraw("training_curves")
 
 # %% [markdown]
+# **Accuracy and sharpness against batch size**, side by side: is there a batch size beyond which both get worse (the
+# paper's Figure 4)?
+
+# %%
+redraw("accuracy_and_sharpness")
+
+# %% [markdown]
+# **Piggybacking.** The large batch starts from weights that the small one has trained for a while (the paper's Figure 5):
+# from right to left it trains fewer of the 60 epochs itself. Four seeds; no claim is about it.
+
+# %%
+redraw("piggyback")
+
+# %% [markdown]
+# **Sharpness along training** (the paper's Figure 6 plots it against the loss). Thin lines are two seeds, thick ones their mean.
+
+# %%
+redraw("sharpness_along")
+
+# %% [markdown]
 # ## Going on
 #
 # The plotted values are ordinary tables, ready for a figure of your own.
 
 # %%
-generalization_gap.load_data(tables, generalization_gap.settings()).query(
-    "role == 'mean' and quantity == 'gap_accuracy'"
-)
+options = generalization_gap.settings() | dict(figures["generalization_gap"].options)
+generalization_gap.load_data(tables, options).query("role == 'mean' and quantity == 'gap_accuracy'")

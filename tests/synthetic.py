@@ -119,7 +119,8 @@ def write(root: Path, declared: Study, truth: Truth = Truth()) -> Store:
             for m in stage.measures(c):
                 if c in done and (status := truth.measured(m.metric, c)) is not None:
                     value = _sharpness(m.metric, c, truth)
-                    details = {"value_origin": value / 3} if m.metric.startswith("phi") else {}
+                    details = _along(value) if m.metric.endswith("_along") else {}
+                    details |= {"value_origin": value / 3} if m.metric.startswith("phi") else {}
                     store.write_measurement(m, [c.run_id], _certificate(value, status, details))
         for pair in stage.pairs(request, configs):
             if {pair.first, pair.second} <= done:
@@ -135,6 +136,10 @@ def _of_pair(pair: Pair) -> dict[str, Any]:
     losses = 0.01 + (axis[:, None] - 0.5) ** 2 + 2 * axis[None, :] ** 2
     points = [{"label": label, "x": x, "y": y} for label, x, y in (("B 32", 0, 0), ("B 500", 1, 0), ("start", 0.3, 1.5))]
     return {"alphas": axis.tolist(), "betas": axis.tolist(), "train_loss": losses.tolist(), "points": points}
+
+
+def _along(value: float) -> dict[str, Any]:
+    return {"steps": [0, 10, 100], "lambda_max": [value / 2, 2 * value, value], "train_loss": [2.3, 1.0, TARGET]}
 
 
 def _rng(c: RunConfig, salt: int = 0) -> np.random.Generator:

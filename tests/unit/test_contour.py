@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.arms import FIELDS
 from analysis.figures import NoDataError, contour
+from analysis.load import config_column
 from analysis.style import save, style
 
 ALPHAS, BETAS = np.linspace(-0.5, 1.5, 21), np.linspace(-0.6, 1.2, 17)
@@ -36,8 +38,7 @@ def tables(*planes: dict) -> SimpleNamespace:
     """As much of `Tables` as the figure looks at; later seeds first."""
     runs = pd.DataFrame({
         "run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
-        "stage": "train", "dataset": "d", "model": "m", "norm": "n", "optimizer": "adam", "scaling": "none",
-        "schedule": "none", "augment": "none", "budget": "train_loss",
+        **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss",
     })  # fmt: skip
     measurements = pd.DataFrame(
         {"metric": "plane", "run_id": runs["run_id"], "details": [json.dumps(p) for p in planes]}

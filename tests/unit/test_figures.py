@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from analysis.load import Tables, from_store
 from analysis.style import save, style
 from experiments.keskar2017 import STUDY
 
-KINDS = {figure.kind: figure for figure in STUDY.figures}
+FIGURES = {figure.name: figure for figure in STUDY.figures}
 
 
 @pytest.fixture(scope="module")
@@ -27,26 +28,30 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     return from_store(STUDY, "quick", synthetic.write(tmp_path_factory.mktemp("store"), STUDY))
 
 
-def data_of(kind: str, tables: Tables) -> pd.DataFrame:
-    module = importlib.import_module(f"analysis.figures.{kind}")
-    return module.load_data(tables, module.settings())
+def module_of(name: str) -> ModuleType:
+    return importlib.import_module(f"analysis.figures.{FIGURES[name].kind}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_same_records_same_bytes(kind: str, tables: Tables, tmp_path: Path) -> None:
+def data_of(name: str, tables: Tables) -> pd.DataFrame:
+    module = module_of(name)
+    return module.load_data(tables, module.settings() | dict(FIGURES[name].options))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_same_records_same_bytes(name: str, tables: Tables, tmp_path: Path) -> None:
     """A diff in figures/ that means nothing; a figure redrawn though nothing changed."""
-    first, again = draw(KINDS[kind], tables, tmp_path / "a"), draw(KINDS[kind], tables, tmp_path / "a")
-    other = draw(KINDS[kind], tables, tmp_path / "b")
+    first, again = draw(FIGURES[name], tables, tmp_path / "a"), draw(FIGURES[name], tables, tmp_path / "a")
+    other = draw(FIGURES[name], tables, tmp_path / "b")
     assert (first.state, again.state, other.state) == ("drawn", "unchanged", "drawn")
     assert first.files == again.files and len(first.files) == 4
     for x, y in zip(first.files, other.files, strict=True):
         assert Path(x).read_bytes() == Path(y).read_bytes(), x
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_pdf_fonts_and_dates(kind: str, tables: Tables) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_pdf_fonts_and_dates(name: str, tables: Tables) -> None:
     """Type 3 fonts, which publishers refuse, or a date that changes the bytes."""
-    figure = importlib.import_module(f"analysis.figures.{kind}").make_figure(data_of(kind, tables))
+    figure = module_of(name).make_figure(data_of(name, tables))
     pdf = save(figure, "pdf")
     assert re.search(rb"/Subtype\s*/CIDFontType2", pdf) and not re.search(rb"/Subtype\s*/Type3", pdf)
     assert b"CreationDate" not in pdf and b"Matplotlib v" not in pdf
@@ -54,10 +59,10 @@ def test_pdf_fonts_and_dates(kind: str, tables: Tables) -> None:
     assert png[:8] == b"\x89PNG\r\n\x1a\n" and b"Software" not in png
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_no_empty_axes(kind: str, tables: Tables) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_no_empty_axes(name: str, tables: Tables) -> None:
     """A panel without data, an axis without a name, text off the page."""
-    figure = importlib.import_module(f"analysis.figures.{kind}").make_figure(data_of(kind, tables))
+    figure = module_of(name).make_figure(data_of(name, tables))
     with style():
         figure.draw_without_rendering()
     panels = [axes for axes in figure.axes if axes.get_subplotspec() is not None]  # not the colour bar
@@ -72,17 +77,15 @@ def test_no_empty_axes(kind: str, tables: Tables) -> None:
 
 def test_csv_holds_what_is_plotted(tables: Tables, tmp_path: Path) -> None:
     """A point in the picture that the published data do not contain, or the other way round."""
-    drawn = draw(KINDS["generalization_gap"], tables, tmp_path)
+    drawn = draw(FIGURES["generalization_gap"], tables, tmp_path)
     csv = pd.read_csv(drawn.files[2])
-    figure = importlib.import_module("analysis.figures.generalization_gap").make_figure(
-        data_of("generalization_gap", tables)
-    )
+    figure = module_of("generalization_gap").make_figure(data_of("generalization_gap", tables))
     for axes, (_, part) in zip(figure.axes, csv.groupby("quantity", sort=False), strict=True):
         (points,) = [c for c in axes.collections if hasattr(c, "get_sizes") and len(c.get_offsets()) > 6]
         seeds = part[part["role"] == "seed"]
         plotted = np.asarray(points.get_offsets())[:, 1]
         assert sorted(plotted) == pytest.approx(sorted(seeds["value"]))
-        assert len(seeds) == len(tables.runs)
+        assert len(seeds) == (tables.runs["stage"] == "train").sum() == 40
         means = part[part["role"] == "mean"].sort_values("batch_size")
         (line,) = [line for line in axes.lines if line.get_label() != "_nolegend_" and line.get_linestyle() == "-"]
         assert line.get_ydata() == pytest.approx(means["value"].to_numpy())
@@ -105,31 +108,30 @@ def test_values_that_are_not_positive_are_said(tables: Tables) -> None:
     """Runs that vanish from a logarithmic axis without a word."""
     rows = tables.measurements.copy()
     rows.loc[rows.index[rows["metric"] == "phi_full"][:2], "value"] = 0.0
-    module = importlib.import_module("analysis.figures.sharpness_vs_batch")
-    figure = module.make_figure(module.load_data(replace(tables, measurements=rows), module.settings()))
+    figure = module_of("sharpness_vs_batch").make_figure(data_of("sharpness_vs_batch", replace(tables, measurements=rows)))
     assert [("2 values" in axes.get_title()) for axes in figure.axes] == [False, True, False]
 
 
 def test_origin_names_runs_commits_and_claims(tables: Tables, tmp_path: Path) -> None:
     """A published figure that cannot be traced back, or is kept though its runs changed."""
-    document = json.loads(Path(draw(KINDS["parametric_slice"], tables, tmp_path).files[3]).read_text())
+    document = json.loads(Path(draw(FIGURES["parametric_slice"], tables, tmp_path).files[3]).read_text())
     assert document["runs"] == sorted(tables.runs["run_id"]) and document["commits"] == ["c0ffee"]
     assert document["claims"] == {claim.id: claim.hash for claim in STUDY.claims_at("quick")}
     other = replace(tables, runs=tables.runs.assign(commit="another"))
-    assert draw(KINDS["parametric_slice"], other, tmp_path).state == "drawn"
+    assert draw(FIGURES["parametric_slice"], other, tmp_path).state == "drawn"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_to_draw_is_one_sentence(kind: str, tables: Tables, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_to_draw_is_one_sentence(name: str, tables: Tables, tmp_path: Path) -> None:
     """A traceback, or an empty picture, where runs are still missing."""
     empty = replace(tables, **{name: getattr(tables, name).iloc[:0] for name in ("runs", "history", "measurements")})
     with pytest.raises(NoDataError, match=r"^no [^.\n]*keskar2017[^.\n]*$"):
-        data_of(kind, empty)
+        data_of(name, empty)
     states = {drawn.name: (drawn.state, bool(drawn.reason)) for drawn in draw_all(empty, tmp_path)}
-    assert states[kind] == ("no data", True) and list(tmp_path.iterdir()) == []
+    assert states[name] == ("no data", True) and list(tmp_path.iterdir()) == []
 
 
 def test_unknown_option_is_refused(tables: Tables, tmp_path: Path) -> None:
     """A misspelt option that changes nothing."""
     with pytest.raises(ValueError, match="no option 'quantites'"):
-        draw(replace(KINDS["generalization_gap"], options=(("quantites", ("gap_accuracy",)),)), tables, tmp_path)
+        draw(replace(FIGURES["generalization_gap"], options=(("quantites", ("gap_accuracy",)),)), tables, tmp_path)
