@@ -144,7 +144,7 @@ STUDY = Study(
     citation="Cohen, Kaur, Li, Kolter and Talwalkar, ICLR 2021 (arXiv 2103.00065)",
     scales=(
         Scale("quick", "an MLP on 512 images of Fashion-MNIST, full batch, 3 learning rates, momentum and SGD, 8 seeds",
-              "about 90 s on two cores"),
+              "about 1.5 minutes on two cores"),
         Scale("laptop", "a small convolutional network on 5,000 images of CIFAR-10 (JPEG copy), 3 seeds",
               "an hour on two cores (an estimate: not measured)"),
         Scale("paper", "a small convolutional network on 5,000 images of CIFAR-10, 8 seeds", "a GPU; not measured yet"),

@@ -116,7 +116,7 @@ STUDY = Study(
     citation="Dinh, Pascanu, Bengio and Bengio, ICML 2017 (arXiv 1703.04933)",
     scales=(
         Scale("quick", "an MLP, 2,000 images of Fashion-MNIST, batch sizes 16 and 200, 8 seeds",
-              "about 1 minute on two cores (estimated)"),
+              "about a minute on two cores"),
         Scale("laptop", "a small conv net, 2,000 images of CIFAR-10 (JPEG copy), batch sizes 16 and 200, 8 seeds",
               "about 20 minutes on two cores (estimated)"),
         Scale("paper", "F1 without batch norm on MNIST, batch sizes 256 and 6,000, 8 seeds", "a GPU; not measured yet"),

@@ -44,6 +44,8 @@ class Settings:
     """SAM's radius"""
     margin: float = 0.1
     """percentage points of test accuracy"""
+    equivalent: float = 0.25
+    """a third of the gap that pilots show, in percentage points"""
     seeds: int = 8
 
     @property
@@ -65,7 +67,7 @@ QUICK = SGD.replace(dataset="fashion-mini", n_train=4096, model=Model.MLP, width
 CIFAR = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, norm=Norm.GROUP, steps=1024)
 SETTINGS = {
     "quick": Settings(QUICK, (32, 64, 128, 256), 128, 0.03),
-    "laptop": Settings(CIFAR, (64, 128), 128, 0.03),
+    "laptop": Settings(CIFAR, (64, 128), 128, 0.03, equivalent=0.9),
     "overnight": Settings(CIFAR.replace(batch_size=2048, noise_batch=2048), (64, 128, 256, 512), 128, 0.03),
 }
 
@@ -145,17 +147,18 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
         claim("dose-response", f"the more noise, from none to that of batch size {min(levels)}, the better batch size "
               f"{large} tests: points a halving of b", Contrast("test_accuracy", line, 1, points)),
         claim("sam-recovers-as-much", f"at equal steps and a matched lambda_max, SAM at batch size {large} tests within "
-              f"{EQUIVALENT} points of {with_noise}", Contrast("test_accuracy", (sam(1.0), noisy(-1.0)), 1, points),
-              Gate("matched", 0.25, "lambda_max"), flat, kind=Kind.EQUIVALENCE, d=EQUIVALENT),
+              f"{s.equivalent} points of {with_noise}", Contrast("test_accuracy", (sam(1.0), noisy(-1.0)), 1, points),
+              Gate("matched", 0.25, "lambda_max"), flat, kind=Kind.EQUIVALENCE, d=s.equivalent),
     )  # fmt: skip
 
 
-EQUIVALENT = 0.25
-"""percentage points: a third of the gap that pilots show"""
 # Pilots (seeds 1000 to 1005): test accuracy 83.90 (SD 0.22) at B 512, 84.57 (0.15) with the noise of 128, 84.69 (0.21) at B 128;
 # lambda_max 38.9, 18.7 and 18.1, with SAM 18.6. The noise is 0.28 points above half of the gap; `sd` is that of the contrast.
 POWER = Power(effect=0.27, sd=0.16, pilot="seeds 1000 to 1005 at B 512, with the noise of 128 and at B 128", seeds=8)
-CLAIMS = (*claims_of("quick", POWER, "analogue: "), *claims_of("laptop"), *claims_of("overnight"))
+# `laptop` (seeds 1000 and 1001): 48.94 (SD 0.48) at B 512, 51.62 (0.39) with the noise of 128, 51.61 (0.21) at B 128; lambda_max is
+# smaller without noise (2.5 against 3.4), for B 512 has fitted its data (train loss 0.015) and the others have not (0.5).
+LAPTOP_POWER = Power(effect=1.0, sd=0.33, pilot="seeds 1000 and 1001 at B 512, with the noise of 128 and at B 128", seeds=8)
+CLAIMS = (*claims_of("quick", POWER, "analogue: "), *claims_of("laptop", LAPTOP_POWER), *claims_of("overnight"))
 ARMS = (
     ("large batch, noise alone", (("stage", "noise"),)),
     ("true batch size", (("stage", "small"),)),
@@ -169,7 +172,7 @@ STUDY = Study(
     citation="a study of our own, after Wu et al. (arXiv 1906.07405) and Smith, Elsen and De (arXiv 2006.15081), both ICML 2020",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, B 512 with the noise of 4 batch sizes, 8 seeds",
-              "about 2 minutes on two cores (estimated)"),
+              "about 2 minutes on two cores"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 512, noise of 2 batch sizes, 8 seeds",
               "about 20 minutes on two cores (estimated)"),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 2,048, noise of 4 batch sizes, 8 seeds",

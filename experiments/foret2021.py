@@ -163,7 +163,7 @@ STUDY = Study(
     citation="Foret, Kleiner, Mobahi and Neyshabur, ICLR 2021 (arXiv 2010.01412); ASAM: Kwon et al. 2021 (arXiv 2102.11600)",
     scales=(
         Scale("quick", "an MLP on 2,000 images of Fashion-MNIST, SGD (once and twice the epochs), SAM, ASAM, 8 seeds",
-              "about 2 minutes on two cores (estimated)"),
+              "about 1.5 minutes on two cores"),
         Scale("laptop", "a small conv net on 8,192 images of CIFAR-10 (JPEG copy), the same arms, 8 seeds",
               "about 20 minutes on two cores (estimated)"),
         Scale("paper", "WRN-28-10 on CIFAR-10, 200 epochs, the same arms, 8 seeds", "a GPU; not measured yet"),

@@ -130,7 +130,7 @@ STUDY = Study(
     citation="Geiping, Goldblum, Pope, Moeller and Goldstein, ICLR 2022 (arXiv 2109.14119)",
     scales=(
         Scale("quick", "an MLP on 1,024 images of Fashion-MNIST, SGD and four ways of full batches, 12 seeds",
-              "about 2 minutes on two cores"),
+              "about 1.5 minutes on two cores"),
         Scale("laptop", "a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), 8 seeds",
               "about 20 minutes on two cores (estimated)"),
         Scale("paper", "a ResNet-20 on CIFAR-10, 3,000 updates with all 50,000 images, 8 seeds", "a GPU; not measured yet"),

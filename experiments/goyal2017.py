@@ -149,7 +149,7 @@ STUDY = Study(
     citation="Goyal, Dollar, Girshick, Noordhuis, Wesolowski, Kyrola, Tulloch, Jia and He 2017 (arXiv 1706.02677)",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, batch sizes 32 to 1,024, 12 seeds at those compared",
-              "about a minute on two cores (estimated)"),
+              "about a minute on two cores"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), batch sizes 32 to 2,048, 8 seeds",
               "about half an hour on two cores (estimated)"),
         Scale("paper", "ResNet-20 on CIFAR-10, batch sizes 128 to 8,192, 8 seeds", "a GPU; not measured yet"),

@@ -207,7 +207,7 @@ STUDY = Study(
     citation="Hoffer, Hubara and Soudry, NeurIPS 2017 (arXiv 1705.08741)",
     scales=(
         Scale("quick", "an MLP with batch norm on 2,048 images of Fashion-MNIST, batch sizes 32 and 512, 12 seeds",
-              "about 2 minutes on two cores"),
+              "about a minute on two cores"),
         Scale("laptop", "a small convolutional network with batch norm on 4,096 images of CIFAR-10 (JPEG copy), 8 seeds",
               "an hour on two cores (an estimate: not measured)"),
         Scale("paper", "F1, C1, C3 and ResNet44 at batch sizes 128 and 4,096, 8 seeds", "a GPU; not measured yet"),

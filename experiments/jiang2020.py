@@ -154,7 +154,7 @@ STUDY = Study(
     "(arXiv 2010.11924); Andriushchenko et al., ICML 2023 (arXiv 2302.07011)",
     scales=(
         Scale("quick", "72 MLPs on 2,000 images of Fashion-MNIST: 3 batch sizes, 3 learning rates, 2 widths, 2 depths, "
-              "2 seeds", "about 2 minutes on two cores"),
+              "2 seeds", "about 1.5 minutes on two cores"),
         Scale("laptop", "54 small convolutional networks on 4,000 images of CIFAR-10 (JPEG copy), 3 seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "135 ResNet-20s with batch norm on CIFAR-10, 5 seeds", "a GPU; not measured yet"),

@@ -263,7 +263,7 @@ STUDY = Study(
     citation="Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, ICLR 2017 (arXiv 1609.04836)",
     scales=(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",
-              "about 4 minutes on two cores"),
+              "about 3 minutes on two cores"),
         Scale("laptop", "C1 in small, 5,000 images of CIFAR-10 (JPEG copy), both stop rules, 8 seeds",
               "half an hour on two cores (estimated)"),
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",

@@ -135,7 +135,7 @@ STUDY = Study(
     citation="Li, Xu, Taylor, Studer and Goldstein, NeurIPS 2018 (arXiv 1712.09913)",
     scales=(
         Scale("quick", "an MLP with batch norm, 4,000 images of Fashion-MNIST, batch sizes 32 and 640, 8 seeds",
-              "about 1 minute on two cores (estimated)"),
+              "about a minute on two cores"),
         Scale("laptop", "a small conv net with batch norm, 5,000 images of CIFAR-10 (JPEG copy), batch sizes 32 and 800, 8 seeds",
               "about 40 minutes on two cores (estimated)"),
         Scale("paper", "a ResNet-20 on CIFAR-10, batch sizes 128 and 8,192, 8 seeds", "a GPU; not measured yet"),

@@ -137,7 +137,7 @@ STUDY = Study(
     citation="Malladi, Lyu, Panigrahi and Arora, NeurIPS 2022 (arXiv 2205.10287)",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, batch size 16 and 4 and 8 times it, 3 rules, 16 seeds",
-              "about a minute on two cores (estimated)"),
+              "about a minute on two cores"),
         Scale("laptop", "ResNet-8, 5,000 images of CIFAR-10 (JPEG copy), batch size 32 and 4 and 8 times it, 3 rules, 8 seeds",
               "about half an hour on two cores (estimated)"),
         Scale("paper", "ResNet-56 on CIFAR-10, batch size 128 and 4 and 8 times it, 3 rules, 8 seeds", "a GPU; not measured yet"),

@@ -168,7 +168,7 @@ STUDY = Study(
     citation="Masters and Luschi, 2018 (arXiv 1804.07612)",
     scales=(
         Scale("quick", "an MLP, 2,048 images of Fashion-MNIST, 4 batch sizes, 9 learning rates, 8 tuning and 12 final seeds",
-              "about 2 minutes on two cores (estimated)"),
+              "about a minute on two cores"),
         Scale("laptop", "a small conv net, 4,096 images of CIFAR-10 (JPEG copy), 4 batch sizes, 12 final seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "ResNet-32 on CIFAR-10, 11 batch sizes from 2 to 2,048, 8 seeds", "a GPU; not measured yet"),

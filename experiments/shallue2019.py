@@ -173,7 +173,7 @@ STUDY = Study(
     citation="Shallue, Lee, Antognini, Sohl-Dickstein, Frostig and Dahl, JMLR 2019 (arXiv 1811.03600)",
     scales=(
         Scale("quick", "an MLP, 8,192 images of Fashion-MNIST, SGD at 10 batch sizes, with momentum at 3, up to 12 seeds",
-              "about 2 minutes on two cores"),
+              "about 4 minutes on two cores"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), SGD at 10 batch sizes, momentum at 3, 8 seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "a ResNet-8 on CIFAR-10, SGD at 12 batch sizes, with momentum at 4, 8 seeds", "a GPU; not measured yet"),

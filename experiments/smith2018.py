@@ -103,7 +103,7 @@ STUDY = Study(
     citation="Smith, Kindermans, Ying and Le, ICLR 2018 (arXiv 1711.00489)",
     scales=(
         Scale("quick", "an MLP, 4,000 images of Fashion-MNIST, batches of 8 that grow to 800, 12 seeds",
-              "about a minute on two cores (estimated from pilots)"),
+              "about a minute on two cores"),
         Scale("laptop", "a small conv net, 8,000 images of CIFAR-10 (JPEG copy), batches of 8 that grow to 800, 12 seeds",
               "about an hour on two cores (estimated)"),
         Scale("paper", "WRN-16-4 on CIFAR-10, batches of 100 that grow to 10,000, 8 seeds", "a GPU; not measured yet"),

@@ -269,7 +269,7 @@ STUDY = Study(
     citation="Smith, Elsen and De, ICML 2020 (arXiv 2006.15081); against Shallue et al., JMLR 2019 (arXiv 1811.03600)",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, 4 batch sizes, 16 seeds at the two compared",
-              "about 3 minutes on two cores"),
+              "about 4 minutes on two cores"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), 4 batch sizes, 12 seeds at the two compared",
               "about an hour on two cores (estimated)"),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), 8 batch sizes, 20 seeds at the two compared",

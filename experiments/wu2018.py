@@ -122,7 +122,7 @@ STUDY = Study(
     citation="Wu and He, ECCV 2018 (arXiv 1803.08494)",
     scales=(
         Scale("quick", "a small conv net, 1,024 images of Fashion-MNIST, 5 batch sizes, 8 seeds at the two compared",
-              "about 1.5 minutes on two cores (estimated from single runs)"),
+              "about 2 minutes on two cores"),
         Scale("laptop", "ResNet-8, 2,000 images of CIFAR-10 (JPEG copy), 5 batch sizes, 8 seeds at the two compared",
               "about an hour on two cores (estimated)"),
         Scale("paper", "ResNet-20 on CIFAR-10, 5 batch sizes, 8 seeds", "a GPU; not measured yet"),

@@ -187,7 +187,7 @@ STUDY = Study(
     citation="Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue and Grosse, NeurIPS 2019 (arXiv 1907.04164)",
     scales=(
         Scale("quick", "the noisy quadratic model in 256 dimensions, 4 algorithms at 5 batch sizes, 8 seeds at the two compared",
-              "about 2 minutes on two cores (estimated)"),
+              "about 3.5 minutes on two cores"),
         Scale("laptop", "the same at 8 batch sizes from 2 to 4,096, wider grids, 20 seeds",
               "about half an hour on two cores (estimated)"),
         Scale("paper", "a ResNet-8 on CIFAR-10, four algorithms at 5 batch sizes, 8 seeds", "a GPU; not measured yet"),
