@@ -155,8 +155,8 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
 # Pilots (seeds 1000 to 1005): test accuracy 83.90 (SD 0.22) at B 512, 84.57 (0.15) with the noise of 128, 84.69 (0.21) at B 128;
 # lambda_max 38.9, 18.7 and 18.1, with SAM 18.6. The noise is 0.28 points above half of the gap; `sd` is that of the contrast.
 POWER = Power(effect=0.27, sd=0.16, pilot="seeds 1000 to 1005 at B 512, with the noise of 128 and at B 128", seeds=8)
-# `laptop` (seeds 1000 and 1001): 48.94 (SD 0.48) at B 512, 51.62 (0.39) with the noise of 128, 51.61 (0.21) at B 128; lambda_max is
-# smaller without noise (2.5 against 3.4), for B 512 has fitted its data (train loss 0.015) and the others have not (0.5).
+# `laptop` (seeds 1000 and 1001): 48.94 (SD 0.48) at B 512, 51.62 (0.39) with the noise of 128, 51.61 (0.21) at B 128; lambda_max
+# is smaller without noise (2.5 against 3.4), for B 512 has fitted its data (train loss 0.015) and the others have not (0.5).
 LAPTOP_POWER = Power(effect=1.0, sd=0.33, pilot="seeds 1000 and 1001 at B 512, with the noise of 128 and at B 128", seeds=8)
 CLAIMS = (*claims_of("quick", POWER, "analogue: "), *claims_of("laptop", LAPTOP_POWER), *claims_of("overnight"))
 ARMS = (
