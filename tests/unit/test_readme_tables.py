@@ -75,16 +75,31 @@ def test_figures_are_of_these_records(tables: Tables, folder: Path) -> None:
         assert origin["claims"] == {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)}
 
 
+def claims_of(study: str, scale: str) -> dict[str, dict]:
+    """The published verdicts by the claims' names."""
+    found = [v for v in board.published() if (v["study"], v["scale"]) == (study, scale)]
+    return {v["claim"].removeprefix(f"{scale}-"): v for v in found}
+
+
 def test_sentences_of_smith2020_are_the_verdicts() -> None:
     """The README's answer to who is right, with numbers that no interval gives."""
     text = " ".join((ROOT / "README.md").read_text().split())
-    published = [v for v in board.published() if (v["study"], v["scale"]) == ("smith2020", "quick")]
-    found = {v["claim"].removeprefix("quick-"): v for v in published}
+    found = claims_of("smith2020", "quick")
     gap, loss = found["equal-steps-gap"], found["equal-steps-train-loss"]
     assert f"{gap['effect']:.3g} points [{gap['ci_low']:.3g}, {gap['ci_high']:.3g}] better" in text
     assert f"that one is {1 / loss['ratio']:.2f} times higher" in text
     answers = [found[name]["verdict"] for name in ("equal-steps-gap", "equal-steps-no-gap", "matched-loss")]
     assert answers == ["reproduced", "contradicted", "reproduced"]
+
+
+def test_sentences_of_dose_are_the_verdicts() -> None:
+    """Fractions and factors in the README that are not those of the published effects."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    for scale, where in (("quick", ""), ("laptop", " on CIFAR-10 (JPEG copy)")):
+        found = claims_of("dose", scale)
+        gap, beyond_half = found["small-tests-better"]["effect"], found["noise-recovers"]["effect"]
+        assert f"{50 + 100 * beyond_half / gap:.0f}% of the {gap:.2f} points{where}" in text
+        assert f"{1 / found['noise-flattens']['ratio']:.2f} times" in text
 
 
 def test_benchmark_table_is_current() -> None:
