@@ -19,9 +19,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.arms import FIELDS, chosen, varying
-from analysis.figures.shared import CHOICE, choose, colours, grid, legend, logarithmic, named, nothing, ordered
+from analysis.figures.shared import CHOICE, a_panel_each, choose, colours, logarithmic, named, nothing, ordered
 from analysis.load import Tables
-from analysis.style import INK, style
+from analysis.style import INK
 
 
 def settings() -> dict[str, Any]:
@@ -81,13 +81,7 @@ def _mean(seeds: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def make_figure(data: pd.DataFrame) -> Figure:
-    with style():
-        quantities = list(dict.fromkeys(data["quantity"]))
-        figure, flat, columns = grid(len(quantities), width=4.2)
-        for axes, quantity in zip(flat, quantities, strict=True):
-            _draw(axes, data[data["quantity"] == quantity], data)
-        legend(figure, flat[0], data, columns)
-        return figure
+    return a_panel_each(data, _draw, width=4.2)
 
 
 def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.families import kendall
-from analysis.figures.shared import CHOICE, choose, colours, grid, legend, logarithmic, named, nothing, ordered, with_value
+from analysis.figures.shared import CHOICE, a_panel_each, choose, colours, logarithmic, named, nothing, ordered, with_value
 from analysis.load import Tables
-from analysis.style import style
 
 
 def settings() -> dict[str, Any]:
@@ -40,13 +39,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def make_figure(data: pd.DataFrame) -> Figure:
-    with style():
-        quantities = list(dict.fromkeys(data["quantity"]))
-        figure, flat, columns = grid(len(quantities))
-        for axes, quantity in zip(flat, quantities, strict=True):
-            _draw(axes, data[data["quantity"] == quantity], data)
-        legend(figure, flat[0], data, columns)
-        return figure
+    return a_panel_each(data, _draw)
 
 
 def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:

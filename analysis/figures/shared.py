@@ -19,7 +19,7 @@ from analysis.arms import chosen, runs_by_arm
 from analysis.cells import values_of
 from analysis.figures import NoDataError
 from analysis.load import RUNS, Tables, config_column
-from analysis.style import INK, panels
+from analysis.style import INK, panels, style
 
 COLUMNS = 3
 """panels in a row"""
@@ -90,6 +90,21 @@ def grid(count: int, width: float = 3.3, height: float = 3.0) -> tuple[Figure, l
     for axes in flat[count:]:
         axes.remove()
     return figure, flat[:count], columns
+
+
+Draw = Callable[[Axes, pd.DataFrame, pd.DataFrame], None]
+"""draws one quantity's rows, given all of them too"""
+
+
+def a_panel_each(data: pd.DataFrame, draw: Draw, width: float = 3.3) -> Figure:
+    """A figure with a panel for every `quantity` of the data and one legend."""
+    with style():
+        quantities = list(dict.fromkeys(data["quantity"]))
+        figure, flat, columns = grid(len(quantities), width=width)
+        for axes, quantity in zip(flat, quantities, strict=True):
+            draw(axes, data[data["quantity"] == quantity], data)
+        legend(figure, flat[0], data, columns)
+        return figure
 
 
 def ordered(data: pd.DataFrame) -> list[str]:

@@ -13,12 +13,11 @@ from matplotlib.figure import Figure
 
 from analysis.figures.shared import (
     CHOICE,
+    a_panel_each,
     axis_of,
     choose,
     colours,
-    grid,
     label_of,
-    legend,
     logarithmic,
     named,
     nothing,
@@ -28,7 +27,6 @@ from analysis.figures.shared import (
 )  # fmt: skip
 from analysis.load import Tables
 from analysis.stats import mean_interval
-from analysis.style import style
 
 
 def settings() -> dict[str, Any]:
@@ -72,13 +70,7 @@ def _means(values: pd.DataFrame, log: bool) -> pd.DataFrame:
 
 
 def make_figure(data: pd.DataFrame) -> Figure:
-    with style():
-        quantities = list(dict.fromkeys(data["quantity"]))
-        figure, flat, columns = grid(len(quantities))
-        for axes, quantity in zip(flat, quantities, strict=True):
-            _draw(axes, data[data["quantity"] == quantity], data)
-        legend(figure, flat[0], data, columns)
-        return figure
+    return a_panel_each(data, _draw)
 
 
 def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:
