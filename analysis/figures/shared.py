@@ -148,12 +148,13 @@ def axis_of(axes: Axes, numbers: Sequence[float], label: str, even: bool = False
 
 
 def logarithmic(axis: Axis) -> None:
-    """A logarithmic axis with its numbers written out: 1, 2, 5 below two decades, more within a factor of 3."""
+    """A logarithmic axis with its numbers written out: 1, 2, 5 below two decades, more within a factor of 8, evenly within 3."""
     (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
     low, high = axis.get_data_interval()
     few = low > 0 and math.log10(high / low) < 2
     narrow = few and high / low < 3
-    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=(1.0, 2.0, 5.0) if few else (1.0,)))
+    subs = (1.0,) if not few else (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
+    axis.set_major_locator(MaxNLocator(5) if narrow else LogLocator(subs=subs))
     if few:
         axis.set_major_formatter(lambda x, position: tick(x))
     axis.set_minor_formatter(NullFormatter())
