@@ -19,7 +19,8 @@ NUMBERS = {
 }  # fmt: skip
 """number -> how it is named, and how where it is 0 or absent"""
 SWITCHES = {"sam_adaptive": "adaptive"}
-FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule", "augment", "budget", *NUMBERS, *SWITCHES)
+FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule", "augment", "budget", "epochs", *NUMBERS,
+          *SWITCHES)
 """the fields that tell arms apart where a figure does not say; learning rates do not, for they are tuned"""
 BUDGETS = {"train_loss": "matched train loss", "plateau": "the paper's stop rule", "epochs": "equal epochs",
            "steps": "equal updates"}  # fmt: skip
@@ -68,8 +69,8 @@ def runs_by_arm(tables: Tables, *columns: str, fields: Sequence[str] | None = No
 
 
 def varying(runs: pd.DataFrame, among: Sequence[str] = FIELDS) -> list[str]:
-    """Those of the fields `among` in which the runs differ."""
-    return [name for name in among if runs[config_column(name)].nunique(dropna=False) > 1]
+    """Those of the fields `among` in which the runs differ; in epochs they do where two numbers are given, not one and none."""
+    return [name for name in among if runs[config_column(name)].nunique(dropna=name == "epochs") > 1]
 
 
 def text_of(field: str, value: Any) -> str:
@@ -78,6 +79,8 @@ def text_of(field: str, value: Any) -> str:
         return SWITCHES[field] if value else ""
     if isinstance(value, str):
         return BUDGETS.get(value, value) if field == "budget" else value
+    if field == config_column("epochs"):
+        return "" if pd.isna(value) else f"{value:g} epoch{'s' * (value != 1)}"
     named, absent = NUMBERS.get(field, ({"batch_size": "B", "lr": "LR"}.get(field, field.replace("_", " ")), ""))
     if pd.isna(value) or (value == 0 and absent):
         return absent or f"no {named}"

@@ -28,7 +28,9 @@ def deviations(study: Study) -> list[str]:
 
 
 def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
-    return [verdict_table(found), cell_table(tables), *([paper_table(tables)] if tables.study.paper else [])]
+    """The verdicts, the cells, and ours beside the paper's where the scale has a network of the paper's."""
+    paper = paper_table(tables)
+    return [verdict_table(found), cell_table(tables), *([paper] if paper.rows else [])]
 
 
 def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
