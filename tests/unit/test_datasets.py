@@ -209,6 +209,8 @@ def test_jpeg_copy_of_cifar10() -> None:
     if not os.environ.get("BATCHLAB_DATA_DIR") or not datasets.available("cifar10-jpeg"):
         pytest.skip("BATCHLAB_DATA_DIR is not set or holds no cifar10-jpeg")
     data = datasets.load("cifar10-jpeg")
+    for split in (data.train, data.test):  # learning curves look at the first 2,000
+        assert (np.bincount(split.labels[:2000]) > 150).all()
     assert data.train.images.shape == (50_000, 3, 32, 32) and data.sha256 == JPEG_COPY.sha256
     assert np.bincount(data.train.labels).tolist() == [5_000] * 10
     mean, std = channel_statistics(data.train.images)
