@@ -159,6 +159,7 @@ STUDY = Study(
         "The level times eta rises with eta, by 1.21 from 0.04 to 0.08, between the margin of 1.25 and none: descent "
         "overshoots the edge more at a large rate and cross-entropy ends each run in the middle of its fall. 8 seeds, 25 "
         "looks a run, the second half of it scored; longer runs fit the examples, after which lambda_max falls (pilots).",
+        "Rates 0.04 to 0.08 were chosen in pilots: at 0.025 the level is 0.80 of 2 / eta when the run ends, at 0.1 it is 1.30.",
     ),
     module=__name__,
 )

@@ -142,8 +142,8 @@ STUDY = Study(
         Figure("training_curves", "training_curves"),
     ),
     paper=(
-        PaperRow("Table 1", "full batch in the same epochs", "test accuracy", "test_accuracy", 95.70, 75.42, source="unchecked"),
-        PaperRow("Table 1", "full batch, all means", "test accuracy", "test_accuracy", 95.70, 95.67, source="unchecked"),
+        PaperRow("text", "full batch in the same epochs", "test accuracy", "test_accuracy", 95.70, 75.42, source="unchecked"),
+        PaperRow("text", "full batch, all means", "test accuracy", "test_accuracy", 95.70, 95.67, source="unchecked"),
     ),
     comparisons=tuple(
         Comparison(scale, network, f"ours, {scale}: {arm}", group(scale, SGD, 1.0), group(scale, arm, 1.0))
@@ -152,8 +152,11 @@ STUDY = Study(
     ),
     conditions=("SGD", "full batch"),
     tried=(
-        "On pilots eight penalties between 0.03 and 1, over parts of 32 or 128 images, at learning rates 0.1 and 0.3: at 0.1 a "
+        "In pilots penalties between 0.03 and 1 at learning rates 0.1 and 0.3: at 0.1 a "
         "penalty of 0.3 raises the test accuracy from 80.3 to 80.9, which a learning rate of 0.3 does without one.",
+        "Full batches that only train longer are 0.2 points behind SGD, inside the margin already: the primary claim "
+        "holds without "
+        "the means that the paper needs, and says little of them.",
     ),
     module=__name__,
 )  # fmt: skip

@@ -30,6 +30,8 @@ from experiments.lab.tuning import extension, fewest_steps, grid, tuning_seed, w
 # Deviation: the preconditioner is Adam's without its momentum (beta1 = 0), which has to estimate it; the paper's is H^-p.
 # Deviation: a run stops where bisection finds its risk in [0.9, 1] times the target; the paper takes the first step below it.
 # Deviation: `paper` counts steps to a training loss of 0.5 of a ResNet-8 with group norm, not to a validation accuracy.
+# Deviation: the average starts at the initial weights and is not debiased, so that it needs some 280 updates at any large batch;
+#   the paper tunes the decay.
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "SGD": {"optimizer": Optimizer.SGD, "momentum": 0.0, "ema": 0.0},
