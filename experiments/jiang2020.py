@@ -57,7 +57,7 @@ class Population:
 
 MATCHED = RunConfig(batch_size=16, lr=1e-3, optimizer=Optimizer.ADAMW, budget=Budget.TRAIN_LOSS, train_loss=0.02, max_epochs=600)
 RATES = ("lr", (3e-4, 1e-3, 3e-3))
-DECAYS = ("weight_decay", (0.0, 0.03))
+DECAYS = ("weight_decay", (0.0, 0.03, 0.3))
 POPULATIONS = {
     "quick": Population(
         MATCHED.replace(dataset="fashion-mini", n_train=2000, model=Model.MLP),
@@ -65,7 +65,7 @@ POPULATIONS = {
     ),
     "laptop": Population(
         MATCHED.replace(dataset="cifar10-jpeg", n_train=4000, model=Model.SMALL_CONV),
-        (("batch_size", (32, 128, 512)), RATES, DECAYS), seeds=3, examples=500,
+        (("batch_size", (32, 128, 512)), RATES, DECAYS), seeds=2, examples=500,
     ),
     "paper": Population(
         MATCHED.replace(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, train_loss=0.01),
@@ -155,8 +155,8 @@ STUDY = Study(
     scales=(
         Scale("quick", "72 MLPs on 2,000 images of Fashion-MNIST: 3 batch sizes, 3 learning rates, 2 widths, 2 depths, "
               "2 seeds", "about 1.5 minutes on two cores"),
-        Scale("laptop", "54 small convolutional networks on 4,000 images of CIFAR-10 (JPEG copy), 3 seeds",
-              "about an hour on two cores (estimated)"),
+        Scale("laptop", "54 small convolutional networks on 4,000 images of CIFAR-10 (JPEG copy): 3 batch sizes, 3 learning "
+              "rates, 3 weight decays, 2 seeds", "about an hour on two cores (estimated)"),
         Scale("paper", "135 ResNet-20s with batch norm on CIFAR-10, 5 seeds", "a GPU; not measured yet"),
     ),
     stages=(Stage("train", train, measures=measures),),
