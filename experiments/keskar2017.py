@@ -23,7 +23,8 @@ from experiments.lab.study import Comparison, Figure, Measure, Pair, PaperRow, R
 #   gives its order of magnitude.
 # Deviation: sharpness is measured on the first 2,000 training examples (`laptop`: 500), not on all of them.
 # Deviation: the matched arm stops every run at the same training loss (0.01 nats), because curvature scales with the
-#   loss; the plateau arm is the paper's own stop rule. `quick` carries the matched arm only.
+#   loss; the plateau arm is the paper's own stop rule, at `paper` alone: at `laptop` batch size 500 took more than 270 epochs
+#   to meet it.
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units and no batch norm, F1 in small, on 5,000 images of
 #   Fashion-MNIST at batch sizes 16 to 500 (10% of the data).
 # Deviation: `laptop` trains a small convolutional network with batch norm, C1 in small, on 5,000 images of CIFAR-10 (JPEG copy)
@@ -78,10 +79,7 @@ NETWORKS = (
 """the paper's networks with their data and large batch, 10% of it"""
 ARMS: dict[str, tuple[Arm, ...]] = {
     "quick": (Arm("F1 in small", QUICK, 32, 500, seeds=12, others=(16, 64, 128, 256), other_seeds=4),),
-    "laptop": (
-        Arm("C1 in small", MATCHED.replace(**LAPTOP), 32, 500, seeds=8, others=(64, 128, 256), other_seeds=2),
-        Arm("C1 in small", PLATEAU.replace(**LAPTOP), 32, 500, seeds=8),
-    ),
+    "laptop": (Arm("C1 in small", MATCHED.replace(**LAPTOP), 32, 500, seeds=8, others=(64, 128, 256), other_seeds=2),),
     "paper": tuple(
         Arm(network, rule.replace(dataset=dataset, model=model, norm=Norm.BATCH), 256, large, seeds=8)
         for network, dataset, model, large in NETWORKS
@@ -247,7 +245,6 @@ LAPTOP_POWER = Power(effect=1.4, sd=0.93, pilot="seeds 1000 and 1001 at batch si
 CLAIMS = (
     *claims_of("quick", ARMS["quick"][0], primary=True, power=POWER),
     *claims_of("laptop", ARMS["laptop"][0], primary=True, power=LAPTOP_POWER),
-    *claims_of("laptop", ARMS["laptop"][1]),
     *(
         claim
         for arm in ARMS["paper"]
@@ -264,8 +261,8 @@ STUDY = Study(
     scales=(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",
               "about 3 minutes on two cores"),
-        Scale("laptop", "C1 in small, 5,000 images of CIFAR-10 (JPEG copy), both stop rules, 8 seeds",
-              "half an hour on two cores (estimated)"),
+        Scale("laptop", "C1 in small, 5,000 images of CIFAR-10 (JPEG copy), 5 batch sizes, 8 seeds at the two compared",
+              "a quarter of an hour on two cores (estimated)"),
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",
               "a GPU; not measured yet"),
     ),
