@@ -25,6 +25,16 @@ FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule
 BUDGETS = {"train_loss": "matched train loss", "plateau": "the paper's stop rule", "epochs": "equal epochs",
            "steps": "equal updates"}  # fmt: skip
 
+WORDS = {
+    "budget": BUDGETS,
+    "norm": {"none": "no norm", "batch": "batch norm", "ghost": "ghost batch norm", "group": "group norm", "layer": "layer norm"},
+    "scaling": {"none": "LR not scaled", "sqrt": "LR scaled with √B", "linear": "LR scaled with B"},
+    "schedule": {"constant": "constant LR", "linear": "linear decay", "cosine": "cosine decay", "step": "LR divided in steps"},
+    "augment": {"none": "no augmentation", "crop-flip": "crops and flips"},
+    "optimizer": {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lars": "LARS", "lamb": "LAMB"},
+}  # fmt: skip
+"""how the words of a configuration are written"""
+
 Where = Sequence[tuple[str, Any]]
 """(config field or `stage`, value or values) pairs"""
 Arms = Sequence[tuple[str, Where]]
@@ -78,7 +88,7 @@ def text_of(field: str, value: Any) -> str:
     if field in SWITCHES:
         return SWITCHES[field] if value else ""
     if isinstance(value, str):
-        return BUDGETS.get(value, value) if field == "budget" else value
+        return WORDS.get(field, {}).get(value, value)
     if field == config_column("epochs"):
         return "" if pd.isna(value) else f"{value:g} epoch{'s' * (value != 1)}"
     named, absent = NUMBERS.get(field, ({"batch_size": "B", "lr": "LR"}.get(field, field.replace("_", " ")), ""))

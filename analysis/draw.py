@@ -10,6 +10,7 @@ import importlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from analysis.arms import chosen
 from analysis.figures import NoDataError
 from analysis.load import Tables
 from experiments.lab.files import to_json, write_atomic
-from experiments.lab.study import Figure
+from experiments.lab.study import Figure, Study
 
 SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py", "cells.py", "families.py")
 """code of more than one figure"""
@@ -37,10 +38,15 @@ class Drawn:
     reason: str | None = None
 
 
+def figures_of(study: Study, scale: str) -> tuple[Figure, ...]:
+    """The effects of its claims, which every study has, and the figures that it declares for this scale."""
+    return Figure("effects", "forest"), *study.figures_at(scale)
+
+
 def draw_all(tables: Tables, folder: Path) -> list[Drawn]:
-    """Every figure that the study declares."""
+    """Every figure of the study."""
     found = []
-    for figure in tables.study.figures:
+    for figure in figures_of(tables.study, tables.scale):
         try:
             found.append(draw(figure, tables, folder))
         except NoDataError as error:
@@ -56,7 +62,7 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
         raise ValueError(f"figure {figure.kind} has no option {unknown[0]!r}; it has {', '.join(module.settings())}")
     data: pd.DataFrame = module.load_data(tables, options)
     table = data.to_csv(index=False, lineterminator="\n").encode()
-    document = origin(figure, tables, options, table, Path(str(module.__file__)))
+    document = origin(figure, tables, options, table, module)
     paths = {form: folder / f"{figure.name}.{form}" for form in FORMS}
     files = tuple(str(path) for path in paths.values())
     if all(path.is_file() for path in paths.values()) and paths["json"].read_bytes() == to_json(document):
@@ -67,9 +73,11 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
 
     folder.mkdir(parents=True, exist_ok=True)
     drawing = module.make_figure(data)
-    if (note := diverged(chosen(tables, options.get("where", ())))) is not None:
+    if (note := document.get("diverged")) is not None:
         drawing.text(0.005, 0.002, note, fontsize=6.5, ha="left", va="bottom")
         below = NOTE / drawing.get_size_inches()[1]
+        for legend in drawing.legends:  # which constrained layout sets on the lower edge, whatever `rect` says
+            legend.set_bbox_to_anchor((0, below, 1, 1 - below), drawing.transFigure)
         if isinstance(layout := drawing.get_layout_engine(), ConstrainedLayoutEngine):
             layout.set(rect=(0, below, 1, 1 - below))
     for form in ("pdf", "png"):
@@ -79,25 +87,34 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     return Drawn(figure.name, "drawn", files)
 
 
-def diverged(tables: Tables) -> str | None:
-    """What a figure cannot show: how many runs of each batch size ended without values."""
-    lost = tables.runs[tables.runs["status"] == "diverged"]
+def diverged(runs: pd.DataFrame) -> str | None:
+    """What a figure of these runs cannot show: how many of each batch size ended without values."""
+    lost = runs[runs["status"] == "diverged"]
     if lost.empty:
         return None
     counts = lost.groupby("batch_size").size()
     each = ", ".join(f"{count} at B {size}" for size, count in counts.items())
-    return f"{len(lost)} of {len(tables.runs)} runs diverged and have no point: {each}"
+    return f"{len(lost)} of {len(runs)} runs diverged and have no point: {each}"
 
 
-def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes, module: Path) -> dict[str, Any]:
+def drawn_from(tables: Tables, options: dict[str, Any], module: ModuleType) -> pd.DataFrame:
+    """The runs that a figure wants a point of: those its options choose, or those that its module's `runs_of` names."""
+    if hasattr(module, "runs_of"):
+        return module.runs_of(tables, options)
+    runs = chosen(tables, options.get("where", ())).runs
+    of_arms = [chosen(tables, where).runs["run_id"] for _, where in options.get("arms", ())]
+    return runs[runs["run_id"].isin(pd.concat(of_arms))] if of_arms else runs
+
+
+def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes, module: ModuleType) -> dict[str, Any]:
     """What a figure comes from: runs, their commits, claims, and hashes of tables, plotted values and code."""
     import matplotlib
 
     code = hashlib.sha256(matplotlib.__version__.encode())
     here = Path(__file__).parent
-    for path in (module, *(here / name for name in SHARED)):
+    for path in (Path(str(module.__file__)), *(here / name for name in SHARED)):
         code.update(path.read_bytes())
-    note = diverged(chosen(tables, options.get("where", ())))
+    note = diverged(drawn_from(tables, options, module))
     return {
         **({} if note is None else {"diverged": note}),
         "figure": figure.name,

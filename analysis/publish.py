@@ -51,6 +51,9 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     write_atomic(written[-2], markdown(published, found, drawn).encode())
     verdicts_of_all = board.published(figures)
     write_atomic(written[-1], full_board(verdicts_of_all).encode())
+    for name, content in picture(verdicts_of_all).items():
+        written.append(figures / name)
+        write_atomic(written[-1], content)
     write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
     return [*written, readme]
 
@@ -59,8 +62,19 @@ def full_board(found: board.Verdicts) -> str:
     """figures/README.md: every published verdict."""
     return (
         f"# The board\n\n{len(found)} published claims: {board.tally(found)}. Each study's page has its tables, figures, "
-        f"power and deviations.\n\n{board.markdown(found)}\n\n{ABOUT}\n"
+        f"power and deviations.\n\n![The effect of every primary claim in units of its margin](board.png)\n\n"
+        f"{board.markdown(found)}\n\n{ABOUT}\n"
     )
+
+
+def picture(found: board.Verdicts) -> dict[str, bytes]:
+    """The effects of all primary claims as files: the figure, and its values."""
+    from analysis.figures.forest import frame, make_figure
+    from analysis.style import save
+
+    data = frame([verdict for verdict in found if verdict["primary"]], studies=True)
+    files = {f"board.{form}": save(make_figure(data), form) for form in ("pdf", "png")}
+    return {**files, "board.csv": data.to_csv(index=False, lineterminator="\n").encode()}
 
 
 def renewed(text: str, found: board.Verdicts) -> str:

@@ -39,7 +39,9 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     scale = study.scale(tables.scale)
     commits = ", ".join(sorted(tables.runs["commit"].dropna().unique())) or "none recorded"
     origin = {"store": "a store", "published": "the published records"}[tables.source]
-    parts = [f"# {study.title}", f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
+    decided = [f"**{verdict.verdict}**" for verdict in found if verdict.primary]
+    parts = [f"# {study.name}", f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}.",
+             f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
              f"{len(tables.runs)} runs from {origin}, made by commit {commits}."]  # fmt: skip
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")

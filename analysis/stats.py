@@ -177,9 +177,9 @@ def power_within(margin: float, sd: float, seeds: int, *, one_sided: bool = Fals
 
 
 def mean_interval(values: ArrayLike, level: float = 1 - ALPHA) -> tuple[float, float, float]:
-    """Mean and t interval of values [n]; without spread (n = 1) the interval is NaN."""
+    """Mean and t interval of values [n]; NaN for fewer than three, for of two it is 13 standard errors to either side."""
     array = np.asarray(values, dtype=np.float64)
-    if array.size < 2:
+    if array.size < 3:
         return float(array.mean()), math.nan, math.nan
     estimate = contrast([array], [1.0])
     return estimate.estimate, *estimate.interval(level)

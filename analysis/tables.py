@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from analysis import margins
 from analysis.arms import measured_by_arm, runs_by_arm
 from analysis.cells import members, values_of
 from analysis.families import other_values
@@ -75,14 +76,17 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
             str(v.n_seeds),
             p_text(v.p_value if v.primary else v.p_adjusted),
             p_text(v.p_permutation),
+            margins.words(v.to_dict()),
             v.decided_by,
         )
         for v in found
     )
-    columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "p by permutation", "decided by")
+    columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "p by permutation",
+               "margin (verdict the same)", "decided by")  # fmt: skip
     title = (
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
-        "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim."
+        "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim. "
+        "Margin: in brackets those for which the verdict would be the same."
     )
     if any(v.population != SEEDS for v in found):
         title += " Where a claim takes one number of several runs, n counts these numbers, or the clusters of runs resampled."

@@ -282,10 +282,11 @@ STUDY = Study(
                (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), *TRAINED)),
         Figure("piggyback", "values_vs_batch",
                (("values", ("test_accuracy", "lambda_max")), ("logarithmic", ("lambda_max",)), ("x", "epochs"), ("even", True),
-                ("x_label", "epochs at B 500 (of 60; first B 32)"), ("arm", ("stage",)), ("where", (("stage", "piggyback"),)))),
+                ("x_label", "epochs at B 500 (of 60; first B 32)"), ("arm", ("stage",)), ("where", (("stage", "piggyback"),))),
+               scales=("quick",)),
         Figure("sharpness_along", "along_training",
                (("metric", "sharpness_along"), ("y", ("lambda_max", "train_loss")),
-                ("logarithmic", ("lambda_max", "train_loss")), ("log_x", True), *TRAINED)),
+                ("logarithmic", ("lambda_max", "train_loss")), ("log_x", True), *TRAINED), scales=("quick",)),
     ),
     paper=PAPER,
     comparisons=tuple(

@@ -145,10 +145,10 @@ STUDY = Study(
     figures=(
         Figure("raw_slices", "along_training",
                (("metric", "slice_width"), ("x", "places"), ("x_label", "distance along a raw direction"),
-                ("y", (("train_loss", "train loss (nats)"),)), ("logarithmic", ("train_loss",)), ARM)),
+                ("y", (("train_loss", "rise of the train loss (nats)"),)), ("rise", True), ARM)),
         Figure("filter_slices", "along_training",
                (("metric", "filter_slice_width"), ("x", "places"), ("x_label", "share of each filter's norm"),
-                ("y", (("train_loss", "train loss (nats)"),)), ("logarithmic", ("train_loss",)), ARM)),
+                ("y", (("train_loss", "rise of the train loss (nats)"),)), ("rise", True), ARM)),
         Figure("claims", "bars"),
         Figure("parametric_slice", "parametric_slice"),
     ),

@@ -182,7 +182,7 @@ STUDY = Study(
     ),
     claims=CLAIMS,
     figures=(
-        Figure("learning_rates", "lr_grid", (("score", "test_accuracy"), ("where", (("stage", "tune"),)))),
+        Figure("learning_rates", "lr_grid", (("where", (("stage", "tune"),)),)),
         Figure("test_accuracy", "values_vs_batch",
                (("arm", ("budget",)), ("values", ("test_accuracy", "gap_accuracy")), ("where", (("stage", ("best", "final")),)))),
     ),

@@ -26,9 +26,10 @@ from analysis.style import INK
 
 def settings() -> dict[str, Any]:
     """`metric` with the details `x` and `y` (names or (name, label) pairs, a panel each); `threshold`: a detail, one number or a
-    list beside x, dashed in the first panel; `logarithmic`: names of y; `log_x`; and CHOICE (arms differ in batch size too)."""
+    list beside x, dashed in the first panel; `logarithmic`: names of y; `log_x`; `rise`: y minus its value at x = 0; and CHOICE
+    (arms differ in batch size too)."""
     return {"metric": None, "x": "steps", "x_label": "update", "y": (), "threshold": None, "threshold_label": "threshold",
-            "logarithmic": (), "log_x": False, **CHOICE}  # fmt: skip
+            "logarithmic": (), "log_x": False, "rise": False, **CHOICE}  # fmt: skip
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -51,6 +52,8 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
             if values is not None and details.get(options["x"]):
                 listed = values if isinstance(values, list) else [values] * len(details[options["x"]])
                 numbers = np.array([np.nan if v is None else v for v in listed], float)
+                if options["rise"]:
+                    numbers = numbers - numbers[np.argmin(np.abs(details[options["x"]]))]
                 parts.append(pd.DataFrame({**run, "quantity": name, "label": label, "role": role, "x": details[options["x"]],
                                            "value": numbers, "logarithmic": name in options["logarithmic"]}))  # fmt: skip
     if not parts:

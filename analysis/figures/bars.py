@@ -13,13 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from seaborn import color_palette
 
-from analysis.cells import cells
+from analysis.cells import cells, members
 from analysis.figures.shared import grid, label_of, logarithmic, nothing
 from analysis.load import Tables
 from analysis.stats import mean_interval
 from analysis.style import INK, style
 from experiments.lab.claims import Claim, ValueScale
 
+STATISTICS = {"kendall": "Kendall's τ", "slope": "slope", "stable_range": "stable range", "critical_batch_over": "ln critical B",
+              "distance_between": "|ln ratio|", "worst_axis": "least τ", "best_at": "best LR"}  # fmt: skip
+"""statistics of families of runs, as an axis names them"""
 LINE = 14
 """letters of a group's name in a line"""
 
@@ -51,8 +54,9 @@ def _of_claim(claim: Claim, title: str, tables: Tables) -> pd.DataFrame:
     rows = []
     for place, cell in enumerate(cells(claim, tables)):
         values = np.array([v for v in cell.values if v > 0 or not log], float)
+        label = what if family is None else f"{STATISTICS.get(family.statistic, family.statistic)} of {what}"
         head = {"claim": claim.id, "title": title or claim.sentence, "logarithmic": log, "place": place, "group": cell.name,
-                "label": what if family is None else f"{family.statistic} of {what}"}  # fmt: skip
+                "label": label}
         rows += [{**head, "role": "seed", "number": i, "value": v} for i, v in enumerate(values)]
         if len(values):
             found = mean_interval(np.log(values) if log else values)
@@ -60,6 +64,15 @@ def _of_claim(claim: Claim, title: str, tables: Tables) -> pd.DataFrame:
             rows.append({**head, "role": "mean", "number": len(values), "value": mean, "low": low, "high": high})
     names = ["claim", "title", "logarithmic", "place", "group", "label", "role", "number", "value", "low", "high"]
     return pd.DataFrame(rows, columns=names)
+
+
+def runs_of(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Of the claims that have no value for a diverged run."""
+    asked = [c if isinstance(c, str) else c[0] for c in options["claims"]]
+    claims = [c for c in tables.study.claims_at(tables.scale) if (c.id in asked or not asked) and c.contrast.family is None]
+    groups = [group for claim in claims if claim.diverged_as is None for group in claim.contrast.groups]
+    ids = {run.config.run_id for group in groups for run in members(group, tables.planned)}
+    return tables.runs[tables.runs["run_id"].isin(ids)]
 
 
 def make_figure(data: pd.DataFrame) -> Figure:

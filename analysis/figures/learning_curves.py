@@ -9,13 +9,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis.figures.shared import CHOICE, choose, colours, legend, logarithmic, nothing, ordered
+from analysis.figures.shared import CHOICE, choose, colours, curve_points, legend, logarithmic, nothing, ordered
 from analysis.load import Tables
 from analysis.style import panels, style
 
 LABELS = {"train_loss": "train loss (nats)", "train_accuracy": "train accuracy (%)", "test_loss": "test loss (nats)",
           "test_accuracy": "test accuracy (%)"}  # fmt: skip
-"""curve points look at the first 2,000 examples of each split, final numbers at all"""
 AXES = {"epoch": "epoch", "step": "update"}
 
 
@@ -25,22 +24,21 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a curve point, value and x axis: role `seed`, or `mean` where all runs of an arm have the point.
+    """A row a curve point, value and x axis, see `curve_points`: role `seed`, or `mean` where all runs of an arm have the point.
 
     Raises `NoDataError`.
     """
-    points = tables.history[tables.history["kind"] == "eval"].merge(choose(tables, options), on="run_id")
+    points = curve_points(tables).merge(choose(tables, options), on="run_id")
     if points.empty:
         raise nothing(tables, "curve points")
-    points["point"] = points.groupby("run_id").cumcount()
     runs = points.groupby("arm")["run_id"].nunique()
     parts = []
     for x in options["x"]:
         for name in options["values"]:
             facts = {"quantity": name, "x_name": x, "log_x": x in options["logarithmic"], "log_y": name in options["logarithmic"]}
             seeds = points.assign(x=points[x].astype(float), value=points[name], role="seed", **facts)
-            grouped = seeds.groupby(["arm", "rank", "graded", "point"])
-            means = grouped[["x", "value"]].mean().assign(reached=grouped["run_id"].nunique()).reset_index()
+            grouped = seeds.groupby(["arm", "rank", "graded", "x"])
+            means = grouped[["value"]].mean().assign(reached=grouped["run_id"].nunique()).reset_index()
             whole = means[means["reached"] == means["arm"].map(runs)].assign(role="mean", **facts)
             parts += [seeds.astype({"seed": "Int64"}), whole]
     head = ["quantity", "x_name", "log_x", "log_y", "arm", "rank", "graded", "role", "seed", "run_id", "x", "value"]

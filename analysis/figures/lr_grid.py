@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,7 @@ from analysis.style import INK, by_batch_size, style
 
 FLOOR = 0.03
 """height of the crosses, as a fraction of the axis"""
+MARKS = "os^DvPXhp<"
 
 
 def settings() -> dict[str, Any]:
@@ -51,16 +53,22 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     return data.assign(label=options["label"] or label_of(options["score"]), logarithmic=options["logarithmic"])
 
 
+def runs_of(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
+    """None lacks a point: diverged runs are crosses."""
+    return tables.runs.iloc[:0]
+
+
 def make_figure(data: pd.DataFrame) -> Figure:
     with style():
         arms = ordered(data)
         figure, flat, columns = grid(len(arms), width=4.0)
         colours = by_batch_size(list(data["batch_size"]))
+        marks = marks_of(list(colours))
         for axes, arm in zip(flat, arms, strict=True):
-            _draw(axes, data[data["arm"] == arm], colours)
+            _draw(axes, data[data["arm"] == arm], colours, marks)
             if len(arms) > 1:
                 axes.set_title(arm)
-        handles = [Line2D([], [], color=colour, label=f"B {size}") for size, colour in colours.items()]
+        handles = [Line2D([], [], color=colour, marker=marks[size], ms=4, label=f"B {size}") for size, colour in colours.items()]
         handles.append(Line2D([], [], color=INK, marker="*", ms=10, ls="", label="best"))
         if not set(data["role"]) <= {"seed", "mean"}:
             far = ", or off the scale" if "off the scale" in set(data["role"]) else ""
@@ -69,13 +77,18 @@ def make_figure(data: pd.DataFrame) -> Figure:
         return figure
 
 
-def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[int, Any]) -> None:
+def marks_of(sizes: Sequence[int]) -> dict[int, str]:
+    """A marker a batch size, for lines of many lie close together."""
+    return dict(zip(sizes, cycle(MARKS), strict=False))
+
+
+def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[int, Any], marks: Mapping[int, str]) -> None:
     place = axis_of(axes, list(part["lr"]), "learning rate")
     for size, own in part.groupby("batch_size"):
-        colour = colours[int(str(size))]
+        colour, mark = colours[int(str(size))], marks[int(str(size))]
         seeds, means = own[own["role"] == "seed"], own[own["role"] == "mean"].sort_values("lr")
         axes.scatter(place(seeds["lr"]), seeds["value"], s=10, color=colour, alpha=0.5, linewidths=0)
-        axes.plot(place(means["lr"]), means["value"], "-o", ms=3, color=colour)
+        axes.plot(place(means["lr"]), means["value"], "-", marker=mark, ms=4, color=colour)
         best = means[means["best"]]
         axes.plot(place(best["lr"]), best["value"], "*", ms=11, color=colour, markeredgecolor="white", zorder=5)
     lost = part[~part["role"].isin(["seed", "mean"])]

@@ -36,6 +36,14 @@ LABELS = {
     "relative_trace": r"tr(H diag(w²))", "norm_scaled_lambda": r"‖w‖² $\lambda_{\max}$",
     "adaptive_l2_step": "adaptive sharpness (nats)", "batch_size": "batch size", "lr": "learning rate",
     "weight_decay": "weight decay", "noise_batch": "batch size of the noise", "sam_rho": "SAM ρ", "gradient_penalty": "penalty",
+    "noise_scale_along": "simple noise scale", "distance_along": "R² of log t minus R² of a power",
+    "slice_width": "rise of the loss, raw",
+    "filter_slice_width": "rise of the loss, per filter", "edge_of_stability": r"$\lambda_{\max}$ / threshold",
+    "edge_of_stability.rise": r"$\lambda_{\max}$ / $\lambda_{\max}$ at the start",
+    "rescaled": r"$\lambda_{\max}$ rescaled / as trained", "rescaled.lambda_max": r"$\lambda_{\max}$ as trained",
+    "rescaled.phi_ratio": r"$\varphi$ rescaled / as trained", "disguised_lambda": r"$\lambda_{\max}$, of B 16 rescaled",
+    "rescaled.relative_trace_ratio": "tr(H diag(w²)) rescaled / as trained",
+    "rescaled.test_accuracy_change": "change of test accuracy (points)",
 }  # fmt: skip
 
 Named = Sequence[str | tuple[str, str]]
@@ -76,6 +84,17 @@ def with_field(runs: pd.DataFrame, tables: Tables, name: str, column: str = "x")
     indexed = tables.runs.drop_duplicates("run_id").set_index("run_id")
     numbers = [indexed.loc[runs["run_id"], part].to_numpy(np.float64, na_value=np.nan) for part in parts]
     return runs.assign(**{column: numbers[0] / numbers[1] if len(numbers) > 1 else numbers[0]}).dropna(subset=column)
+
+
+def curve_points(tables: Tables) -> pd.DataFrame:
+    """What runs reached along training, and at its end: the rows `eval` of their histories, which look at the first 2,000
+    examples of each split at most, and their final values, which are of all."""
+    seen = tables.history[tables.history["kind"] == "eval"]
+    names = ["run_id", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+    last = tables.runs.drop_duplicates("run_id")[[*names, "steps", "epochs"]].rename(columns={"steps": "step", "epochs": "epoch"})
+    last = last[last["run_id"].isin(seen["run_id"])].dropna(subset="test_accuracy")
+    every = pd.concat([seen[[*names, "step", "epoch"]], last.astype({"step": seen["step"].dtype})], ignore_index=True)
+    return every.drop_duplicates(["run_id", "step"], keep="last").sort_values(["run_id", "step"], ignore_index=True)
 
 
 def nothing(tables: Tables, what: str) -> NoDataError:
@@ -126,11 +145,11 @@ def colours(data: pd.DataFrame) -> dict[str, Any]:
 def axis_of(axes: Axes, numbers: Sequence[float], label: str, even: bool = False) -> Callable[[Any], np.ndarray]:
     """Ticks at the numbers that occur, in octaves (evenly spaced on request or where one is 0 or below), and where a number
     stands."""
-    occurring = np.unique(np.asarray(numbers, float))
+    occurring = np.unique(_rounded(numbers))
     even = even or bool((occurring <= 0).any())
 
     def place(values: Any) -> np.ndarray:
-        array = np.asarray(values, float)
+        array = _rounded(values)
         return np.searchsorted(occurring, array).astype(float) if even else np.log2(array)
 
     places = place(occurring)
@@ -142,9 +161,15 @@ def axis_of(axes: Axes, numbers: Sequence[float], label: str, even: bool = False
         if not shown or at - places[shown[-1]] >= letters * room / LETTERS:
             shown.append(i)
     axes.set_xticks([places[i] for i in shown], [tick(occurring[i]) for i in shown])
-    axes.set_xlim(places[0] - 0.5 * step, places[-1] + 0.5 * step)
+    margin = max(0.5 * step, 0.04 * room)  # marks on the last places are drawn whole where two places all but meet
+    axes.set_xlim(places[0] - margin, places[-1] + margin)
     axes.set_xlabel(label)
     return place
+
+
+def _rounded(numbers: Any) -> np.ndarray:
+    """To nine digits, so that one learning rate computed in two ways is one place."""
+    return np.array([float(f"{number:.9g}") for number in np.atleast_1d(np.asarray(numbers, float))])
 
 
 def logarithmic(axis: Axis) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from analysis.arms import chosen, measured_by_arm
 from analysis.figures import NoDataError
 from analysis.figures.per_batch_size import draw, points_and_means
+from analysis.figures.shared import logarithmic
 from analysis.load import Tables
 from analysis.style import panels, style
 
@@ -51,7 +52,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
         for axes, metric in zip(rows[0], metrics, strict=True):
             part = data[data["quantity"] == metric]
             draw(axes, part)
-            axes.set_yscale("log")
+            logarithmic(axes.yaxis)
             title, label = LABELS.get(metric, (metric, metric))
             left_out = int(part["not_positive"].iloc[0])
             axes.set_title(f"{title}\n{left_out} values ≤ 0 not shown" if left_out else title)

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from analysis.arms import chosen, runs_by_arm
 from analysis.figures import NoDataError
+from analysis.figures.shared import curve_points
 from analysis.load import Tables
 from analysis.style import by_batch_size, panels, style
 
-LABELS = {"train_accuracy": "train accuracy (%), first 2,000", "test_accuracy": "test accuracy (%), first 2,000"}
-"""curve points look at the first 2,000 examples of each split, final numbers at all"""
+LABELS = {"train_accuracy": "train accuracy (%)", "test_accuracy": "test accuracy (%)"}
 
 
 def settings() -> dict[str, Any]:
@@ -24,14 +24,14 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """Every curve point of the chosen runs and, with role `median`, the median at the points that every seed reached.
+    """Every curve point of the chosen runs, see `curve_points`, and with role `median` the median where every seed has one.
 
     Raises `NoDataError`.
     """
     runs = runs_by_arm(chosen(tables, options["where"]))
     sizes = options["batch_sizes"] or sorted(_compared(tables)) or [runs["batch_size"].min(), runs["batch_size"].max()]
     shown = runs[runs["batch_size"].isin(sizes)]
-    points = tables.history[tables.history["kind"] == "eval"].merge(shown, on="run_id")
+    points = curve_points(tables).merge(shown, on="run_id")
     if points.empty:
         raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has curve points to draw")
     keys = ["arm", "batch_size", "step", "epoch"]
@@ -54,14 +54,14 @@ def _compared(tables: Tables) -> set[int]:
 def make_figure(data: pd.DataFrame) -> Figure:
     with style():
         arms = sorted(data["arm"].unique())
-        figure, rows = panels(len(arms), 2, width=4.0, height=2.9, sharex=True)
+        figure, rows = panels(len(arms), 2, width=4.6, height=2.6, sharex=True)
         colours = by_batch_size(list(data["batch_size"]))
         for row, arm in zip(rows, arms, strict=True):
             for axes, quantity in zip(row, LABELS, strict=True):
                 _draw(axes, data[(data["arm"] == arm) & (data["quantity"] == quantity)], colours)
                 axes.set_ylabel(LABELS[quantity])
-            row[0].set_title(arm, loc="left")
-            row[1].legend(loc="lower right")
+            row[0].set_title(arm, loc="left", fontsize=9)
+            row[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         for axes in rows[-1]:
             axes.set_xlabel("epoch")
         return figure
@@ -74,6 +74,6 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: dict[int, Any]) -> None:
             axes.plot(run["epoch"], run["value"], color=colour, lw=0.6, alpha=0.4)
         median = cell[cell["role"] == "median"].sort_values("epoch")
         n = cell["run_id"].nunique()
-        axes.plot(median["epoch"], median["value"], color=colour, lw=2.2, label=f"B {size}, median of {n} seeds")
+        axes.plot(median["epoch"], median["value"], color=colour, lw=2.2, label=f"B {size},\nmedian of {n} seeds")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda x, position: f"{x:g}")

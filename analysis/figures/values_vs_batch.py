@@ -37,7 +37,8 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a value (role `seed`) and a cell's mean with its 95% interval (role `mean`; geometric where logarithmic).
+    """A row a value (role `seed`) and a cell's mean (role `mean`; geometric where logarithmic) with its 95% interval, where three
+    values or more give one.
 
     Values that are not positive have no place on a logarithmic axis: `left_out` counts them. Raises `NoDataError`.
     """
@@ -80,7 +81,7 @@ def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:
     for k, arm in enumerate(arms):
         own = part[part["arm"] == arm]
         seeds, means = own[own["role"] == "seed"], own[own["role"] == "mean"].sort_values("x")
-        shift = step * 0.5 * (k - (len(arms) - 1) / 2) / max(4, len(arms))
+        shift = step * 0.35 * (k - (len(arms) - 1) / 2) / max(4, len(arms))
         spread = step * 0.03 * (seeds["seed"].to_numpy(np.float64) % 5 - 2)
         axes.scatter(place(seeds["x"]) + shift + spread, seeds["value"], s=14, color=of_arm[arm], alpha=0.6, linewidths=0.4,
                      edgecolors="white", zorder=4)  # fmt: skip

@@ -130,6 +130,8 @@ class Figure:
     name: str
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
+    scales: tuple[str, ...] = ()
+    """the scales it is for (none: all of the study's)"""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,9 @@ class Study:
     def scale(self, name: str) -> Scale:
         """Raises `KeyError` for a scale the study does not have."""
         return {scale.name: scale for scale in self.scales}[name]
+
+    def figures_at(self, scale: str) -> tuple[Figure, ...]:
+        return tuple(figure for figure in self.figures if not figure.scales or scale in figure.scales)
 
     def claims_at(self, scale: str) -> tuple[Claim, ...]:
         return tuple(claim for claim in self.claims if claim.at(scale))

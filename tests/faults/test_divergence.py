@@ -94,7 +94,7 @@ def test_tables_and_figures_count_diverged_runs(tmp_path: Path) -> None:
     tables = from_store(STUDY, "quick", synthetic.write(tmp_path / "store", STUDY, truth))
     by_size = {row[1]: row[2] for row in cell_table(tables).rows if row[0].startswith("train,")}
     assert by_size["500"] == "12 (2 diverged)" and by_size["16"] == "4 (1 diverged)" and by_size["32"] == "12"
-    note = diverged(chosen(tables, (("stage", "train"),)))
+    note = diverged(chosen(tables, (("stage", "train"),)).runs)
     assert note == "3 of 40 runs diverged and have no point: 1 at B 16, 2 at B 500"
     drawn = draw(STUDY.figures[0], tables, tmp_path / "figures")
     document = json.loads(Path(drawn.files[3]).read_text())
@@ -104,4 +104,4 @@ def test_tables_and_figures_count_diverged_runs(tmp_path: Path) -> None:
 def test_without_divergence_nothing_is_said(tmp_path: Path) -> None:
     """Every published figure would change."""
     tables = from_store(STUDY, "quick", synthetic.write(tmp_path / "store", STUDY))
-    assert diverged(tables) is None
+    assert diverged(tables.runs) is None

@@ -14,6 +14,7 @@ import synthetic
 
 from analysis import __main__ as command
 from analysis import publish
+from analysis.draw import figures_of
 from analysis.load import TABLES, from_published, from_store
 from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
@@ -75,10 +76,10 @@ def test_report_holds_verdicts_tables_figures_and_deviations(full: Path, capsys:
     text = (full / "reports" / "store" / "keskar2017" / "quick" / "report.md").read_text()
     for claim in STUDY.claims_at("quick"):
         assert claim.sentence in text
-    assert all(f"({figure.name}.png)" in text for figure in STUDY.figures)
+    assert all(f"({figure.name}.png)" in text for figure in figures_of(STUDY, "quick"))
     assert "98.03 ± 0.07" in text and "TIMIT" in text and "Incomplete" not in text
     out = capsys.readouterr().out
-    assert out.count("REPRODUCED") == 5 and out.count("(drawn)") == len(STUDY.figures)
+    assert out.count("REPRODUCED") == 5 and out.count("(drawn)") == len(figures_of(STUDY, "quick"))
 
 
 @pytest.mark.parametrize(

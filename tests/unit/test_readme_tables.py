@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from benchmarks.table import RESULTS, markdown, with_block
 
-from analysis.draw import Drawn
+from analysis.draw import Drawn, figures_of
 from analysis.load import Tables, from_published
 from analysis.publish import full_board, renewed
 from analysis.report import markdown as page_of
@@ -44,7 +44,7 @@ def test_board_is_current() -> None:
 
 def test_page_is_current(tables: Tables, found: list[Verdict], folder: Path) -> None:
     """A study's page with numbers, figures or deviations that are not its own any more."""
-    drawn = [Drawn(figure.name, "unchanged", ("", "")) for figure in tables.study.figures]
+    drawn = [Drawn(figure.name, "unchanged", ("", "")) for figure in figures_of(tables.study, tables.scale)]
     assert page_of(tables, found, drawn) == (folder / "README.md").read_text()
 
 
@@ -70,7 +70,7 @@ def test_all_runs_are_published(tables: Tables) -> None:
 
 def test_figures_are_of_these_records(tables: Tables, folder: Path) -> None:
     """A figure of older runs, or of claims that were reworded since."""
-    for figure in tables.study.figures:
+    for figure in figures_of(tables.study, tables.scale):
         origin = json.loads((folder / f"{figure.name}.json").read_text())
         assert (origin["tables_sha256"], origin["runs"]) == (tables.digest, sorted(tables.runs["run_id"]))
         assert origin["claims"] == {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)}

@@ -172,4 +172,5 @@ def test_mean_of_one_seed_has_no_interval() -> None:
     """An interval of width 0 where nothing is known of the spread."""
     mean, low, high = mean_interval([3.0])
     assert mean == 3.0 and math.isnan(low) and math.isnan(high)
-    assert mean_interval([1.0, 3.0])[1:] == pytest.approx(contrast([[1.0, 3.0]], [1]).interval())
+    assert all(math.isnan(end) for end in mean_interval([1.0, 3.0])[1:])
+    assert mean_interval([1.0, 3.0, 4.0])[1:] == pytest.approx(contrast([[1.0, 3.0, 4.0]], [1]).interval())
