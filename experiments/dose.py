@@ -177,7 +177,7 @@ STUDY = Study(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, B 512 with the noise of 4 batch sizes, 8 seeds",
               "about 2 minutes on two cores"),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 512, noise of 2 batch sizes, 8 seeds",
-              "about 20 minutes on two cores (estimated)"),
+              "about 16 minutes on two cores"),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 2,048, noise of 4 batch sizes, 8 seeds",
               "an hour and a half on two cores (estimated)"),
     ),

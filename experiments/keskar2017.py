@@ -262,7 +262,7 @@ STUDY = Study(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",
               "about 3 minutes on two cores"),
         Scale("laptop", "C1 in small, 5,000 images of CIFAR-10 (JPEG copy), 5 batch sizes, 8 seeds at the two compared",
-              "a quarter of an hour on two cores (estimated)"),
+              "about 20 minutes on two cores"),
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",
               "a GPU; not measured yet"),
     ),

@@ -41,7 +41,7 @@ LABELS = {
     "filter_slice_width": "rise of the loss, per filter", "edge_of_stability": r"$\lambda_{\max}$ / threshold",
     "edge_of_stability.rise": r"$\lambda_{\max}$ / $\lambda_{\max}$ at the start",
     "rescaled": r"$\lambda_{\max}$ rescaled / as trained", "rescaled.lambda_max": r"$\lambda_{\max}$ as trained",
-    "rescaled.phi_ratio": r"$\varphi$ rescaled / as trained", "disguised_lambda": r"$\lambda_{\max}$, of B 16 rescaled",
+    "rescaled.phi_ratio": r"$\varphi$ rescaled / as trained", "disguised_lambda": r"$\lambda_{\max}$, B 16 rescaled",
     "rescaled.relative_trace_ratio": "tr(H diag(w²)) rescaled / as trained",
     "rescaled.test_accuracy_change": "change of test accuracy (points)",
 }  # fmt: skip
@@ -173,9 +173,12 @@ def _rounded(numbers: Any) -> np.ndarray:
 
 
 def logarithmic(axis: Axis) -> None:
-    """A logarithmic axis with its numbers written out: 1, 2, 5 below two decades, more within a factor of 8, evenly within 3."""
-    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+    """A logarithmic axis with its numbers written out: 1, 2, 5 below two decades, more within a factor of 8, evenly within 3;
+    where all numbers are all but one, the axis stays as it is."""
     low, high = axis.get_data_interval()
+    if low > 0 and high / low < 1.01:
+        return
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
     few = low > 0 and math.log10(high / low) < 2
     narrow = few and high / low < 3
     subs = (1.0,) if not few else (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
