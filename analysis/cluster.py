@@ -23,6 +23,8 @@ USABLE = 0.99
 """fraction of replicates whose statistic must be defined"""
 
 Statistic = Callable[[pd.DataFrame], float]
+Statistics = Callable[[pd.DataFrame], float | NDArray[np.float64]]
+"""one number of a population, or several"""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ def clustered(frame: pd.DataFrame, fields: Sequence[str]) -> Population:
     return Population(frame, np.asarray(cluster, np.int64))
 
 
-def replicates(drawn: Population, statistic: Statistic, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
-    """The statistic [resamples] of populations made of as many clusters, drawn with replacement."""
+def replicates(drawn: Population, statistic: Statistics, *, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
+    """The statistic [resamples], or statistics [resamples, k], of populations of as many clusters, drawn with replacement."""
     rng = np.random.default_rng(seed)
     rows = [np.flatnonzero(drawn.cluster == k) for k in range(drawn.clusters)]
     chosen = rng.integers(0, len(rows), (resamples, len(rows)))

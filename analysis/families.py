@@ -55,11 +55,17 @@ def kendall(frame: pd.DataFrame, value: str, *, against_value: str, least: float
 
 
 def worst_axis(frame: pd.DataFrame, value: str, *, against_value: str, axes: tuple[str, ...]) -> float:
-    """The smallest over `axes` of tau_i, the mean of sign(x_j - x_k) sign(y_j - y_k) over the pairs of runs (j, k) that differ in
-    the field i and agree in all other axes: of the parts of Jiang et al. 2020's granulated coefficient the worst, as Dziugaite
-    et al. 2020 ask. Pairs with a value missing are left out; NaN where an axis has no pair.
+    """The smallest of `axis_taus`, as Dziugaite et al. 2020 ask; NaN where one is.
 
     A minimum of noisy numbers lies below the smallest true one on average.
+    """
+    return float(np.min(axis_taus(frame, value, against_value=against_value, axes=axes)))
+
+
+def axis_taus(frame: pd.DataFrame, value: str, *, against_value: str, axes: tuple[str, ...]) -> Floats:
+    """tau_i [axes], the mean of sign(x_j - x_k) sign(y_j - y_k) over the pairs of runs (j, k) that differ in the field i and
+    agree in all other axes: the parts of the granulated coefficient, which is their mean (Jiang et al. 2020, section 3). Pairs
+    with a value missing are left out; NaN where an axis has no pair.
     """
     x, y = _floats(frame, against_value), _floats(frame, value)
     ordered = np.sign(x[:, None] - x[None, :]) * np.sign(y[:, None] - y[None, :])
@@ -70,7 +76,7 @@ def worst_axis(frame: pd.DataFrame, value: str, *, against_value: str, axes: tup
     for i in range(len(axes)):
         pairs = known & ~equal[i] & np.delete(equal, i, axis=0).all(axis=0)
         found.append(float(ordered[pairs].mean()) if pairs.any() else math.nan)
-    return float(np.min(found))
+    return np.array(found)
 
 
 def stable_range(

@@ -172,6 +172,7 @@ STUDY = Study(
         scatter("batch_size"),
         scatter("lr"),
         Figure("within_one_hyperparameter", "bars"),
+        Figure("taus", "axis_taus", (("measures", NAMES), ("axes", ("batch_size", "lr", "width", "depth", "weight_decay")))),
     ),
     tried=(
         "The claim is of a smaller gap, so that its effect is minus tau. Along the worst hyper-parameters, batch "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,12 @@ from scipy import stats as scipy_stats
 
 from analysis import cluster, families
 from analysis.cluster import CLUSTER, clustered
-from analysis.load import check_families, from_store
+from analysis.figures import axis_taus
+from analysis.load import check_families, from_published, from_store
 from analysis.pilot import rows
 from analysis.stats import ALPHA
 from analysis.verdicts import REPRODUCED, verdicts
+from experiments.lab.board import PUBLISHED
 from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind
 from experiments.lab.plan import UsageError
 
@@ -84,12 +87,26 @@ def test_worst_axis() -> None:
     frame["x"] = frame["b"] + 10 * frame["lr"] + 0.01 * rng.random(len(frame))
     frame["y"] = frame["b"] - 30 * frame["lr"]
     options = {"against_value": "x", "axes": ("b", "lr")}
+    assert families.axis_taus(frame, "y", **options).tolist() == [1.0, -1.0]
     assert families.worst_axis(frame, "y", **options) == -1.0
     assert families.worst_axis(frame.assign(y=frame["b"] + frame["lr"]), "y", **options) == 1.0
     half = frame.assign(y=frame["b"] * np.where(frame["lr"] == 0.1, 1, -1) + 100 * frame["lr"])
     assert families.worst_axis(half, "y", **options) == 0.0
     assert families.worst_axis(frame.assign(x=rng.random(len(frame))), "y", **options) < 0.5
     assert math.isnan(families.worst_axis(frame.assign(b=1), "y", **options))
+
+
+def test_figure_and_claim_agree() -> None:
+    """A picture of the taus with another interval than the verdict's."""
+    folder = PUBLISHED / "jiang2020" / "quick"
+    tables = from_published(folder)
+    options = {**axis_taus.settings(), "axes": ("batch_size", "lr", "width", "depth")}
+    data = axis_taus.load_data(tables, options).set_index("panel")
+    found = {v["claim"]: v for v in json.loads((folder / "verdicts.json").read_text())}
+    across, worst = found["quick-lambda-across"], found["quick-lambda-worst"]
+    drawn = data.loc[axis_taus.WHOLE, ["tau", "low", "high"]].tolist()
+    assert drawn == pytest.approx([across["effect"], across["ci_low"], across["ci_high"]], rel=1e-9)
+    assert data[data.index.str.startswith("within")]["tau"].min() == pytest.approx(-worst["effect"])
 
 
 CLAIM = Claim(
