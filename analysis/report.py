@@ -27,6 +27,12 @@ def deviations(study: Study) -> list[str]:
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
+def tried_at(study: Study, scale: str) -> list[str]:
+    """What the study says was tried, without sentences that begin with the name of another scale."""
+    others = tuple(f"`{other.name}`" for other in study.scales if other.name != scale)
+    return [sentence for sentence in study.tried if not sentence.startswith(others)]
+
+
 def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
     """The verdicts, the cells, and ours beside the paper's where the scale has a network of the paper's."""
     paper = paper_table(tables)
@@ -49,8 +55,8 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
         parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
     if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
-    if study.tried:
-        parts += ["## What was tried", "\n".join(f"- {sentence}" for sentence in study.tried)]
+    if listed := tried_at(study, tables.scale):
+        parts += ["## What was tried", "\n".join(f"- {sentence}" for sentence in listed)]
     parts.append("## Figures")
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
     if listed := deviations(study):

@@ -198,11 +198,10 @@ STUDY = Study(
         "`quick`, SAM against noise: 8 seeds see an effect of 0 within 0.25 points with 92% power at the pilot's spread; the "
         "interval reaches from -0.31 to -0.01 points, so that SAM is at best a little behind the noise. Its radius was "
         "matched on lambda_max in pilots and met it (19.8 against 18.8); other radii were not run with verdict seeds.",
-        "`laptop`: without noise batch size 512 fits its images (training loss 0.014 nats, with the noise of 128 "
-        "0.46), and the "
-        "curvature of cross-entropy vanishes with the residuals: lambda_max is smaller without noise, not larger. At equal "
-        "steps it compares unlike losses, so that no radius of SAM was sought that meets it; at 0.03 SAM fits as closely and "
-        "tests as badly as the plain large batch.",
+        "`laptop`: without noise batch size 512 fits its images (training loss 0.014 nats, with the noise of 128 0.46), and "
+        "the curvature of cross-entropy vanishes with the residuals: lambda_max is smaller without noise, not larger. At "
+        "equal steps it compares unlike losses, so that no radius of SAM was sought that meets it; at 0.03 SAM fits as "
+        "closely and tests as badly as the plain large batch.",
     ),
     module=__name__,
 )  # fmt: skip

@@ -225,17 +225,17 @@ STUDY = Study(
     paper=PAPER,
     comparisons=comparisons(),
     tried=(
-        "`quick`: the adapted large batch makes 16 times the epochs of the small one and is 1.1 points behind at full training "
-        "accuracy, where the small batch, after 10 epochs, has not fitted its data: there the longer regime overfits. Twelve "
-        "seeds decide it; pilots saw the same order at 20 epochs. At `laptop`, with crops and flips, the same regime is 7.6 "
-        "points ahead, and without them it was 4.9 points behind in pilots: crops and twice the epochs were chosen "
-        "after that pilot. No small batch was trained for as many epochs, so what the batch size itself does is not separated "
-        "from what longer training does.",
-        "Distance from the start: a power law beats log t over the 2.3 decades from update 10 to 2,000, for every seed. "
-        "Both fits have two parameters and minimise the same squared distances.",
-        "Scaled learning rate and ghost batch norm at equal epochs, `laptop`: no gain is seen, and 8 seeds do not "
-        "exclude one of "
-        "0.5 points.",
+        "`quick`: the adapted large batch makes 16 times the epochs of the small one and is 1.1 points behind at full "
+        "training accuracy, where the small batch, after 10 epochs, has not fitted its data: there the longer regime "
+        "overfits. Twelve seeds decide it; pilots saw the same order at 20 epochs.",
+        "`laptop`: with crops and flips the adapted large batch is 7.6 points ahead; without them it was 4.9 points behind in "
+        "pilots. Crops and twice the epochs were chosen after that pilot.",
+        "No small batch was trained for as many epochs as the adapted large one, so that what the batch size itself does is "
+        "not separated from what longer training does.",
+        "Distance from the start: a power law beats log t over the 2.3 decades from update 10 to 2,000, for every seed. Both "
+        "fits have two parameters and minimise the same squared distances.",
+        "`laptop`, scaled learning rate and ghost batch norm at equal epochs: no gain is seen, and 8 seeds do not exclude one "
+        "of 0.5 points.",
     ),
     module=__name__,
 )  # fmt: skip

@@ -296,21 +296,19 @@ STUDY = Study(
                (("where", (("stage", ("tune", "extend", "confirm")),)), ("arm", ("budget",)), ("worst", 70.0))),
     ),
     tried=(
-        "Training loss: the large batch ends 1.6 times higher than the best smaller one. Which of the two ends lower "
-        "hangs on the learning rate that tuning picks: in pilots B 1,024 was 3 times lower at 0.08 and 1.5 times higher "
-        "at 0.04, and the two test within 0.3 points of each other.",
-        "Carried over from B 16 the learning rate is too small for all larger sizes, so that they differ less than tuned; "
-        "scaled linearly it fails for some seeds at B 256 and diverges at 1,024. Seven rates by factors of 2 a size, "
-        "an extension beyond an edge, four "
-        "further tuning seeds for the best three.",
-        "Training loss, once more: validation prefers 0.04 to 0.08 at B 1,024 by 0.18 points (85.06 and 84.88, SD "
-        "0.25 and 0.27, 5 "
-        "tuning seeds). At 0.08 it tests the same and ends 3 times lower than B 256, as Smith, Elsen and De report.",
-        "Margin: 0.25 points are this scale's, set after a pilot; at 0.5, which the larger scales ask for, the 90% "
-        "interval would "
-        "say no effect, as Shallue et al. do.",
-        "The interval of the gap speaks of seeds; that other tuning seeds might have picked another rate at B 1,024 (in "
-        "pilots a gap of 0.5 to 1.4 points) is not in it.",
+        "`quick`, training loss: the large batch ends 1.6 times higher than the best smaller one. Which of the two ends lower "
+        "hangs on the learning rate that tuning picks: in pilots B 1,024 was 3 times lower at 0.08 and 1.5 times higher at "
+        "0.04, and the two test within 0.3 points of each other.",
+        "`quick`: carried over from B 16 the learning rate is too small for all larger sizes, so that they differ less than "
+        "tuned; scaled linearly it fails for some seeds at B 256 and diverges at 1,024. Seven rates by factors of 2 a size, "
+        "an extension beyond an edge, four further tuning seeds for the best three.",
+        "`quick`, training loss, once more: validation prefers 0.04 to 0.08 at B 1,024 by 0.18 points (85.06 and 84.88, SD "
+        "0.25 and 0.27, 5 tuning seeds). At 0.08 it tests the same and ends 3 times lower than B 256, as Smith, Elsen and De "
+        "report.",
+        "`quick`, margin: 0.25 points are this scale's, set after a pilot; at 0.5, which the larger scales ask for, the 90% "
+        "interval would say no effect, as Shallue et al. do.",
+        "`quick`: the interval of the gap speaks of seeds; that other tuning seeds might have picked another rate at B 1,024 "
+        "(in pilots a gap of 0.5 to 1.4 points) is not in it.",
     ),
     module=__name__,
 )

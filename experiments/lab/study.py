@@ -151,7 +151,7 @@ class Study:
     """what the two numbers of a `PaperRow` are numbers of"""
     tried: tuple[str, ...] = ()
     """sentences for claims that are not reproduced: power, budget and tuning, so that a reader can judge whether the claim or
-    the scale is at fault"""
+    the scale is at fault; one that begins with the name of a scale in backquotes is of that scale alone"""
     module: str = ""
     """where it is declared, for the list of deviations (`# Deviation:` comments)"""
 
