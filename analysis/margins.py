@@ -16,23 +16,35 @@ from experiments.lab.board import number
 from experiments.lab.claims import Kind
 
 
+def at(verdict: Mapping[str, Any], margin: float) -> str | None:
+    """What `verdict` (a mapping, see `analysis.verdicts.Verdict`) would be at this margin, in effect units; itself where a gate
+    decided, None where there is none."""
+    if not _open(verdict):
+        return verdict["verdict"]
+    ci90, ci = (verdict["ci90_low"], verdict["ci90_high"]), (verdict["ci_low"], verdict["ci_high"])
+    return decide(Kind(verdict["kind"]), margin, ci90, ci, float(verdict["level"]))[0]
+
+
+def _open(verdict: Mapping[str, Any]) -> bool:
+    """Whether an interval decides it."""
+    return verdict["verdict"] is not None and verdict["effect"] is not None and not str(verdict["decided_by"]).startswith("gate")
+
+
 def holding(verdict: Mapping[str, Any]) -> tuple[float, float] | None:
     """The margins (low, high), in effect units, between which `verdict` (a mapping, see `analysis.verdicts.Verdict`) is the same
     as at its own; high may be infinite. None without a verdict, or where a gate decided, which no margin changes.
 
     The verdict can change where the margin meets the end of an interval, and nowhere else.
     """
-    if verdict["verdict"] is None or verdict["effect"] is None or str(verdict["decided_by"]).startswith("gate"):
+    if not _open(verdict):
         return None
-    kind, level = Kind(verdict["kind"]), float(verdict["level"])
-    ci90, ci = (verdict["ci90_low"], verdict["ci90_high"]), (verdict["ci_low"], verdict["ci_high"])
-    meets = sorted({0.0, math.inf, *(abs(float(end)) for end in (*ci90, *ci))})
+    ends = (verdict[name] for name in ("ci90_low", "ci90_high", "ci_low", "ci_high"))
+    meets = sorted({0.0, math.inf, *(abs(float(end)) for end in ends)})
     own = float(verdict["margin"])
     pieces = list(pairwise(meets))
     middles = [low + 1.0 if high == math.inf else (low + high) / 2 for low, high in pieces]
-    same = [decide(kind, middle, ci90, ci, level)[0] == verdict["verdict"] for middle in middles]
-    at = next(i for i, (low, high) in enumerate(pieces) if low <= own <= high and (same[i] or own < high))
-    first = last = at
+    same = [at(verdict, middle) == verdict["verdict"] for middle in middles]
+    first = last = next(i for i, (low, high) in enumerate(pieces) if low <= own <= high and (same[i] or own < high))
     while first > 0 and same[first - 1]:
         first -= 1
     while last + 1 < len(pieces) and same[last + 1]:

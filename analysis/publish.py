@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis import margins
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
@@ -80,8 +81,10 @@ def picture(found: board.Verdicts) -> dict[str, bytes]:
 def renewed(text: str, found: board.Verdicts) -> str:
     """The README with its board filled in anew: the primary claims, and how all of them were answered."""
     primary = board.markdown([verdict for verdict in found if verdict["primary"]]).replace("](", "](figures/")
+    steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in found)
     return _fill(text, "board", f"{primary}\n\n*{ABOUT}*\n\nAll {len(found)} published claims: {board.tally(found)} "
-                 "([the whole board](figures/README.md)).")  # fmt: skip
+                 f"([the whole board](figures/README.md)). {steady} of the verdicts would be the same at half and at twice their "
+                 "margins ([which would not](notebooks/02_who_is_right.ipynb)).")  # fmt: skip
 
 
 ABOUT = (
