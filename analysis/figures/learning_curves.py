@@ -15,6 +15,7 @@ from analysis.style import panels, style
 
 LABELS = {"train_loss": "train loss (nats)", "train_accuracy": "train accuracy (%)", "test_loss": "test loss (nats)",
           "test_accuracy": "test accuracy (%)"}  # fmt: skip
+NOTE = "measured on the first 2,000 images of a split at most; the last point may lie before the end"
 AXES = {"epoch": "epoch", "step": "update"}
 
 
@@ -54,6 +55,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
                 _draw(axes, data[(data["quantity"] == quantity) & (data["x_name"] == place)], data)
                 axes.set_xlabel(AXES[place])
                 axes.set_ylabel(LABELS[quantity])
+        rows[-1][0].annotate(NOTE, (0, 0), (0, -34), "axes fraction", "offset points", fontsize=6.5, va="top")
         legend(figure, rows[0][0], data, len(quantities))
         return figure
 

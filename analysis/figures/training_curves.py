@@ -16,6 +16,7 @@ from analysis.load import Tables
 from analysis.style import by_batch_size, panels, style
 
 LABELS = {"train_accuracy": "train accuracy (%)", "test_accuracy": "test accuracy (%)"}
+NOTE = "measured on the first 2,000 images of a split at most; the last point may lie before the end"
 
 
 def settings() -> dict[str, Any]:
@@ -64,6 +65,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
             row[1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
         for axes in rows[-1]:
             axes.set_xlabel("epoch")
+        rows[-1][0].annotate(NOTE, (0, 0), (0, -34), "axes fraction", "offset points", fontsize=6.5, va="top")
         return figure
 
 
