@@ -24,7 +24,7 @@ from experiments.lab.study import Figure, Study
 SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py", "cells.py", "families.py")
 """code of more than one figure"""
 NOTE = 0.14
-"""inches below the panels for a line of text"""
+"""inches above the panels for a line of text"""
 FORMS = ("pdf", "png", "csv", "json")
 
 
@@ -74,12 +74,10 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     folder.mkdir(parents=True, exist_ok=True)
     drawing = module.make_figure(data)
     if (note := document.get("diverged")) is not None:
-        drawing.text(0.005, 0.002, note, fontsize=6.5, ha="left", va="bottom")
-        below = NOTE / drawing.get_size_inches()[1]
-        for legend in drawing.legends:  # which constrained layout sets on the lower edge, whatever `rect` says
-            legend.set_bbox_to_anchor((0, below, 1, 1 - below), drawing.transFigure)
+        drawing.text(0.005, 0.998, note, fontsize=6.5, ha="left", va="top")
+        above = NOTE / drawing.get_size_inches()[1]
         if isinstance(layout := drawing.get_layout_engine(), ConstrainedLayoutEngine):
-            layout.set(rect=(0, below, 1, 1 - below))
+            layout.set(rect=(0, 0, 1, 1 - above))
     for form in ("pdf", "png"):
         write_atomic(paths[form], save(drawing, form))
     write_atomic(paths["csv"], table)
@@ -88,7 +86,8 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
 
 
 def diverged(runs: pd.DataFrame) -> str | None:
-    """What a figure of these runs cannot show: how many of each batch size ended without values."""
+    """What a figure of these runs cannot show: how many of each batch size ended without values. A run of two stages is one."""
+    runs = runs.drop_duplicates("run_id")
     lost = runs[runs["status"] == "diverged"]
     if lost.empty:
         return None
@@ -108,12 +107,6 @@ def drawn_from(tables: Tables, options: dict[str, Any], module: ModuleType) -> p
 
 def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes, module: ModuleType) -> dict[str, Any]:
     """What a figure comes from: runs, their commits, claims, and hashes of tables, plotted values and code."""
-    import matplotlib
-
-    code = hashlib.sha256(matplotlib.__version__.encode())
-    here = Path(__file__).parent
-    for path in (Path(str(module.__file__)), *(here / name for name in SHARED)):
-        code.update(path.read_bytes())
     note = diverged(drawn_from(tables, options, module))
     return {
         **({} if note is None else {"diverged": note}),
@@ -127,5 +120,16 @@ def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes
         "claims": {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)},
         "tables_sha256": tables.digest,
         "values_sha256": hashlib.sha256(table).hexdigest(),
-        "code_sha256": code.hexdigest(),
+        "code_sha256": code_of(module),
     }
+
+
+def code_of(module: ModuleType) -> str:
+    """SHA-256 of the code that draws a figure of this kind, and of the version of matplotlib."""
+    import matplotlib
+
+    code = hashlib.sha256(matplotlib.__version__.encode())
+    here = Path(__file__).parent
+    for path in (Path(str(module.__file__)), *(here / name for name in SHARED)):
+        code.update(path.read_bytes())
+    return code.hexdigest()

@@ -1,7 +1,8 @@
 """At which margins a verdict would be another one.
 
 A margin is a choice: what nobody would call an effect. The intervals do not depend on it, so that the margins for which the
-verdict stays as it is are known without another run.
+verdict stays as it is are known without another run (at the level of its interval; another margin of an equivalence could change
+Holm's).
 """
 
 from __future__ import annotations

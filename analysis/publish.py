@@ -81,15 +81,17 @@ def picture(found: board.Verdicts) -> dict[str, bytes]:
 def renewed(text: str, found: board.Verdicts) -> str:
     """The README with its board filled in anew: the primary claims, and how all of them were answered."""
     primary = board.markdown([verdict for verdict in found if verdict["primary"]]).replace("](", "](figures/")
-    steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in found)
+    by_interval = [v for v in found if margins.holding(v) is not None]
+    steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in by_interval)
     return _fill(text, "board", f"{primary}\n\n*{ABOUT}*\n\nAll {len(found)} published claims: {board.tally(found)} "
-                 f"([the whole board](figures/README.md)). {steady} of the verdicts would be the same at half and at twice their "
-                 "margins ([which would not](notebooks/02_who_is_right.ipynb)).")  # fmt: skip
+                 f"([the whole board](figures/README.md)). {steady} of the {len(by_interval)} verdicts that an interval "
+                 "decided would be the same at half and at twice their margins ([which would not]"
+                 "(notebooks/02_who_is_right.ipynb)).")  # fmt: skip
 
 
 ABOUT = (
-    "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set, Holm-adjusted but "
-    "for primary claims. A verdict speaks of this task and this scale."
+    "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set (of families or "
+    "clusters of runs, where n counts those), Holm-adjusted but for primary claims. A verdict speaks of this task and this scale."
 )
 
 

@@ -48,7 +48,7 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     decided = [f"**{verdict.verdict}**" for verdict in found if verdict.primary]
     parts = [f"# {study.name}", f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
-             f"{len(tables.runs)} runs from {origin}, made by commit {commits}."]  # fmt: skip
+             f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}."]  # fmt: skip
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):
@@ -72,5 +72,5 @@ def power_line(claim: Claim) -> str:
     sees = f"an effect of {planned.effect:g}" if directional else f"an effect of 0 within the margin of {claim.margin:g}"
     return (
         f"{claim.sentence}: {planned.seeds} seeds a group see {sees} ({claim.contrast.unit}) at a standard deviation of "
-        f"{planned.sd:g} with at least 80% probability; pilot: {planned.pilot}."
+        f"{planned.sd:g} with a probability of 80% or more (rounded); pilot: {planned.pilot}."
     )

@@ -114,8 +114,8 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
 # 10 epochs (2 seeds): batch norm 81.8 and 52.6 (SD 6.9), group norm 79.9 and 81.1 (SD 0.6). The stated effect is the paper's; sd
 # is the root of half the groups' summed variances at 10 epochs, 4.9.
 POWER = Power(effect=11.1, sd=4.9, pilot="seeds 1000 and 1001 at batch sizes 2 and 32, both norms", seeds=8)
-# `laptop`: batch norm 50.3 (SD 1.0) at B 32, 43.8 at B 2 (one seed), group norm 37.9 (SD 2.8) and 42.0 (one seed): 8 points. `sd`
-# takes the spread at B 2 to be that at B 32.
+# `laptop`: batch norm 50.3 (SD 1.0) at B 32, 43.8 at B 2 (one seed), group norm 37.9 (SD 2.8) and 42.0 (one seed): 8 points in
+# seed 1000 alone, 10.6 of these means. `sd` takes the spread at B 2 to be that at B 32.
 LAPTOP_POWER = Power(effect=5.0, sd=3.0, pilot="seeds 1000 and 1001 at batch size 32, 1000 at 2, both norms", seeds=8)
 CLAIMS = (*claims_of("quick", POWER), *claims_of("laptop", LAPTOP_POWER), *claims_of("paper"))
 

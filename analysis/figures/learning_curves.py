@@ -29,7 +29,8 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
     Raises `NoDataError`.
     """
-    points = curve_points(tables).merge(choose(tables, options), on="run_id")
+    runs = choose(tables, options, "status")
+    points = curve_points(tables).merge(runs[runs["status"] != "diverged"].drop(columns="status"), on="run_id")
     if points.empty:
         raise nothing(tables, "curve points")
     runs = points.groupby("arm")["run_id"].nunique()

@@ -16,8 +16,8 @@ from analysis.figures.shared import CHOICE, axis_of, choose, grid, label_of, log
 from analysis.load import Tables
 from analysis.style import INK, by_batch_size, style
 
-FLOOR = 0.03
-"""height of the crosses, as a fraction of the axis"""
+STRIP = 0.12
+"""of the axis, its lowest part, has the crosses: a row a batch size"""
 MARKS = "os^DvPXhp<"
 
 
@@ -92,11 +92,15 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[int, Any], marks: Map
         best = means[means["best"]]
         axes.plot(place(best["lr"]), best["value"], "*", ms=11, color=colour, markeredgecolor="white", zorder=5)
     lost = part[~part["role"].isin(["seed", "mean"])]
+    row = STRIP / max(1, lost["batch_size"].nunique())
     for k, (size, own) in enumerate(lost.groupby("batch_size")):
-        axes.scatter(place(own["lr"]), [FLOOR * (1 + k)] * len(own), marker="x", s=22, color=colours[int(str(size))],
+        axes.scatter(place(own["lr"]), [row * (k + 0.5)] * len(own), marker="x", s=22, color=colours[int(str(size))],
                      transform=axes.get_xaxis_transform())  # fmt: skip
     if bool(part["logarithmic"].iloc[0]):
         logarithmic(axes.yaxis)
     if len(lost):
-        axes.margins(y=0.15)
+        low, high = axes.get_ylim()
+        room = STRIP * 1.25 / (1 - STRIP * 1.25)  # so that no point lies in the strip
+        log = axes.get_yscale() == "log"
+        axes.set_ylim(low / (high / low) ** room if log else low - room * (high - low), high)
     axes.set_ylabel(str(part["label"].iloc[0]))

@@ -29,9 +29,8 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
     Raises `NoDataError`.
     """
-    runs = runs_by_arm(chosen(tables, options["where"]))
-    sizes = options["batch_sizes"] or sorted(_compared(tables)) or [runs["batch_size"].min(), runs["batch_size"].max()]
-    shown = runs[runs["batch_size"].isin(sizes)]
+    runs = runs_by_arm(chosen(tables, options["where"]), "status")
+    shown = runs[runs["batch_size"].isin(_sizes(tables, options)) & (runs["status"] != "diverged")]
     points = curve_points(tables).merge(shown, on="run_id")
     if points.empty:
         raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has curve points to draw")
@@ -44,6 +43,17 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     medians = medians[medians["reached"] == medians["seeds"]].assign(role="median")
     wide = pd.concat([seeds.astype({"seed": "Int64"}), medians.drop(columns=["reached", "seeds"])], ignore_index=True)
     return wide.melt([*keys, "role", "seed", "run_id"], list(LABELS), var_name="quantity")
+
+
+def runs_of(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
+    """Of the batch sizes drawn; diverged runs have no curve."""
+    runs = chosen(tables, options["where"]).runs
+    return runs[runs["batch_size"].isin(_sizes(tables, options))]
+
+
+def _sizes(tables: Tables, options: Mapping[str, Any]) -> list[int]:
+    every = chosen(tables, options["where"]).runs["batch_size"]
+    return options["batch_sizes"] or sorted(_compared(tables)) or [every.min(), every.max()]
 
 
 def _compared(tables: Tables) -> set[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 from benchmarks.table import RESULTS, markdown, with_block
 
-from analysis.draw import Drawn, figures_of
+from analysis.draw import Drawn, code_of, figures_of
 from analysis.load import Tables, from_published
 from analysis.publish import full_board, renewed
 from analysis.report import markdown as page_of
@@ -70,9 +71,10 @@ def test_all_runs_are_published(tables: Tables) -> None:
 
 
 def test_figures_are_of_these_records(tables: Tables, folder: Path) -> None:
-    """A figure of older runs, or of claims that were reworded since."""
+    """A figure of older runs or older code, or of claims that were reworded since."""
     for figure in figures_of(tables.study, tables.scale):
         origin = json.loads((folder / f"{figure.name}.json").read_text())
+        assert origin["code_sha256"] == code_of(import_module(f"analysis.figures.{figure.kind}")), f"draw {figure.name} anew"
         assert (origin["tables_sha256"], origin["runs"]) == (tables.digest, sorted(tables.runs["run_id"]))
         assert origin["claims"] == {claim.id: claim.hash for claim in tables.study.claims_at(tables.scale)}
 
@@ -113,7 +115,9 @@ def test_sentences_of_dose_are_the_verdicts() -> None:
         share = f"{100 * (noise - plain) / (small - plain):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
         assert f"{share} of the {small - plain:.2f} points {where}" in text
         if scale == "quick":
-            assert f"SAM at the same lambda_max gives back {100 * (sam - plain) / (small - plain):.0f}%" in text
+            low, high = np.percentile((drawn[3] - drawn[2]) / (drawn[1] - drawn[2]), [2.5, 97.5])
+            share = f"{100 * (sam - plain) / (small - plain):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
+            assert f"SAM at the same lambda_max gives back {share}" in text
     assert f"{1 / claims_of('dose', 'laptop')['noise-flattens']['ratio']:.2f} times larger with the noise" in text
 
 
