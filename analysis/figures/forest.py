@@ -111,4 +111,4 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlim(low, high)
     bold = "" if data["primary"].all() else "bold: primary claim; "
-    axes.set_xlabel(f"effect / margin ({bold}thick: 90% interval; thin: the verdict's; beyond ±{STRAIGHT:g} logarithmic)")
+    axes.set_xlabel(f"effect / margin ({bold}beyond ±{STRAIGHT:g} logarithmic)\nthick: 90% interval; thin: the verdict's")
