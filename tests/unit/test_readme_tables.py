@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from importlib import import_module
 from pathlib import Path
 
@@ -119,6 +120,20 @@ def test_sentences_of_dose_are_the_verdicts() -> None:
             share = f"{100 * (sam - plain) / (small - plain):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
             assert f"SAM at the same lambda_max gives back {share}" in text
     assert f"{1 / claims_of('dose', 'laptop')['noise-flattens']['ratio']:.2f} times larger with the noise" in text
+
+
+def test_sentences_of_laptop_are_the_verdicts() -> None:
+    """Numbers of the CIFAR-10 studies in the README that are not the published ones."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    keskar, shallue, wu = (claims_of(name, "laptop") for name in ("keskar2017", "shallue2019", "wu2018"))
+    assert f"500 tests {keskar['c1-train_loss-tests-worse']['effect']:.1f} points worse" in text
+    assert f"sharpness is {keskar['c1-train_loss-sharper-phi-full']['ratio']:.1f} times larger (the paper's C1: 24.7 times)" in text
+    assert shallue["perfect-scaling"]["verdict"] == shallue["maximal-parallelism"]["verdict"] == "reproduced"
+    noise = [math.exp(shallue["noise-scale-predicts"][name]) for name in ("effect", "ci_low", "ci_high")]
+    assert f"is {noise[0]:.2f} times the gradient's noise scale [{noise[1]:.2f}, {noise[2]:.2f}]" in text
+    assert f"batch norm loses {wu['batch-norm-worse']['effect']:.2f} points from batch size 32 to 2" in text
+    assert f"tests {-wu['group-norm-better']['effect']:.2f} points above group norm even there" in text
+    assert wu["group-norm-flat"]["effect"] < 0
 
 
 def test_benchmark_table_is_current() -> None:
