@@ -31,5 +31,6 @@ def test_example_is_a_whole_study(tmp_path: Path) -> None:
     run(tmp_path, "experiments", "run", *STUDY)
     (verdict,) = json.loads(run(tmp_path, "analysis", "verdicts", *STUDY))
     assert (verdict["verdict"], verdict["n_seeds"], verdict["claim"]) == ("reproduced", 8, "learns-less")
-    (drawn,) = json.loads(run(tmp_path, "analysis", "figures", *STUDY))
-    assert drawn["state"] == "drawn" and Path(drawn["files"][1]).is_file()
+    drawn = json.loads(run(tmp_path, "analysis", "figures", *STUDY))
+    assert len(drawn) == 2  # its own, and the effects that every study has
+    assert all(figure["state"] == "drawn" and Path(figure["files"][1]).is_file() for figure in drawn)

@@ -110,7 +110,7 @@ def test_arms(tables: Tables) -> None:
     """Arms of keskar2017 renamed by a new field; runs that differ in a number and share an arm; explicit arms mixed up."""
     assert set(runs_by_arm(chosen(tables, (("weight_decay", 0.0), ("stage", "train"))))["arm"]) == {"matched train loss"}
     found = runs_by_arm(tables, "rank", "weight_decay", "optimizer")
-    assert set(found["arm"]) == {"train, sgd, no weight decay", "train, sgd, weight decay 0.0005", "tune, adam, no weight decay"}
+    assert set(found["arm"]) == {"train, SGD, no weight decay", "train, SGD, weight decay 0.0005", "tune, Adam, no weight decay"}
     named = runs_by_arm(tables, "weight_decay", arms=(("all", ()), ("decay", (("weight_decay", 5e-4),))))
     assert named["arm"].value_counts().to_dict() == {"all": len(tables.runs), "decay": 6}
 
