@@ -182,17 +182,17 @@ def from_published(folder: Path) -> Tables:
     scale = str(names["scale"].iloc[0])
     study = find(str(names["study"].iloc[0]), scale)
     request = Request(scale)
-    stages = plan(study, request, cast(Store, _Published(_rows(frames["runs"]))))
+    stages = plan(study, request, cast(Store, Published(frames["runs"])))
     have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}
     declared = [(m.metric, ids[0], ids[1] if len(ids) > 1 else None) for m, ids in _declared(stages, request)]
     return _assemble(study, scale, "published", stages, sum(key not in have for key in declared), **frames)
 
 
-class _Published:
-    """Answers `plan` from rows of the runs table as a store answers from its folders."""
+class Published:
+    """Answers `plan` from the runs table as a store answers from its folders."""
 
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self._rows = {row["run_id"]: row for row in rows}
+    def __init__(self, runs: pd.DataFrame) -> None:
+        self._rows = {row["run_id"]: row for row in _rows(runs)}
 
     def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
         rows = [(config, self._rows.get(config.run_id)) for config in configs]
