@@ -1,4 +1,4 @@
-"""Run ids and claim hashes of everything that is published: what the code plans today, what the records hold, and what was pinned.
+"""Run ids and claim hashes of everything published: what the code plans today, what the records hold, and what was pinned.
 
 Where a study is meant to change, publish it and pin anew: `PYTHONPATH=tests:. python tests/studies/test_identities.py`.
 """
