@@ -22,14 +22,14 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from analysis import families
+from analysis import families, settings
 from analysis.cluster import CLUSTER
 from analysis.history import frame
 from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
 from experiments.lab.store import Store
-from experiments.lab.study import Measure, Record, Request, Study
+from experiments.lab.study import Measure, Record, Request, Stage, Study
 
 TABLES = ("runs", "history", "measurements", "predictions")
 
@@ -182,10 +182,22 @@ def from_published(folder: Path) -> Tables:
     scale = str(names["scale"].iloc[0])
     study = find(str(names["study"].iloc[0]), scale)
     request = Request(scale)
-    stages = plan(study, request, cast(Store, Published(frames["runs"])))
+    stages = _published_stages(study, folder, Published(frames["runs"]))
     have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}
     declared = [(m.metric, ids[0], ids[1] if len(ids) > 1 else None) for m, ids in _declared(stages, request)]
     return _assemble(study, scale, "published", stages, sum(key not in have for key in declared), **frames)
+
+
+def _published_stages(study: Study, folder: Path, records: Published) -> tuple[PlannedStage, ...]:
+    """The stages as they were planned when `folder` was published, not as `study` would plan them today."""
+    runs: dict[str, list[RunConfig]] = {}
+    for name, config in settings.read(folder):
+        runs.setdefault(name, []).append(config)
+    declared = {stage.name: stage for stage in study.stages}
+    return tuple(
+        PlannedStage(declared.get(name) or Stage(name, lambda *_: ()), tuple(of), tuple(records.records(of)), len(of))
+        for name, of in runs.items()
+    )
 
 
 class Published:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import margins
+from analysis import margins, settings
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
@@ -34,7 +34,8 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
         )
     folder = figures / tables.study.name / tables.scale
     folder.mkdir(parents=True, exist_ok=True)
-    written = []
+    written = [folder / settings.FILE]
+    write_atomic(written[0], settings.content([(run.stage, run.config) for run in tables.planned]))
     for name in TABLES:
         written.append(folder / f"{name}.parquet")
         write_atomic(written[-1], _parquet(pa.Table.from_pandas(getattr(tables, name), preserve_index=False)))

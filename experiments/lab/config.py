@@ -189,6 +189,13 @@ class RunConfig:
         except TypeError as error:
             raise ConfigError(f"this run configuration is incomplete: {error}") from error
 
+    @classmethod
+    def recorded(cls, run_id: str, fields: dict[str, Any]) -> RunConfig:
+        """A config read from records that name every field, under the id it has there whatever the defaults are today."""
+        config = cls.from_dict(fields)
+        config.__dict__["run_id"] = run_id
+        return config
+
 
 _ENUMS: dict[str, type[StrEnum]] = {
     "model": Model, "norm": Norm, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,

@@ -14,7 +14,10 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 
-from analysis.load import Published, find
+from analysis import settings
+from analysis.load import Published, config_column, find, from_published, none_if_missing
+from experiments.lab import config as config_module
+from experiments.lab.config import RunConfig
 from experiments.lab.plan import plan
 from experiments.lab.store import Store
 from experiments.lab.study import Request
@@ -58,6 +61,34 @@ def test_runs_and_claims_are_those_pinned(folder: Path) -> None:
     pinned = PINNED.get(name(folder))
     assert declared(folder) == pinned, f"{name(folder)} declares {CHANGED}"
     assert published(folder) == pinned, f"the records of {name(folder)} hold {CHANGED}"
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=name)
+def test_settings_are_those_of_the_records(folder: Path) -> None:
+    """Settings of other runs than were published, or a value that the runs table has otherwise."""
+    runs = pd.read_parquet(folder / "runs.parquet")
+    rows = {(row["stage"], row["run_id"]): row for row in runs.to_dict("records")}
+    found = settings.read(folder)
+    assert {(stage, config.run_id) for stage, config in found} == rows.keys() and len(found) == len(rows)
+    for stage, config in found:
+        row = rows[stage, config.run_id]
+        assert {name: none_if_missing(row[config_column(name)]) for name in config.full_dict()} == config.full_dict()
+
+
+@pytest.mark.parametrize(("field", "default"), [("beta2", 0.5), ("dropout", False)])
+def test_published_loads_after_a_default_changed(field: str, default: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old results would be lost, or counted as runs that they are not."""
+    folder = ROOT / "figures" / "keskar2017" / "quick"
+    before = from_published(folder)
+    plain = before.planned[0].config.to_dict()
+    defaults = tuple((name, default if name == field else value) for name, value in config_module._DEFAULTS)
+    monkeypatch.setattr(config_module, "_DEFAULTS", defaults)
+    monkeypatch.setitem(RunConfig.__init__.__kwdefaults__, field, default)
+    assert getattr(RunConfig(**plain), field) == default and declared(folder) != PINNED[name(folder)]  # other runs today
+    after = from_published(folder)
+    assert after.planned == before.planned and (after.missing_runs, after.missing_measurements) == (0, 0)
+    assert [run.config.run_id for run in after.planned] == [run.config.run_id for run in before.planned]
+    pd.testing.assert_frame_equal(after.runs, before.runs)
 
 
 def test_every_published_scale_is_pinned() -> None:

@@ -168,11 +168,23 @@ def edit_scale(folder: Path) -> None:
     frame.to_parquet(folder / "runs.parquet")
 
 
+def edit_settings(folder: Path, name: str, value: Any) -> None:
+    document = json.loads((folder / "settings.json").read_text())
+    document["shared"][name] = value
+    if name in document["columns"]:
+        document["columns"][document["columns"].index(name)] = "seed"
+    (folder / "settings.json").write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [(lambda f: (f / "history.parquet").unlink(), "no history.parquet"), (edit_scale, "2 studies and scales"),
-     (lambda f: (f / "runs.parquet").write_bytes(b"PAR1"), "is damaged")],
-    ids=["absent", "mixed", "torn"],
+     (lambda f: (f / "runs.parquet").write_bytes(b"PAR1"), "is damaged"),
+     (lambda f: (f / "settings.json").unlink(), "no settings.json"),
+     (lambda f: (f / "settings.json").write_text('{"runs": [3]}'), "settings.json is damaged"),
+     (lambda f: edit_settings(f, "batch_size", -1), "of another batchlab"),
+     (lambda f: edit_settings(f, "colour", "red"), "no field 'colour'")],
+    ids=["absent", "mixed", "torn", "no settings", "torn settings", "impossible", "later"],
 )  # fmt: skip
 def test_unusable_publication_is_status_2(
     damage: Any, reason: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import synthetic
 from synthetic import SIZES, Truth
 
-from analysis import families
+from analysis import families, settings
 from analysis.cells import cells
 from analysis.load import DEFAULTS, Tables, check_families, from_published, from_store
 from analysis.verdicts import INCONCLUSIVE, REPRODUCED, Verdict, verdicts
@@ -191,8 +192,13 @@ def test_tables_made_before_a_field_existed(tmp_path: Path, monkeypatch: pytest.
         getattr(tables, name).to_parquet(tmp_path / f"{name}.parquet")
     newer = ["sam_rho", "sam_adaptive", "ema", "noise_batch", "clip_norm", "batch_growth", "nesterov"]
     tables.runs.drop(columns=newer).to_parquet(tmp_path / "runs.parquet")
+    document = json.loads(settings.content([(run.stage, run.config) for run in tables.planned]))
+    for name in newer:
+        del document["shared"][name], document["defaults"][name]
+    (tmp_path / settings.FILE).write_text(json.dumps(document))
     read = from_published(tmp_path)
     pd.testing.assert_frame_equal(read.runs, tables.runs)
+    assert read.planned == tables.planned
     assert not read.runs["sam_adaptive"].any() and (read.runs["sam_rho"] == DEFAULTS["sam_rho"]).all()
     assert read.digest == digest
     assert replace(tables, runs=tables.runs.assign(sam_rho=0.1)).digest != digest
