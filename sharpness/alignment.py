@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -265,13 +265,13 @@ def _parts(
         for j, (inputs, targets, _) in enumerate(problem.passes()):
             if j == batches:
                 return
-            yield replace(problem, data=[(inputs, targets)], examples=len(targets), batches=1, seed=seed + j)
+            yield problem.on([(inputs, targets)], seed=seed + j)
         return
     rng = np.random.default_rng(seed)
     for j in range(batches or 32):
         chosen = torch.from_numpy(rng.choice(problem.examples, size=batch, replace=False))
         few = tuple(part.index_select(0, chosen.to(part.device)) for part in data)
-        yield replace(problem, data=[few], examples=batch, batches=1, seed=seed + j)
+        yield problem.on([few], seed=seed + j)
 
 
 def _gradient_and_product(problem: Problem) -> tuple[Vector, Vector]:

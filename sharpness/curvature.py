@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from sharpness.curvature_operator import MEMORY, CurvatureOperator
+from sharpness.curvature_operator import MEMORY, CurvatureOperator, Method
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.products import Kind, likelihood_of
 
@@ -25,8 +25,10 @@ def hessian(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    weight: Weight | None = None,
     memory: int = MEMORY,
     devices: Sequence[str] | None = None,
+    method: Method = "exact",
 ) -> CurvatureOperator:
     """The Hessian of f(w) = mean over `data` of `loss(model(inputs), targets)`, as an operator.
 
@@ -59,8 +61,8 @@ def hessian(
         ValueError: for wrong input (see `make_problem`), and from a product when the model was changed in
             between.
     """
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
-    return CurvatureOperator(problem, memory=memory, devices=devices)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
+    return CurvatureOperator(problem, memory=memory, devices=devices, method=method)
 
 
 def ggn(
@@ -72,8 +74,10 @@ def ggn(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    weight: Weight | None = None,
     memory: int = MEMORY,
     devices: Sequence[str] | None = None,
+    method: Method = "exact",
 ) -> CurvatureOperator:
     """The generalised Gauss-Newton matrix: mean over batches of J^T (d^2 L / dz^2) J, as an operator.
 
@@ -86,9 +90,9 @@ def ggn(
     Raises:
         ValueError: as in `hessian`, or a model whose output is not one tensor [b, ...].
     """
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
     _require_one_output(problem)
-    return CurvatureOperator(problem, "ggn", memory=memory, devices=devices)
+    return CurvatureOperator(problem, "ggn", memory=memory, devices=devices, method=method)
 
 
 def fisher(
@@ -101,8 +105,10 @@ def fisher(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    weight: Weight | None = None,
     memory: int = MEMORY,
     devices: Sequence[str] | None = None,
+    method: Method = "exact",
 ) -> CurvatureOperator:
     """The Fisher matrix (1/N) sum_i E_y[g_i(y) g_i(y)^T], g_i the gradient of example i's loss at target y.
 
@@ -118,7 +124,7 @@ def fisher(
     """
     if kind not in ("empirical", "true", "sampled"):
         raise ValueError(f"kind is {kind!r}: it must be 'empirical', 'true' or 'sampled'")
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
     if mode == "train" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
         raise ValueError(
             "batch norm in train mode couples the examples, so that no Fisher matrix exists: use mode='eval'"
@@ -130,15 +136,14 @@ def fisher(
             f"unknown to the {kind} Fisher: use kind='empirical' or ggn"
         )
     name: Kind = "fisher-true" if kind == "true" else "fisher-empirical"
-    return CurvatureOperator(problem, name, sampled=kind == "sampled", memory=memory, devices=devices)
+    return CurvatureOperator(problem, name, sampled=kind == "sampled", memory=memory, devices=devices, method=method)
 
 
 def _require_one_output(problem: Problem) -> tuple[Tensor, Tensor]:
     """The first batch's targets and the model's outputs there, which must be a tensor with the batch first."""
-    with problem.guard(), torch.no_grad():
-        inputs, targets, _ = next(iter(problem.passes()))
-        outputs = problem.model(inputs)
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0 or len(outputs) != len(targets):
+    with problem.guard(), problem.without_gradients():
+        outputs, targets = problem.on_first(lambda inputs, targets: (problem.outputs(inputs), targets))
+    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
         raise ValueError(
             "model returns something else than one tensor with the batch first: use hessian instead"
         )

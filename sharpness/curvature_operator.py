@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,16 +14,21 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.batches import OutputBytes
-from sharpness.functional import Functional
+from sharpness.calls import is_own, said
+from sharpness.differences import difference_product
 from sharpness.guard import Mode
+from sharpness.nested import cloned, identical, to_device
 from sharpness.places import places
-from sharpness.problem import Problem, in_chunks, to_device
+from sharpness.problem import Problem, in_chunks
 from sharpness.products import Kind, PlainWeightNorm, Product, double_backward, drawn_targets, forward_over_reverse
 from sharpness.result import Result
+from sharpness.state import modules_of
 from sharpness.tape import Tape, TapeError
+from sharpness.verification import CurvatureCheck, curvature_check, suspects
 
 Array = TypeVar("Array", Tensor, NDArray[Any])
-Route = Literal["tape", "graph", "rebuilt"]
+Route = Literal["tape", "graph", "rebuilt", "differences"]
+Method = Literal["exact", "differences"]
 
 MEMORY = 2 * 2**30
 _GRAPH_PRODUCTS = 30  # after so many, recording pays: it costs 3 to 8 gradients, and saves up to 0.6 a product
@@ -69,8 +73,9 @@ class CurvatureOperator:
 
     Attributes: `shape` (n, n); `dtype`, the precision of the products' arithmetic; `matvecs`, products so
         far; `kind`; `examples`, `mode`, `names` of the parameters; `route`, None before the first product, then
-        "graph" (the gradient's graph is kept), after thirty products "tape" (recorded once and replayed), or
-        "rebuilt" (batch by batch, anew each time); `retained_bytes`, the most that is kept between products.
+        "graph" (the gradient's graph is kept), after thirty products "tape" (recorded once and replayed),
+        "rebuilt" (batch by batch, anew each time), or "differences" (asked for by `method`); `retained_bytes`, the most
+        that is kept between products.
     """
 
     def __init__(
@@ -82,7 +87,11 @@ class CurvatureOperator:
         memory: int = MEMORY,
         devices: Sequence[str] | None = None,
         record_after: int | None = None,
+        method: Method = "exact",
     ) -> None:
+        if method not in ("exact", "differences"):
+            raise ValueError(f"method is {method!r}: it must be 'exact' or 'differences'")
+        self.method: Method = method
         self._problem = problem
         self.kind: Kind = kind
         self.shape = (problem.n, problem.n)
@@ -105,6 +114,7 @@ class CurvatureOperator:
         self._first: tuple[Tensor, Tensor] | None = None  # vector and product
         self._recorded = False  # whether it was tried
         self._record_after = record_after  # products; None: as many as usual
+        self._check: CurvatureCheck | None = None
 
     def __matmul__(self, v: Array) -> Array:
         if isinstance(v, Tensor):
@@ -123,6 +133,57 @@ class CurvatureOperator:
                 self._prepare()
         return self._gradient if self._gradient is not None and np.any(self._gradient) else None
 
+    @property
+    def verified(self) -> CurvatureCheck | None:
+        """What products were compared with before the first one was given out; None with method "differences".
+
+        Raises ValueError where they are not those of the matrix: see `hessian`.
+        """
+        if self._check is None and self.method == "exact":
+            with self._guard():
+                self._check = self._verify()
+        return self._check
+
+    @property
+    def curvature_check(self) -> float | None:
+        """The size of `verified`, for the certificates of results."""
+        return None if self.verified is None else self.verified.size
+
+    def _verify(self) -> CurvatureCheck:
+        """Inside the guard. Raises ValueError where derivatives are wrong, or do not exist."""
+
+        def compared(inputs: Any, targets: Any) -> tuple[CurvatureCheck, str]:
+            if self._sampled:
+                with self._problem.without_gradients():
+                    targets = drawn_targets(self._problem.outputs(inputs), targets)
+            try:
+                found = curvature_check(self._problem, self.kind, inputs, targets)
+            except Exception as error:
+                raise self._without_derivative(error) from error
+            wrong = found.status in ("product", "gradient")
+            return found, suspects(self._problem, inputs, targets) if wrong else ""
+
+        found, where = self._problem.on_first(compared)
+        named = f"; {where} may be why" if where else ""
+        if found.status == "product":
+            raise ValueError(
+                f"second derivatives are off by {found.size:.0%} from differences of gradients{named}: a function written by "
+                "hand needs a backward that can be differentiated; method='differences' measures without it"
+            )
+        if found.status == "gradient":
+            raise ValueError(
+                f"the gradient is off by {found.gradient:.0%} from differences of the loss{named} (detached parts, "
+                "straight-through or reversed gradients): no curvature of one function belongs to it"
+            )
+        return found
+
+    def _without_derivative(self, error: Exception) -> Exception:
+        """torch's word that a derivative does not exist as one sentence; anything else as it is."""
+        if is_own(error) or "out of memory" in str(error) or not isinstance(error, (RuntimeError, NotImplementedError)):
+            return error
+        remedy = "checkpoint with use_reentrant=False" if "heckpoint" in str(error) else "pass method='differences'"
+        return ValueError(f"an operation has no second derivative in torch ({said(error)}): {remedy}")
+
     def check(self, *, seed: int = 0) -> OperatorCheck:
         """Look for non-determinism and asymmetry, at the cost of two gradients and about five products.
 
@@ -133,7 +194,10 @@ class CurvatureOperator:
         with self._guard():
             mu, mv = (self._by_route(torch.from_numpy(x)).numpy() for x in (u, v))
             (f1, g1), (f2, g2) = (self._problem.mean_loss_and_gradient() for _ in range(2))
-            again = self._sum(torch.from_numpy(v), self._rebuilt()).numpy()
+            again = (
+                self._by_route(torch.from_numpy(v)) if self.method == "differences"
+                else self._sum(torch.from_numpy(v), self._rebuilt())
+            ).numpy()  # fmt: skip
         size = float(np.linalg.norm(mu) + np.linalg.norm(mv))
         found = {
             "loss": _relative(f1, f2),
@@ -196,6 +260,8 @@ class CurvatureOperator:
         if self.route is None:
             self._prepare()
         self.matvecs += 1
+        if self.route == "differences":
+            return difference_product(self.kind, self._problem, v, self._sampled)
         after = _GRAPH_PRODUCTS if self._record_after is None else self._record_after
         if self.route == "graph" and not self._recorded and self.matvecs > after:
             return self._record(v)
@@ -212,6 +278,11 @@ class CurvatureOperator:
     def _prepare(self) -> None:
         """Choose the route: the gradient's graph of each batch, if all of them fit into memory."""
         self._kept, self.retained_bytes = [], 0
+        if self.method == "differences":
+            self.route = "differences"
+            return
+        if self._check is None:
+            self._check = self._verify()
         gradient = torch.zeros(self.shape[0], dtype=torch.float64)
         for weight, place, inputs, targets in self._batches(self._problem) if self._memory > 0 else ():
             if self._kept:
@@ -254,41 +325,43 @@ class CurvatureOperator:
         self.retained_bytes = sum(tape.nbytes for _, _, tape in tapes)
         return total
 
-    def _forward(self, place: int, inputs: Any, targets: Tensor) -> Product:
-        problem = self._places[place]
-        weights = {n: p.detach() for n, p in zip(problem.names, problem.parameters, strict=True)}
-        function = Functional(problem.model, problem.loss, problem.names, problem.parameters)
-        return forward_over_reverse(self.kind, function, problem.loss, weights, inputs, targets)
+    def _forward(self, place: int, inputs: Any, targets: Any) -> Product:
+        return forward_over_reverse(self.kind, self._places[place], inputs, targets)
 
     def _by_double_backward(
-        self, place: int, inputs: Any, targets: Tensor
+        self, place: int, inputs: Any, targets: Any
     ) -> tuple[Product, Sequence[Tensor | None] | None]:
-        problem = self._places[place]
-        return double_backward(self.kind, problem.model, problem.loss, problem.parameters, inputs, targets)
+        try:
+            return double_backward(self.kind, self._places[place], inputs, targets)
+        except Exception as error:
+            raise self._without_derivative(error) from error
 
     def _rebuilt(self) -> Iterator[tuple[float, int, Product]]:
         for weight, place, inputs, targets in self._batches(self._smaller):
             yield weight, place, self._by_double_backward(place, inputs, targets)[0]
 
-    def _batches(self, problem: Problem) -> Iterator[tuple[float, int, Any, Tensor]]:
+    def _batches(self, problem: Problem) -> Iterator[tuple[float, int, Any, Any]]:
         for index, (inputs, targets, weight) in enumerate(problem.passes()):
             if self._sampled:
-                with torch.no_grad():
-                    targets = drawn_targets(self._problem.model(inputs), targets)
+                with self._problem.without_gradients():
+                    targets = drawn_targets(self._problem.outputs(inputs), targets)
             place = index % len(self._places)
             device = self._places[place].parameters[0].device
-            yield weight, place, to_device(inputs, device), targets.to(device)
+            yield weight, place, to_device(inputs, device), to_device(targets, device)
 
     def _require_same_gradients(self) -> None:
         """A loss that reads the model's weights sees the original's, not those of the copies."""
-        with self._guard():
-            inputs, targets, _ = next(iter(self._problem.passes()))
+
+        def gradients(inputs: Any, targets: Any) -> list[NDArray[np.float64]]:
             found = []
             for problem in (self._problem, *self._places):
-                device = problem.parameters[0].device
-                value = problem.batch_loss(to_device(copy.deepcopy(inputs), device), targets.to(device))
+                value = problem.batch_loss(to_device(cloned(inputs), problem.device), to_device(targets, problem.device))
                 slopes = torch.autograd.grad(value, problem.parameters, allow_unused=True)
                 found.append(problem.flatten(slopes).cpu().numpy())
+            return found
+
+        with self._guard():
+            found = self._problem.on_first(gradients)
         if any(_relative(found[0], other) > 10 * _AGREEMENT[self.dtype] for other in found[1:]):
             raise ValueError(
                 "loss has another gradient with copies of the model: one that reads the model's own weights (a "
@@ -296,7 +369,9 @@ class CurvatureOperator:
             )
 
     def _live_state(self) -> list[Tensor]:
-        return [*self._problem.model.parameters(), *self._problem.model.buffers()]
+        modules = modules_of([self._problem.model, self._problem.criterion])
+        held = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        return list({id(t): t for t in held}.values())
 
     def _present_stamp(self) -> list[tuple[int, int]]:
         return [(t.data_ptr(), t._version) for t in self._live_state()]
@@ -305,7 +380,7 @@ class CurvatureOperator:
         """Compare values: writes through `.data` raise no version. Rewritten tensors need a new graph."""
         now = self._live_state()
         same = len(now) == len(self._state) and all(
-            _identical(a, b) for a, b in zip(now, self._state, strict=True)
+            identical(a, b) for a, b in zip(now, self._state, strict=True)
         )
         if not same:
             raise ValueError(
@@ -324,8 +399,3 @@ def _relative(a: Any, b: Any) -> float:
         return float("inf")
     size = max(float(np.linalg.norm(a)), float(np.linalg.norm(b)))
     return float(np.linalg.norm(a - b)) / size if size else 0.0
-
-
-def _identical(a: Tensor, b: Tensor) -> bool:
-    same = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
-    return same and (torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all()))

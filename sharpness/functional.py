@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from sharpness.problem import Problem
 
 Weights = dict[str, Tensor]
 
@@ -14,12 +15,14 @@ Weights = dict[str, Tensor]
 class _Objective(nn.Module):
     """Model and loss in one module, so that a loss that reads the model's weights sees those put in."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, problem: Problem) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model, self.criterion = problem.model, problem.criterion
+        self._call, self._loss = problem.call, problem.loss
 
-    def forward(self, inputs: Any, targets: Tensor) -> Tensor:
-        return self.loss(self.model(inputs), targets)
+    def forward(self, inputs: Any, targets: Any, with_loss: bool) -> Any:
+        outputs = self._call(self.model, inputs)
+        return self._loss(outputs, targets) if with_loss else outputs
 
 
 class Functional:
@@ -29,29 +32,24 @@ class Functional:
     tying puts it twice into a module that the tree contains twice, and cannot take it out again.
     """
 
-    def __init__(
-        self, model: nn.Module, loss: Callable[[Any, Tensor], Tensor], names: Sequence[str],
-        parameters: Sequence[nn.Parameter],
-    ) -> None:  # fmt: skip
-        training = model.training
-        self._model, self._objective = model, _Objective(model, loss)
+    def __init__(self, problem: Problem) -> None:
+        training = problem.model.training
+        self._objective = _Objective(problem)
         self._objective.training = training
-        of = {id(p): name for name, p in zip(names, parameters, strict=True)}
+        of = {id(p): name for name, p in zip(problem.names, problem.parameters, strict=True)}
         self._places: list[tuple[str, str]] = []  # place, name
-        for path, module in model.named_modules():
+        for path, module in self._objective.named_modules():
             for key, parameter in module._parameters.items():
                 if id(parameter) in of:
                     self._places.append((f"{path}.{key}" if path else key, of[id(parameter)]))
 
     def outputs(self, weights: Weights, inputs: Any) -> Any:
-        return functional_call(self._model, self._all(weights, ""), (inputs,), tie_weights=False)
+        return functional_call(self._objective, self._all(weights), (inputs, None, False), tie_weights=False)
 
-    def loss(self, weights: Weights, inputs: Any, targets: Tensor) -> Tensor:
-        return functional_call(
-            self._objective, self._all(weights, "model."), (inputs, targets), tie_weights=False
-        )
+    def loss(self, weights: Weights, inputs: Any, targets: Any) -> Tensor:
+        return functional_call(self._objective, self._all(weights), (inputs, targets, True), tie_weights=False)
 
-    def _all(self, weights: Weights, prefix: str) -> Weights:
+    def _all(self, weights: Weights) -> Weights:
         """With clones of the buffers: a model may write to them."""
-        buffers = {prefix + name: b.clone() for name, b in self._model.named_buffers()}
-        return buffers | {prefix + place: weights[name] for place, name in self._places}
+        buffers = {name: b.clone() for name, b in self._objective.named_buffers()}
+        return buffers | {place: weights[name] for place, name in self._places}

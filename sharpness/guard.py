@@ -2,51 +2,81 @@
 
 Nothing that belongs to the caller is written to. Buffers are replaced by copies, and moved weights live in
 copies too (`movable_weights`), so that restoring is putting the original tensors back: bitwise exact, and a
-graph of the caller's (or a retained one of ours) that saved those tensors stays valid.
+graph of the caller's (or a retained one of ours) that saved those tensors stays valid. Attributes of modules that forward
+changes are put back.
 """
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
+from sharpness.state import Attributes, modules_of
+
 Mode = Literal["eval", "train"]
+_GRADIENT_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
+_FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 @contextmanager
-def untouched(model: nn.Module, parameters: Sequence[nn.Parameter], mode: Mode) -> Iterator[None]:
+def untouched(
+    model: nn.Module,
+    parameters: Sequence[nn.Parameter],
+    mode: Mode,
+    *,
+    loss: Any = None,
+    writes: bool = False,
+    observed: bool = True,
+) -> Iterator[None]:
     """Put `model` in `mode` with gradients with respect to `parameters` only; on exit, exceptions included,
     undo everything.
 
-    Restored: parameters, buffers, the train/eval flag of every submodule, `.grad`, `requires_grad`, and
-        torch's global generators of the CPU and of the model's CUDA devices. Inside: autograd on, autocast
-        off, TF32 off.
+    Restored: parameters, buffers and all other attributes of the model's modules (and those of a loss that is a module),
+        the train/eval flag of every submodule, `.grad`, `requires_grad`, hooks, and the global generators of torch (CPU and
+        the model's CUDA devices), numpy and Python. Inside: autograd on, autocast off, TF32 off, embeddings with dense
+        gradients, cuDNN off for recurrent layers (its kernels have no second derivative), and no hook on gradients: what
+        hooks do to gradients changes an optimizer's steps, not the function.
+    writes: the model writes into its own parameters, which get copies inside.
+    observed: keep forward hooks; False sets aside all but torch's own (spectral norm, pruning), where they only watch.
     """
-    devices = _cuda_devices(list(model.parameters()))
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
-    weights = [(p, p.data, p.requires_grad, p.grad) for p in model.parameters()]
+    modules = modules_of([model, loss])
+    every = list({id(p): p for m in modules for p in m._parameters.values() if p is not None}.values())
+    devices = _cuda_devices(every)
+    flags = [(module, module.training) for module in modules]
+    weights = [(p, p.data, p.requires_grad, p.grad) for p in every]
     buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
     places = [(m, dict(m._parameters)) for m in modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(_other_generators())
         stack.enter_context(_exact_arithmetic(cuda=bool(devices)))
+        stack.enter_context(_no_fused_recurrence(modules if devices else ()))
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(_without_hooks(modules, every, observed))
+        attributes = Attributes(modules)
         try:
             copies = {id(b): b.clone() for _, _, b in buffers}  # by id: a shared buffer stays shared
             for module, name, buffer in buffers:
                 module._buffers[name] = copies[id(buffer)]
-            for parameter, *_ in weights:
+            for parameter, data, *_ in weights:
+                if writes:
+                    parameter.data = data.clone()
                 parameter.requires_grad_(False)
             for parameter in parameters:
                 parameter.requires_grad_(True)
             model.train(mode == "train")
+            for module in modules:
+                if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
+                    module.sparse = False
             # Without gradients attention would take another way, which pads otherwise: two functions in one.
             torch.backends.mha.set_fastpath_enabled(False)
             yield
@@ -54,15 +84,16 @@ def untouched(model: nn.Module, parameters: Sequence[nn.Parameter], mode: Mode) 
             torch.backends.mha.set_fastpath_enabled(fast_path)
             for module, parameters_of in places:
                 module._parameters.update(parameters_of)
-            for module, flag in zip(modules, flags, strict=True):
+            for module, flag in flags:
                 module.training = flag
             for module, name, buffer in buffers:
                 module._buffers[name] = buffer
             for parameter, data, requires_grad, grad in weights:
-                if parameter.data_ptr() != data.data_ptr():
+                if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
                     parameter.data = data
                 parameter.requires_grad_(requires_grad)
                 parameter.grad = grad
+            attributes.restore(thorough=True)
 
 
 @contextmanager
@@ -78,24 +109,83 @@ def movable_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
             parameter.data = original
 
 
+@contextmanager
+def _without_hooks(
+    modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], observed: bool
+) -> Iterator[None]:
+    aside: list[tuple[dict[str, Any], str, Any]] = []
+    tensors = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
+    kinds = _GRADIENT_HOOKS if observed else (*_GRADIENT_HOOKS, *_FORWARD_HOOKS)
+    for module in modules:
+        for kind in kinds:
+            if hooks := vars(module).get(kind):
+                aside.append((vars(module), kind, hooks))
+    everywhere: list[Any] = [getattr(nn.modules.module, f"_global{kind}") for kind in _GRADIENT_HOOKS]
+    contents = [dict(hooks) for hooks in everywhere]
+    try:
+        for held, kind, hooks in aside:
+            own = [] if kind in _GRADIENT_HOOKS else [(k, h) for k, h in hooks.items() if is_torchs(h)]
+            held[kind] = OrderedDict(own)
+        for parameter, _ in tensors:
+            parameter._backward_hooks = None
+        for hooks in everywhere:
+            hooks.clear()
+        yield
+    finally:
+        for held, kind, hooks in aside:
+            held[kind] = hooks
+        for parameter, hooks in tensors:
+            parameter._backward_hooks = hooks
+        for hooks, content in zip(everywhere, contents, strict=True):
+            hooks.update(content)
+
+
+def has_observers(modules: Sequence[nn.Module]) -> bool:
+    """Whether a module has forward hooks that are not torch's own."""
+    return any(
+        not is_torchs(hook) for m in modules for kind in _FORWARD_HOOKS for hook in vars(m).get(kind, {}).values()
+    )
+
+
+def is_torchs(hook: Any) -> bool:
+    """Whether a hook is part of how torch computes a weight."""
+    return str(getattr(hook, "__module__", "")).startswith("torch.nn")
+
+
 def seed_generators(parameters: Sequence[nn.Parameter], seed: int) -> None:
-    """Seed only the generators the model draws from: the CPU's and its CUDA devices'."""
+    """Seed the generators the model and the data draw from: torch's of the CPU and of the model's CUDA devices, numpy's and
+    Python's global ones."""
     torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
     for index in _cuda_devices(parameters):
         with torch.cuda.device(index):
             torch.cuda.manual_seed(seed)
 
 
-def generator_states(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:
+def generator_states(parameters: Sequence[nn.Parameter]) -> list[Any]:
     """Where the generators that the model draws from stand, for `restore_generators`."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state(i) for i in _cuda_devices(parameters))]
+    cuda = [torch.cuda.get_rng_state(i) for i in _cuda_devices(parameters)]
+    return [np.random.get_state(), random.getstate(), torch.get_rng_state(), *cuda]
 
 
-def restore_generators(parameters: Sequence[nn.Parameter], states: Sequence[torch.Tensor]) -> None:
+def restore_generators(parameters: Sequence[nn.Parameter], states: Sequence[Any]) -> None:
     """Put the generators back to where they stood."""
-    torch.set_rng_state(states[0])
-    for index, state in zip(_cuda_devices(parameters), states[1:], strict=True):
+    np.random.set_state(states[0])
+    random.setstate(states[1])
+    torch.set_rng_state(states[2])
+    for index, state in zip(_cuda_devices(parameters), states[3:], strict=True):
         torch.cuda.set_rng_state(state, index)
+
+
+@contextmanager
+def _other_generators() -> Iterator[None]:
+    legacy, python = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        np.random.set_state(legacy)
+        random.setstate(python)
 
 
 def _cuda_devices(parameters: Sequence[nn.Parameter]) -> list[int]:
@@ -116,3 +206,15 @@ def _exact_arithmetic(cuda: bool) -> Iterator[None]:
         finally:
             for switch, value in zip(switches, saved, strict=True):
                 switch.fp32_precision = value
+
+
+@contextmanager
+def _no_fused_recurrence(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """cuDNN's recurrent layers have no second derivative, and in eval mode no first one."""
+    enabled = torch.backends.cudnn.enabled
+    try:
+        if any(isinstance(m, nn.RNNBase) for m in modules):
+            torch.backends.cudnn.enabled = False
+        yield
+    finally:
+        torch.backends.cudnn.enabled = enabled

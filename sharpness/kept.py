@@ -62,9 +62,8 @@ def measure_points(
 def _probe(mover: Mover, w: Vector, fraction: float) -> float:
     """The loss of the first batch at the first point: what no hash can see, the code of model and loss."""
     mover.move(w, fraction)
-    inputs, targets, _ = next(iter(mover.problem.passes()))
-    with torch.no_grad():
-        return float(mover.problem.loss(mover.problem.model(inputs), targets))
+    with mover.problem.without_gradients():
+        return mover.problem.on_first(lambda inputs, targets: float(mover.problem.batch_loss(inputs, targets)))
 
 
 def _read(path: Path, name: str, probe: float, points: int, eps: float) -> dict[int, Point]:
@@ -124,7 +123,7 @@ def _checksum(name: str, body: str) -> str:
 def _fingerprint(mover: Mover, parts: Sequence[Any]) -> str:
     """SHA-256 of all that decides the values and can be hashed; inside the guard."""
     problem, sha = mover.problem, hashlib.sha256()
-    facts = [problem.mode, problem.seed, mover.bn_mode, _name(problem.loss), _name(mover.hook), problem.names]
+    facts = [problem.mode, problem.seed, mover.bn_mode, _name(problem.criterion), _name(mover.hook), problem.names]
     _digest(sha, [_MAGIC, type(problem.model).__qualname__, *facts, *parts])
     _digest(sha, [[name, b] for name, b in problem.model.named_buffers() if not mover.replaces(name)])
     _digest(sha, [] if mover.ends is None else [_buffers(problem.model, end) for end in mover.ends])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sharpness.batches import TensorBatches
+from sharpness.calls import length_of
 from sharpness.perturbation import check_count
 from sharpness.problem import Loss, Problem
 
@@ -32,29 +32,19 @@ def batches_of(problem: Problem, m: int | None, seed: int) -> Iterator[Problem]:
         )
     if isinstance(problem.data, TensorBatches):
         return _shuffled(problem, problem.data, m, seed)
-    lengths = [len(targets) for _, targets, _ in problem.passes()]
+    lengths = [length_of(inputs, targets) for inputs, targets, _ in problem.passes()]
     if any(length != m for length in lengths[:-1]) or lengths[-1] > m:
         raise ValueError(
             f"m is {m} and data comes in batches of {sorted(set(lengths))[:4]}: pass a pair of tensors, or "
             "batches of m (the last may be shorter)"
         )
-    return (
-        replace(problem, data=[(inputs, targets)], examples=len(targets), batches=1)
-        for inputs, targets, _ in problem.passes()
-    )
+    return (problem.on([(inputs, targets)]) for inputs, targets, _ in problem.passes())
 
 
 def _shuffled(problem: Problem, data: TensorBatches, m: int, seed: int) -> Iterator[Problem]:
     order = torch.from_numpy(np.random.default_rng([seed, 0]).permutation(problem.examples))
     for index in order.split(m):
-        inputs, targets = (t[index.to(t.device)] for t in (data.inputs, data.targets))
-        size = min(data.batch_size, len(index))
-        yield replace(
-            problem,
-            data=TensorBatches(inputs, targets, size),
-            examples=len(index),
-            batches=-(-len(index) // size),
-        )
+        yield problem.on(TensorBatches(*data.taken(index), min(data.batch_size, len(index))))
 
 
 def normalised(loss: Loss) -> Loss:

@@ -53,7 +53,7 @@ class Subject:
 
     def unseeded(self, function: Callable[..., Any], **options: Any) -> Any:
         """The same for functions that draw nothing."""
-        return function(self.problem.model, self.problem.loss, self.data, **(self.options | options))
+        return function(self.problem.model, self.problem.criterion, self.data, **(self.options | options))
 
     def of(self, function: Callable[..., Any], **options: Any) -> Any:
         """A measurement of the Hessian, whose recording is made once for all metrics that ask for it."""
@@ -126,7 +126,7 @@ def _batch_sharpness(subject: Subject) -> Result:
     draws: dict[str, Any] = {"batch": size, "batches": 12} if subject.pair else {}
     options = {name: value for name, value in subject.options.items() if name != "batch_size"}
     p = subject.problem
-    return batch_sharpness(p.model, p.loss, subject.data, seed=p.seed, **options, **draws)
+    return batch_sharpness(p.model, p.criterion, subject.data, seed=p.seed, **options, **draws)
 
 
 def _worst(**options: Any) -> Callable[[Subject], Result]:
@@ -142,9 +142,8 @@ def _worst(**options: Any) -> Callable[[Subject], Result]:
 
 
 def _require_classes(problem: Problem) -> None:
-    with problem.guard(), torch.no_grad():
-        inputs, targets, _ = next(iter(problem.passes()))
-        outputs = problem.model(inputs)
+    with problem.guard(), problem.without_gradients():
+        outputs, targets = problem.on_first(lambda inputs, targets: (problem.outputs(inputs), targets))
     if (
         not isinstance(outputs, Tensor)
         or outputs.ndim != 2
@@ -167,7 +166,7 @@ def _random_slice(subject: Subject) -> Result:
            for name, p in model.named_parameters(remove_duplicate=False)}  # fmt: skip
     options = {name: value for name, value in subject.options.items() if name != "params"}
     return slice_1d(
-        model, problem.loss, subject.data, start=start, end=end, alphas=np.linspace(-0.5, 0.5, 9),
+        model, problem.criterion, subject.data, start=start, end=end, alphas=np.linspace(-0.5, 0.5, 9),
         bn_mode="keep", seed=problem.seed, **options,
     )  # fmt: skip
 

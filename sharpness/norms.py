@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from sharpness.curvature import hessian
 from sharpness.eigen import Eigenvalues
 from sharpness.guard import Mode
-from sharpness.per_example import example_slopes, refuse_batch_statistics, take_example
+from sharpness.nested import take
+from sharpness.per_example import example_slopes, refuse_batch_statistics
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.result import Result, certificate
 
@@ -111,7 +112,7 @@ def _output_variances(problem: Problem, w: Vector) -> Vector:
     refuse_batch_statistics(problem)
     direction, rows = problem.split(torch.from_numpy(w)), []
     for inputs, targets, _ in problem.passes():
-        logits = problem.model(inputs)
+        logits = problem.outputs(inputs)
         _require_cross_entropy(problem, logits, targets)
         if not rows:
             _require_own_rows(problem, inputs, logits)
@@ -144,7 +145,7 @@ def _require_own_rows(problem: Problem, inputs: Any, logits: Tensor) -> None:
     """Raise ValueError unless the first example has the same logits alone."""
     first = torch.zeros(1, dtype=torch.long, device=logits.device)
     with torch.no_grad():
-        alone = problem.model(take_example(inputs, first, len(logits)))[0]
+        alone = problem.outputs(take(inputs, first, len(logits)))[0]
     if bool((alone - logits[0]).abs().max() > 1e-3 * logits.abs().max()):
         raise ValueError("outputs of an example depend on the others in its batch: use mode='eval'")
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sharpness.batches import TensorBatches, as_batches
 from sharpness.guard import Mode
 from sharpness.metrics import TABLE, Metric, Subject, headline
-from sharpness.per_example import take_example
+from sharpness.nested import take
 from sharpness.problem import Data, Loss, make_problem
 from sharpness.result import Result
 
@@ -162,7 +162,7 @@ def _first(data: Data, batch_size: int | None, count: int, seed: int) -> Data:
             length = len(targets) if targets.ndim else 0
             if length > count:
                 index = torch.arange(count, device=targets.device)
-                inputs, targets = take_example(inputs, index, length), targets[:count]
+                inputs, targets = take(inputs, index, length), targets[:count]
             taken.append((inputs, targets))
             count -= length
             if count <= 0:

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 
+from sharpness.calls import is_own, length_of, said
 from sharpness.functional import Functional
+from sharpness.nested import take
 from sharpness.problem import Problem
 
 Vector = NDArray[np.float64]
@@ -21,7 +23,6 @@ Single = Callable[[Weights, Tensor], Tensor]
 
 CHUNK_BYTES = 2**26  # of gradients held at a time, in both precisions; more is slower on a CPU
 _CHUNK_EXAMPLES = 256  # more gains nothing: the products are large enough by then
-_ATOMS = (type(None), bool, int, float, str)
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _per_example(
     weights = {k: p.detach() for k, p in zip(problem.names, problem.parameters, strict=True)}
     mappable = True
     for inputs, targets, _ in problem.passes():
-        length, total = len(targets), 0.0
+        length, total = length_of(inputs, targets), 0.0
         single = _single_loss(problem, inputs, targets)
-        for index in torch.arange(length, device=targets.device).split(size):
+        for index in torch.arange(length, device=problem.device).split(size):
             chunk = None
             if mappable:
                 try:
@@ -144,52 +145,35 @@ def _per_example(
         _require_mean(problem, inputs, targets, total / length)
 
 
-def _single_loss(problem: Problem, inputs: Any, targets: Tensor) -> Single:
+def _single_loss(problem: Problem, inputs: Any, targets: Any) -> Single:
     """(weights, i) -> loss of example i; what forward assigns to buffers is dropped."""
-    function = Functional(problem.model, problem.loss, problem.names, problem.parameters)
-    length = len(targets)
+    function, length = Functional(problem), length_of(inputs, targets)
 
     def single(weights: Weights, i: Tensor) -> Tensor:
         i = i.reshape(1)
-        return function.loss(weights, take_example(inputs, i, length), targets.index_select(0, i))
+        return function.loss(weights, take(inputs, i, length), take(targets, i, length))
 
     return single
 
 
 def _one_by_one(
-    problem: Problem, inputs: Any, targets: Tensor, index: Tensor, from_gradient: Callable[[Tensor], Tensor]
+    problem: Problem, inputs: Any, targets: Any, index: Tensor, from_gradient: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
     losses, results = [], []
+    length = length_of(inputs, targets)
     for i in index.split(1):
-        loss = problem.batch_loss(take_example(inputs, i, len(targets)), targets.index_select(0, i))
+        try:
+            loss = problem.batch_loss(take(inputs, i, length), take(targets, i, length))
+        except Exception as error:
+            if is_own(error) or length == 1:
+                raise
+            raise ValueError(_coupled(f"one example alone does not go through ({said(error)})")) from error
         gradient: Any = [None] * len(problem.parameters)
         if loss.requires_grad:
             gradient = torch.autograd.grad(loss, problem.parameters, allow_unused=True)
         losses.append(loss.detach().double())
         results.append(from_gradient(problem.flatten(gradient)))
     return torch.stack(losses), torch.stack(results)
-
-
-def take_example(value: Any, i: Tensor, length: int) -> Any:
-    """Example i [1] of a batch of inputs, as a batch of one: tensors with the batch first are cut, also
-    inside dicts, lists and tuples; other tensors and plain values are shared by all examples. A list that
-    holds one entry an example is cut itself.
-    """
-    if length == 1 or isinstance(value, _ATOMS):
-        return value
-    if isinstance(value, Tensor):
-        return value.index_select(0, i) if value.ndim and len(value) == length else value
-    if isinstance(value, dict):
-        return {key: take_example(part, i, length) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        batched = any(isinstance(part, Tensor) and part.ndim and len(part) == length for part in value)
-        if len(value) == length and not batched:
-            return type(value)([value[int(i)]])
-        return type(value)([take_example(part, i, length) for part in value])
-    raise ValueError(
-        f"inputs hold a {type(value).__name__}, which cannot be cut into examples: pass data as a list of "
-        "batches of one example"
-    )
 
 
 def refuse_batch_statistics(problem: Problem) -> None:
@@ -204,9 +188,9 @@ def refuse_batch_statistics(problem: Problem) -> None:
             )
 
 
-def _require_mean(problem: Problem, inputs: Any, targets: Tensor, mean: float) -> None:
+def _require_mean(problem: Problem, inputs: Any, targets: Any, mean: float) -> None:
     """A batch's loss must be the mean of its examples' losses, up to rounding (also that of small losses)."""
-    with torch.no_grad():
+    with problem.without_gradients():
         whole = problem.batch_loss(inputs, targets).item()
     eps = float(np.finfo(problem.dtype).eps)
     if abs(whole - mean) > np.sqrt(eps) * max(abs(whole), abs(mean)) + 1e3 * eps:

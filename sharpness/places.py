@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sharpness.guard import untouched
 from sharpness.problem import Problem
@@ -20,14 +21,11 @@ def places(problem: Problem, devices: Sequence[str] | None) -> list[Problem]:
         with untouched(problem.model, problem.parameters, problem.mode):
             model = copy.deepcopy(problem.model).to(device)
         known = dict(model.named_parameters(remove_duplicate=False))
+        if foreign := [name for name in problem.names if name not in known]:
+            raise ValueError(f"params {foreign} belong to the loss, of which no copies are made: leave devices None")
         chosen = tuple(known[name] for name in problem.names)
         for name, p in known.items():
             p.grad = None
             p.requires_grad_(name in problem.names or any(p is q for q in chosen))
-        found.append(
-            Problem(
-                model.train(problem.mode == "train"), problem.loss, problem.data, problem.names, chosen,
-                problem.mode, problem.seed, problem.examples, problem.batches,
-            )
-        )  # fmt: skip
+        found.append(replace(problem, model=model.train(problem.mode == "train"), parameters=chosen))
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sharpness.guard import seed_generators
 from sharpness.problem import Data, Problem, Vector, make_problem, select_parameters
-from sharpness.recalibration import BN_MODES, BnMode, recalibrate_batch_norm, refuse_unknown_statistics
+from sharpness.recalibration import BN_MODES, BnMode, recalibrate, refuse_unknown_statistics
 
 Weights = Mapping[str, Tensor]
 _CALIBRATION_BATCH = 256
@@ -93,7 +93,7 @@ class Mover:
                 self.hook(model)
                 model.train(problem.mode == "train")
             elif self.calibration is not None:
-                recalibrate_batch_norm(model, ((x, t) for x, t, _ in self.calibration.passes(restore=False)))
+                recalibrate(model, (x for x, _, _ in self.calibration.passes(restore=False)), self.calibration.outputs)
 
 
 def make_mover(
@@ -135,7 +135,7 @@ def make_mover(
             size = None
         statistics = make_problem(
             problem.model,
-            problem.loss,
+            problem.criterion,
             source,
             params=problem.names,
             batch_size=size,
@@ -172,16 +172,16 @@ def evaluate(problem: Problem, *, finite: bool = False) -> tuple[float, float]:
     The accuracy is NaN where outputs are no logits, or NaN themselves; with `finite`, infinite ones too.
     """
     loss, accuracy = 0.0, 0.0
-    with torch.no_grad():
+    with problem.without_gradients():
         for inputs, targets, weight in problem.passes():
-            outputs = problem.model(inputs)
+            outputs = problem.outputs(inputs)
             loss += weight * float(problem.loss(outputs, targets))
             accuracy += weight * _batch_accuracy(outputs, targets, finite)
     return (float("nan") if np.isnan(loss) else loss), accuracy  # NaN without a sign, as text has it
 
 
-def _batch_accuracy(outputs: Any, targets: Tensor, finite: bool) -> float:
-    indices = targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
+def _batch_accuracy(outputs: Any, targets: Any, finite: bool) -> float:
+    indices = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
     if not indices or not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(targets):
         return float("nan")
     if outputs.shape[1] < 2:

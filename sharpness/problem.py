@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharpness.batches import Batches, Data, TensorBatches, as_batches, chunk_length, survey
+from sharpness.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
+from sharpness.calls import Call, as_pair, length_of, with_weights
 from sharpness.guard import (
     Mode,
     generator_states,
@@ -22,26 +23,32 @@ from sharpness.guard import (
     seed_generators,
     untouched,
 )
+from sharpness.means import Weight, share_of
+from sharpness.nested import cloned, fingerprint, to_device
+from sharpness.state import Attributes, modules_of
+from sharpness.survey import chunks, met, scalar, surveyed
 
-Loss = Callable[[Any, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 Vector = NDArray[np.float64]
+Found = TypeVar("Found")
 
-_FEW = 16
-_MOST = 1024  # values of targets looked at
+
+class DataChangedError(ValueError):
+    """Data are not those of the first pass."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """f(w) = sum_b (n_b / N) loss(model_w(inputs_b), targets_b), with w the selected parameters, flattened
-    in order.
+    """f(w) = sum_b (s_b / S) loss(model_w(inputs_b), targets_b), with w the selected parameters, flattened
+    in order, and s_b the share of batch b: its number of examples, unless the loss or the caller says otherwise.
 
-    A pass is a deterministic function of w: each one starts from the same seed of torch's generators (which
+    A pass is a deterministic function of w: each one starts from the same seed of the global generators (which
         the guard restores), so that dropout masks and a shuffling DataLoader without its own generator
-        repeat themselves.
+        repeat themselves, and each batch meets the model with the buffers and attributes that it came with.
     """
 
     model: nn.Module
-    loss: Loss
+    criterion: Loss  # as given
     data: Batches
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
@@ -49,7 +56,14 @@ class Problem:
     seed: int
     examples: int  # N
     batches: int
+    total: float  # S
+    weight: Weight
+    call: Call
     copies: bool = False  # whether the model writes into its inputs, so that it must get copies
+    writes: bool = False  # whether it writes into its parameters
+    observed: bool = True  # whether forward hooks take part
+    differentiates: bool = False  # whether the model takes derivatives itself, so that gradients must be on
+    prints: tuple[Any, ...] | None = None  # of each batch, where data are read anew at each pass
 
     @property
     def n(self) -> int:
@@ -62,13 +76,24 @@ class Problem:
         coarse = any(p.dtype == torch.float32 for p in self.parameters)
         return np.dtype(np.float32 if coarse else np.float64)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the first selected parameter is."""
+        return self.parameters[0].device
+
     def guard(self) -> AbstractContextManager[None]:
         """The context in which everything is computed, and after which the model is as before."""
-        return untouched(self.model, self.parameters, self.mode)
+        return untouched(
+            self.model, self.parameters, self.mode, loss=self.criterion, writes=self.writes, observed=self.observed
+        )
 
     def movable(self) -> AbstractContextManager[None]:
         """The context, inside `guard`, in which `move_to` may be called."""
         return movable_weights(self.parameters)
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """`torch.no_grad`, unless the model itself needs gradients."""
+        return contextlib.nullcontext() if self.differentiates else torch.no_grad()
 
     def weights(self) -> Vector:
         """w, flattened, float64 [n]."""
@@ -84,44 +109,92 @@ class Problem:
         parts = torch.split(v, [p.numel() for p in self.parameters])
         return [q.reshape(p.shape).to(p) for q, p in zip(parts, self.parameters, strict=True)]
 
-    def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Tensor, float]]:
-        """One pass: (inputs, targets, weight n_b / N) on the model's device. Inside `guard` only.
+    def on(self, batches: list[tuple[Any, Any]] | TensorBatches, *, seed: int | None = None) -> Problem:
+        """The same model and loss on other batches, or some of them."""
+        share, sizes = share_of(self.weight), [length_of(*batch) for batch in batches]
+        return replace(
+            self, data=batches, examples=sum(sizes),
+            batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
+            seed=self.seed if seed is None else seed,
+        )  # fmt: skip
 
-        With `restore`, what forward writes to buffers is dropped at the end of the pass.
+    def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Any, float]]:
+        """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `guard` only. A batch without
+        share is left out.
+
+        With `restore`, what forward writes to buffers and attributes is dropped after each batch.
+        Raises ValueError where data read anew are not those of the first pass.
         """
-        device, seen = self.parameters[0].device, 0
-        seed_generators(self.parameters, self.seed)
-        buffers = [(m, name, b) for m in self.model.modules() for name, b in m._buffers.items() if restore and b is not None]
-        for module, name, buffer in buffers:  # each pass begins with the same, whatever forward writes to them
-            module._buffers[name] = buffer.clone()
-        for index, (inputs, targets) in enumerate(self.data):
-            length = int(targets.shape[0])
-            seen += length
-            if length:
-                if self.copies:
-                    inputs = copy.deepcopy(inputs)
-                # The model draws from a stream of its own for each batch, so that what the data draw next
-                # does not depend on whether, and how, the model was run.
-                state = generator_states(self.parameters)
-                seed_generators(self.parameters, self.seed + 7919 * (index + 1))
-                yield to_device(inputs, device), targets.to(device), length / self.examples
-                restore_generators(self.parameters, state)
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+        seen = 0
+        for _, inputs, targets, share in self.walk(restore=restore):
+            seen += length_of(inputs, targets)
+            if share:
+                yield inputs, targets, share / self.total
         if seen != self.examples:
             raise ValueError(
                 f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
                 "the same examples each time it is iterated, such as a list or a DataLoader"
             )
 
-    def batch_loss(self, inputs: Any, targets: Tensor) -> Tensor:
+    def walk(self, *, restore: bool = True) -> Iterator[tuple[int, Any, Any, float]]:
+        """All batches that are not empty: (index, inputs, targets, s_b), as in `passes`.
+
+        Raises DataChangedError where data read anew are not those of the first pass.
+        """
+        share = share_of(self.weight)
+        modules = modules_of([self.model, self.criterion])
+        buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if restore and b is not None]
+        attributes = Attributes(modules if restore else ())
+        index = -1
+        seed_generators(self.parameters, self.seed)
+        try:
+            for index, batch in enumerate(self.data):
+                inputs, targets = as_pair(batch)
+                if self.prints is not None and self.prints[index : index + 1] != (fingerprint((inputs, targets)),):
+                    raise DataChangedError(f"data changes between passes, first at batch {index}")
+                if not length_of(inputs, targets):
+                    continue
+                size = share(inputs, targets)
+                for module, name, buffer in buffers:  # each batch finds the same, whatever forward writes to them
+                    module._buffers[name] = buffer.clone()
+                if self.copies:
+                    inputs = cloned(inputs)
+                # The model draws from a stream of its own for each batch, so that what the data draw next
+                # does not depend on whether, and how, the model was run.
+                state = generator_states(self.parameters)
+                seed_generators(self.parameters, self.seed + 7919 * (index + 1))
+                yield index, to_device(inputs, self.device), to_device(targets, self.device), size
+                restore_generators(self.parameters, state)
+                attributes.restore()
+        finally:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            attributes.restore()
+        if self.prints is not None and index + 1 != len(self.prints):
+            raise DataChangedError(f"data gives {len(self.prints)} batches in one pass and {index + 1} in another")
+
+    def on_first(self, function: Callable[[Any, Any], Found]) -> Found:
+        """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `guard` only."""
+        for inputs, targets, _ in self.passes():
+            return function(inputs, targets)
+        raise ValueError("data have no batch with a share in the mean: pass at least one")
+
+    def outputs(self, inputs: Any) -> Any:
+        """What the loss gets of the model's answer."""
+        return self.call(self.model, inputs)
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of outputs that are there."""
+        return with_weights(self.criterion)(outputs, targets)
+
+    def batch_loss(self, inputs: Any, targets: Any) -> Tensor:
         """The loss of one batch, checked to be a scalar."""
-        return _scalar(self.loss(self.model(inputs), targets))
+        return scalar(self.loss(self.outputs(inputs), targets))
 
     def mean_loss(self) -> float:
         """f(w) at the present weights, accumulated in float64. Inside `guard` only."""
         value = 0.0
-        with torch.no_grad():
+        with self.without_gradients():
             for inputs, targets, weight in self.passes():
                 value += weight * self.batch_loss(inputs, targets).item()
         return value
@@ -129,7 +202,7 @@ class Problem:
     def mean_loss_and_gradient(self) -> tuple[float, Vector]:
         """f(w) and its gradient [n] at the present weights, accumulated in float64. Inside `guard` only."""
         value = 0.0
-        gradient = torch.zeros(self.n, dtype=torch.float64, device=self.parameters[0].device)
+        gradient = torch.zeros(self.n, dtype=torch.float64, device=self.device)
         for inputs, targets, weight in self.passes():
             loss = self.batch_loss(inputs, targets)
             value += weight * loss.item()
@@ -142,7 +215,7 @@ class Problem:
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
         """Tensors shaped like the parameters as one float64 vector [n]; None stands for zeros."""
         pairs = zip(tensors, self.parameters, strict=True)
-        full = [torch.zeros_like(p) if t is None else t for t, p in pairs]
+        full = [torch.zeros_like(p) if t is None else t.to_dense() if t.is_sparse else t for t, p in pairs]
         return torch.cat([t.detach().reshape(-1).double() for t in full])
 
 
@@ -155,34 +228,56 @@ def make_problem(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    weight: Weight | None = None,
 ) -> Problem:
     """Check everything that can be checked before measuring, and build the `Problem`.
 
-    Goes through `data` once to count its examples, and runs the model forward on the first batch. `params`
-    names the parameters (frozen ones may be named); None means all with `requires_grad`. A pair of tensors
-    without `batch_size` goes through the model in chunks of a length that suits the cache, in eval mode and
-    where that does not change the loss, else in one batch. Averages weight
-    each batch by its number of targets' rows, which is exact for a loss that is the mean over rows. A loss
-    whose value doubles when a batch is repeated twice is sum-reduced and refused: its curvature would scale
-    with the batch size.
+    Goes through `data` once with the model, forward only, and a second time without it where data are neither tensors nor
+    a list. `params` names the parameters (frozen ones may be named, and those of a loss that is a module, as "loss.NAME");
+    None means all of the model with `requires_grad`.
 
-    Raises ValueError, in one sentence, for anything of the wrong kind.
+    A pair of tensors without `batch_size` goes through the model in chunks of a length that suits the cache, in eval mode
+    and where all rows show that this does not change the loss, else in one batch.
+
+    f is what `loss` would say of all data in one batch. Batches count by their examples, or by their targets that are not
+    left out (-100, NaN), whichever rule the loss of each batch follows when it is cut in two; a loss that follows neither
+    (class weights) needs `weight`: "examples", "tokens", or a function of (inputs, targets). A loss that cannot be cut, or
+    that pairs the examples of a batch, is averaged over batches by their examples. A sum-reduced loss is refused: its
+    curvature would scale with the batch size.
+
+    Data that change between passes (a loader with a generator of its own) are kept in memory as the first pass gave them,
+    up to 2 GiB. Numpy's and Python's global generators are seeded for each pass, as torch's are.
+
+    Raises ValueError, in one sentence, for anything of the wrong kind: a model or loss that fails, a loss that is not finite
+    on a batch, data that never end.
     """
     if mode not in ("eval", "train"):
         raise ValueError(f"mode is {mode!r}: it must be 'eval' or 'train'")
-    names, parameters = select_parameters(model, params)
-    batches, device = as_batches(data, batch_size), parameters[0].device
-    with untouched(model, parameters, mode), torch.no_grad():
-        seed_generators(parameters, seed)
-        if batch_size is None and mode == "eval" and isinstance(batches, TensorBatches):
-            batches = _split(model, loss, batches, device)
-        lengths, first = survey(batches)
-        seed_generators(parameters, seed)
-        given = copy.deepcopy(first[0])
-        outputs, targets = model(to_device(given, device)), first[1].to(device)
-        _refuse_sum_reduction(loss, outputs, targets)
-    count, copies = sum(n > 0 for n in lengths), not _same(given, first[0])
-    return Problem(model, loss, batches, names, parameters, mode, seed, sum(lengths), count, copies)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"seed is {seed!r}: it must be a non-negative integer")
+    names, parameters = select_parameters(model, params, loss)
+    batches = as_batches(data, batch_size)
+    if weight is not None:
+        share_of(weight)
+    with untouched(model, parameters, mode, loss=loss, writes=True):
+        given, prints = read(batches, lambda: seed_generators(parameters, seed))
+        draft = Problem(model, loss, given if prints is None else batches, names, parameters, mode, seed, 0, 0, 1.0,
+                        weight or "examples", Call(), prints=prints)  # fmt: skip
+        whole = isinstance(batches, TensorBatches) and batch_size is None and mode == "eval"
+        draft = met(draft, whole)
+        if whole and isinstance(batches, TensorBatches):
+            parts = chunks(draft, batches)
+            if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), weight, apart=True)):
+                return found
+        try:
+            found = surveyed(draft, weight)
+        except DataChangedError as changed:
+            if given is None:
+                raise ValueError(f"{changed}, and are too large to be kept ({PINNED // 2**30} GiB): pass a list of batches, "
+                                 "or give every generator of the data a seed of its own per pass") from None  # fmt: skip
+            found = surveyed(replace(draft, data=given, prints=None), weight)
+    assert found is not None
+    return found
 
 
 def layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
@@ -200,76 +295,20 @@ def in_chunks(problem: Problem, parts: int) -> Problem:
     data = problem.data
     if problem.mode != "eval" or not isinstance(data, TensorBatches) or data.batch_size < 2 * parts:
         return problem
-    smaller = TensorBatches(data.inputs, data.targets, -(-data.batch_size // parts))
-    with torch.no_grad():
-        if not _apart_is_together(problem.model, problem.loss, smaller, problem.parameters[0].device):
-            return problem
-    return replace(problem, data=smaller, batches=sum(1 for _ in smaller))
-
-
-def _split(model: nn.Module, loss: Loss, whole: TensorBatches, device: torch.device) -> TensorBatches:
-    """The same examples in chunks whose activations fit the cache, if that leaves the loss the same."""
-    examples = len(whole.targets)
-    length = chunk_length(model, whole.inputs.clone(), device) if examples else 0
-    if length >= examples:
-        return whole
-    chunks = TensorBatches(whole.inputs, whole.targets, length)
-    return chunks if _apart_is_together(model, loss, chunks, device) else whole
-
-
-def _apart_is_together(model: nn.Module, loss: Loss, chunks: TensorBatches, device: torch.device) -> bool:
-    """Whether chunks weighted by their lengths have the mean loss of the whole.
-
-    They have not where the model mixes examples (attention over the batch), where the loss does (contrastive), or
-    where it is no plain mean (class weights, ignored targets). A few examples with every target's value show it, at
-    shifted outputs too, because at a fit every loss is 0.
-    """
-
-    def outputs(rows: Tensor) -> Any:
-        return model(chunks.inputs[rows].to(device))
-
-    rows = _telling_rows(chunks.targets, 2 * _FEW)
-    half, targets = len(rows) // 2, chunks.targets[rows].to(device)
-    if half == 0:
-        return True
-    together, apart = outputs(rows), [outputs(rows[:half]), outputs(rows[half:])]
-    if not isinstance(together, Tensor) or together.ndim == 0 or len(together) != len(rows):
-        return False
-    if float((together - torch.cat(apart)).abs().max()) > 1e-4 * max(float(together.abs().max()), 1e-3):
-        return False
-    shift = torch.linspace(-1, 1, together.numel(), dtype=together.dtype, device=device)
-    for z in (together, together + 0.1 * together.std() * shift.reshape(together.shape)):
-        whole = float(loss(z, targets))
-        parts = half * float(loss(z[:half], targets[:half])) + (len(z) - half) * float(loss(z[half:], targets[half:]))
-        if not abs(parts / len(z) - whole) <= 1e-4 * max(abs(whole), 1e-3):
-            return False
-    return True
-
-
-def _telling_rows(targets: Tensor, few: int) -> Tensor:
-    """The first few examples, and one for each value that integer targets take (an ignored one too), by value:
-    so that the halves of the selection hold different classes."""
-    rows = torch.arange(min(few, len(targets)))
-    if targets.is_floating_point() or not targets.numel():
-        return rows
-    _, first = np.unique(targets.cpu().numpy(), return_index=True)
-    by_value = torch.from_numpy(first[:_MOST] // max(targets[0].numel(), 1))
-    return torch.cat([rows, by_value[~torch.isin(by_value, rows)]])
-
-
-def _same(a: Any, b: Any) -> bool:
-    """Whether two equal structures of tensors still hold the same numbers."""
-    if isinstance(a, Tensor):
-        return bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b.to(a.device))))
-    if isinstance(a, dict):
-        return all(_same(a[key], b[key]) for key in a)
-    return all(_same(x, y) for x, y in zip(a, b, strict=True)) if isinstance(a, (list, tuple)) else True
+    smaller = replace(data, batch_size=-(-data.batch_size // parts))
+    return surveyed(replace(problem, data=smaller), problem.weight, apart=True) or problem
 
 
 def select_parameters(
-    model: nn.Module, params: Sequence[str] | None
+    model: nn.Module, params: Sequence[str] | None, loss: Any = None
 ) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
+    """The names and parameters that `params` stands for: of the model, and of a loss that is a module as "loss.NAME".
+
+    Raises ValueError for what is no model or cannot be measured.
+    """
+    _refuse_model(model)
     known = dict(model.named_parameters(remove_duplicate=False))
+    own = {f"loss.{name}": p for name, p in loss.named_parameters()} if isinstance(loss, nn.Module) else {}
     if isinstance(params, str):
         raise ValueError(f"params is the string {params!r}: pass a list of parameter names")
     if params is None:
@@ -279,14 +318,25 @@ def select_parameters(
                 "model has no parameter with requires_grad: name the frozen ones to measure in params"
             )
     else:
+        known |= {name: p for name, p in own.items() if name not in known}
         unknown = [name for name in params if name not in known]
         if unknown or not params:
             raise ValueError(
-                f"params {unknown or '[]'} names no parameter of the model: choose among {list(known)[:8]}"
+                f"params {unknown or '[]'} names no parameter of the model: choose among {[*list(known)[:8], *own]}"
             )
         chosen = {name: known[name] for name in params}
         if len({id(p) for p in chosen.values()}) < len(params):
             raise ValueError("params names the same parameter twice: name each (a tied one too) once")
+    for name, p in known.items():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the (lazy) model once before measuring")
+        if p.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers: load the weights first")
+        if p.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made in inference mode, without a way to derivatives: build the model outside of it, "
+                "or pass copy.deepcopy(model)"
+            )
     for name, p in chosen.items():
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
@@ -298,50 +348,13 @@ def select_parameters(
     return tuple(chosen), tuple(chosen.values())
 
 
-def _scalar(loss: Any) -> Tensor:
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
-        )
-    return loss
-
-
-def _refuse_sum_reduction(loss: Loss, outputs: Any, targets: Tensor) -> None:
-    """Compare the loss of the first batch with that of the batch repeated twice, on the outputs, so that BN
-    has no say.
-
-    At a loss of exactly zero the outputs are replaced by their mean, which is in the loss's domain whenever
-    they are. A loss that does not accept the repeated batch, or outputs that are not a tensor, cannot be
-    checked.
-    """
-    once = _scalar(loss(outputs, targets)).item()
-    if not np.isfinite(once):
-        raise ValueError(f"loss is {once} on the first batch: measure where the loss is finite")
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
-        return
-    if once == 0.0:
-        outputs = outputs.mean(dim=0, keepdim=True).expand_as(outputs)
-        once = loss(outputs, targets).item()
-    try:
-        twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets])).item()
-    except (RuntimeError, ValueError, IndexError, TypeError):
-        return
-    middle = (outputs + outputs.mean(dim=0, keepdim=True)) / 2  # in the loss's domain; its rise has no constants
-    rise = loss(middle, targets).item() - once
-    doubled = loss(torch.cat([middle, middle]), torch.cat([targets, targets])).item() - twice
-    summed = abs(rise) > 1e-3 * abs(once) and abs(doubled - 2 * rise) < 1e-3 * abs(rise)
-    if summed or (once != 0.0 and abs(twice - 2 * once) < 1e-3 * abs(once)):
-        raise ValueError(
-            "loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'"
-        )
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: to_device(part, device) for key, part in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(to_device(part, device) for part in value)
-    return value
+def _refuse_model(model: Any) -> None:
+    if not isinstance(model, nn.Module):
+        what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(f"model is {what}: pass an nn.Module with its weights loaded")
+    for name, module in model.named_modules():
+        where = f"module {name!r} of the model" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{where} is TorchScript, whose state cannot be put back: pass the module that it was made from")
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"{where} is compiled, which leaves no second derivative: pass its _orig_mod, the module itself")

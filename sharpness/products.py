@@ -22,17 +22,16 @@ from torch.func import grad, jvp, vjp
 from torch.overrides import TorchFunctionMode
 
 from sharpness.functional import Functional
-from sharpness.problem import Loss
+from sharpness.problem import Loss, Problem
 
 Kind = Literal["hessian", "ggn", "fisher-empirical", "fisher-true"]
 _WEIGHT_NORM = getattr(torch, "_weight_norm", None)
 Product = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
-def forward_over_reverse(
-    kind: Kind, function: Functional, loss: Loss, weights: dict[str, Tensor], inputs: Any, targets: Tensor
-) -> Product:
-    """v -> M v with torch.func, for M of the given kind, at `weights`; v and M v are lists like `weights`."""
+def forward_over_reverse(kind: Kind, problem: Problem, inputs: Any, targets: Any) -> Product:
+    """v -> M v with torch.func, for M of the given kind, at the present weights; v and M v are lists like the parameters."""
+    function, weights = Functional(problem), {n: p.detach() for n, p in zip(problem.names, problem.parameters, strict=True)}
 
     def outputs(w: dict[str, Tensor]) -> Tensor:
         return function.outputs(w, inputs)
@@ -47,24 +46,25 @@ def forward_over_reverse(
         else:
             z, moved = jvp(outputs, (weights,), (direction,))[:2]
             pull = vjp(outputs, weights)[1]
-            (result,) = pull(_on_outputs(kind, loss, z.detach(), moved, targets))
+            (result,) = pull(on_outputs(kind, problem.loss, z.detach(), moved, targets))
         return [result[name] for name in weights]
 
     return product
 
 
 def double_backward(
-    kind: Kind, model: nn.Module, loss: Loss, parameters: Sequence[nn.Parameter], inputs: Any, targets: Tensor
+    kind: Kind, problem: Problem, inputs: Any, targets: Any
 ) -> tuple[Product, Sequence[Tensor | None] | None]:
     """v -> M v by reverse mode alone, through a graph that is built here and kept; with the gradient of the
     mean loss where that comes for nothing (Hessian)."""
+    parameters = problem.parameters
     if kind == "hessian":
-        value = loss(model(inputs), targets)
+        value = problem.batch_loss(inputs, targets)
         gradient: Sequence[Tensor | None] = [None] * len(parameters)
         if value.requires_grad:
             gradient = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
         return lambda v: _pull_back(gradient, v, parameters), gradient
-    z = model(inputs)
+    z = problem.outputs(inputs)
     if not z.requires_grad:
         return lambda v: [torch.zeros_like(p) for p in parameters], None
     # J v is the derivative of u -> J^T u along v: one more backward pass (the double-backward trick).
@@ -73,7 +73,7 @@ def double_backward(
 
     def product(v: Sequence[Tensor]) -> list[Tensor]:
         (moved,) = _pull_back(transposed, v, (u,))
-        image = _on_outputs(kind, loss, z.detach(), moved, targets)
+        image = on_outputs(kind, problem.loss, z.detach(), moved, targets)
         return _pull_back((z,), (image,), parameters)
 
     return product, None
@@ -91,15 +91,19 @@ def _pull_back(
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, inputs, strict=True)]
 
 
-def _on_outputs(kind: Kind, loss: Loss, z: Tensor, moved: Tensor, targets: Tensor) -> Tensor:
+def on_outputs(kind: Kind, loss: Loss, z: Tensor, moved: Tensor, targets: Any) -> Tensor:
     """What stands between J^T and J, applied to moved = J v, both [b, ...]."""
-    if kind == "ggn":
-        with torch.enable_grad():  # symmetric: its transpose serves, where forward mode lacks some losses
-            return vjp(grad(lambda outputs: loss(outputs, targets)), z)[1](moved)[0].detach()
     if kind == "fisher-true":
         return _expected_fisher(z, moved, targets)
     with torch.enable_grad():
-        scores = len(z) * grad(lambda outputs: loss(outputs, targets))(z).detach()
+        at = z.detach().requires_grad_()
+        value = loss(at, targets)
+        if not value.requires_grad:
+            return torch.zeros_like(z)
+        (slopes,) = torch.autograd.grad(value, at, create_graph=kind == "ggn")
+        if kind == "ggn":  # symmetric: the transpose serves
+            return _pull_back((slopes,), (moved,), (at,))[0].detach()
+        scores = len(z) * slopes.detach()
     along = (scores * moved).flatten(1).sum(1)
     return scores * along.reshape(-1, *[1] * (z.ndim - 1)) / len(z)
 
@@ -114,17 +118,17 @@ def _expected_fisher(z: Tensor, moved: Tensor, targets: Tensor) -> Tensor:
     return (p * moved - p * (p * moved).sum(1, keepdim=True)) / len(z)
 
 
-def drawn_targets(z: Tensor, targets: Tensor) -> Tensor:
+def drawn_targets(z: Tensor, targets: Any) -> Tensor:
     """One target an example, like `targets`, from the model's own distribution, from torch's (seeded) generator."""
     if targets.is_floating_point():
         return z + torch.randn_like(z) * (z[0].numel() / 2) ** 0.5
     return torch.multinomial(z.softmax(dim=1), 1).squeeze(1)
 
 
-def likelihood_of(loss: Loss, outputs: Tensor, targets: Tensor) -> str | None:
+def likelihood_of(loss: Loss, outputs: Any, targets: Any) -> str | None:
     """Which negative log likelihood (up to constants) `loss` is on this batch: "categorical" for the
     cross-entropy of logits [b, c] at indices [b], "gaussian" for the mean squared error, None otherwise."""
-    if not isinstance(outputs, Tensor) or outputs.ndim < 2:
+    if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(targets, Tensor):
         return None
     steps = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype, device=outputs.device)
     outputs = outputs + steps.reshape(outputs.shape)  # away from a fit, where every loss is 0

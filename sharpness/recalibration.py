@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -37,6 +37,11 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Any, Any]])
         ValueError: no batch, something else than pairs, a batch with one value per channel, or a layer that
             keeps running statistics without deriving from torch's (pass your own hook for those).
     """
+    recalibrate(model, _inputs(batches), model)
+
+
+def recalibrate(model: nn.Module, inputs: Iterable[Any], forward: Callable[[Any], Any]) -> None:
+    """As `recalibrate_batch_norm`; `forward` is how the model is called on inputs."""
     layers = _layers(model)
     if not layers:
         return
@@ -58,8 +63,8 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Any, Any]])
         try:
             for layer in layers:
                 layer.reset_running_stats()
-            for inputs in _inputs(batches):
-                model(inputs)
+            for given in inputs:
+                forward(given)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,0 +1,248 @@
+"""A first look at model, loss and data together: how they fit, what the mean is, and whether it can be had in parts."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sharpness.batches import TensorBatches, chunk_length, telling_rows
+from sharpness.calls import as_pair, find_call, is_own, length_of, said
+from sharpness.guard import has_observers, seed_generators, untouched
+from sharpness.means import Rule, Weight, counted, is_summed, rules_of
+from sharpness.nested import cloned, fingerprint, identical, take, tensors_of, to_device
+from sharpness.state import Attributes, modules_of
+
+if TYPE_CHECKING:
+    from sharpness.problem import Problem
+
+_FEW = 8  # examples that are enough to see how a model takes its inputs
+_TOGETHER = 32  # examples that are looked at in other company, to see whether they influence each other
+_ROUNDING = 1e-5  # relative, of weights that a model normalises again
+
+
+def met(draft: Problem, whole: bool) -> Problem:
+    """How model and loss take the first batch, and what the model writes to on the way. With `whole` a few rows of it will
+    do, if the model takes them. Inside a guard that shields the parameters.
+
+    Raises ValueError where they do not fit, or where forward changes the weights.
+    """
+    inputs, targets = next(((x, t) for x, t in map(as_pair, draft.data) if length_of(x, t)), (None, None))
+    if inputs is None:
+        raise ValueError("data has no examples: pass at least one")
+    length = length_of(inputs, targets)
+    attempt = _Attempts(draft)
+    before = [p.detach().clone() for p in draft.model.parameters()]
+    looks = [torch.arange(_FEW), None] if whole and length > _FEW else [None]
+    for index in looks:
+        try:
+            some = (inputs, targets) if index is None else take((inputs, targets), index, length)
+            x, t = to_device(cloned(some[0]), draft.device), to_device(some[1], draft.device)
+            stamp = fingerprint(x)
+            call = find_call(draft.model, draft.loss, x, t, attempt)
+            break
+        except ValueError:
+            if index is None:
+                raise
+            attempt.gradients = False
+    else:
+        raise AssertionError  # the last look returns or raises
+    copies = fingerprint(x) != stamp
+    writes = False
+    for (name, p), b in zip(draft.model.named_parameters(), before, strict=True):
+        if not identical(p.detach(), b):
+            writes = True
+            if not torch.allclose(p.detach(), b, rtol=_ROUNDING, atol=0):
+                raise ValueError(
+                    f"forward changes parameter {name!r} (as Embedding(max_norm=...) does): run the model on the data once, so "
+                    "that the weights are those that it uses, and measure then"
+                )
+    found = replace(draft, call=call, copies=copies, writes=writes, differentiates=attempt.gradients)
+    if not has_observers(modules_of([draft.model])):
+        return found
+    answers = []
+    for observed in (False, True):
+        inside = untouched(draft.model, draft.parameters, draft.mode, loss=draft.criterion, observed=observed)
+        with inside, contextlib.suppress(Exception):
+            x = to_device(cloned(some[0]), draft.device)
+            answers.append(fingerprint(attempt(lambda x=x: list(tensors_of(call(draft.model, x))))))
+    return replace(found, observed=len(answers) != 2 or answers[0] != answers[1])
+
+
+class _Attempts:
+    """Runs functions with the model as it came each time; with gradients only where they are needed."""
+
+    def __init__(self, draft: Problem) -> None:
+        self.gradients, self._draft = False, draft
+        self._modules = modules_of([draft.model, draft.criterion])
+        self._attributes = Attributes(self._modules)
+
+    def __call__(self, function: Callable[[], Any]) -> Any:
+        if not self.gradients:
+            try:
+                with torch.no_grad():
+                    return self._run(function)
+            except Exception as error:
+                if is_own(error):
+                    raise
+                try:  # perhaps the model takes derivatives itself
+                    found = self._run(function)
+                except Exception:
+                    raise error from None
+                self.gradients = True
+                return found
+        return self._run(function)
+
+    def _run(self, function: Callable[[], Any]) -> Any:
+        buffers = [(m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None]
+        try:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer.clone()
+            seed_generators(self._draft.parameters, self._draft.seed)
+            return function()
+        finally:
+            for module, name, buffer in buffers:
+                module._buffers[name] = buffer
+            self._attributes.restore()
+
+
+def chunks(draft: Problem, whole: TensorBatches) -> TensorBatches:
+    """All data in chunks whose activations fit the cache; as they are where the model does not take a few examples."""
+
+    def run(index: Tensor) -> None:
+        draft.outputs(to_device(cloned(whole.taken(index)[0]), draft.device))
+
+    try:
+        return replace(whole, batch_size=chunk_length(run, whole, draft.device))
+    except Exception:  # whatever a model may raise for fewer rows than it was made for: one batch
+        return whole
+
+
+def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> Problem | None:
+    """The problem with its examples, shares and number of batches, from one pass forward. Inside a guard. With `apart`: None
+    where the parts, for whatever reason, do not make up the whole.
+
+    Raises ValueError for a loss that is not finite, that is summed, or whose batches cannot be averaged without being told
+    how, and DataChangedError where data read anew are not those of the first pass.
+    """
+    trial = replace(draft, total=1.0, weight=weight or "examples")
+    data, looks, company = draft.data, list[_Look](), None
+    single = isinstance(data, (list, tuple, TensorBatches)) and len(data) == 1
+    if apart and isinstance(data, TensorBatches):
+        company = _Company(data)
+    for index, inputs, targets, share in trial.walk():
+        length = length_of(inputs, targets)
+        if not share:
+            looks.append(_Look(length, 0, 0.0, None))
+            continue
+        try:
+            with trial.without_gradients():
+                outputs = trial.outputs(inputs)
+                value = scalar(trial.loss(outputs, targets)).item()
+                rules = None if single else rules_of(trial.loss, outputs, targets, length)
+                if not looks and math.isfinite(value) and is_summed(trial.loss, outputs, targets, value):
+                    raise ValueError(
+                        "loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'"
+                    )
+        except Exception as error:
+            if company is not None:
+                return None
+            if is_own(error) or "out of memory" in str(error):
+                raise
+            raise ValueError(f"model or loss fails on batch {index}: {said(error)}") from error
+        if not math.isfinite(value):
+            if company is not None:
+                return None
+            why = "all of its targets are left out (-100 or NaN): pass weight='tokens' to leave the batch out, or drop it"
+            raise ValueError(
+                f"loss is {value} on {'the first batch' if index == 0 else f'batch {index}'}: "
+                f"{why if not counted(targets) else 'measure where the loss is finite'}"
+            )
+        looks.append(_Look(length, counted(targets), share, rules))
+        if company is not None:
+            company.saw(outputs, length)
+    if company is not None and not company.unmoved(trial):
+        return None
+    rule = weight or ("examples" if single else _rule(looks, apart))
+    if rule is None or (apart and (callable(rule) or any(k.rules is not None and rule not in k.rules for k in looks))):
+        return None
+    shares = [float(k.counted if rule == "tokens" else k.rows if rule == "examples" else k.share) for k in looks]
+    if not sum(shares) > 0:
+        raise ValueError("weight is 0 for every batch: nothing is left to average")
+    return replace(
+        draft, examples=sum(k.rows for k in looks), batches=sum(s > 0 for s in shares), total=sum(shares), weight=rule
+    )
+
+
+@dataclass(frozen=True)
+class _Look:
+    """What one batch showed."""
+
+    rows: int
+    counted: int
+    share: float
+    rules: set[str] | None
+
+
+def _rule(looks: Sequence[_Look], apart: bool) -> Rule | None:
+    """How batches count: "examples" where nothing speaks against it, "tokens" where the losses say so. `apart`: None where
+    neither is true of all; else ValueError where the loss is some other weighted mean."""
+    told = [k.rules for k in looks if k.rules is not None]
+    alike = len({k.counted / k.rows for k in looks}) == 1
+    common = set[str].intersection(*told) if told else {"examples"} if alike or apart else set[str]()
+    if "examples" in common and (alike or len(told) > 0):
+        return "examples"
+    if "tokens" in common:
+        return "tokens"
+    if apart:
+        return None
+    if told and "within" not in common and len({k.rows for k in looks[:-1]}) <= 1:
+        return "examples"  # the examples of a batch are set against each other: no part has a loss of its own
+    raise ValueError(
+        "loss is no plain mean over the examples of a batch (class weights, ignored targets, weights of examples), so that "
+        "batches may count in several ways: pass weight='examples', 'tokens' or a function of (inputs, targets)"
+    )
+
+
+class _Company:
+    """Some examples of a pair of tensors: their outputs among the others of their chunk, and together."""
+
+    def __init__(self, data: TensorBatches) -> None:
+        self._data, self._chosen = data, telling_rows(data.targets, data.examples, _TOGETHER)
+        self._start, self._found = 0, list[Any]()
+
+    def saw(self, outputs: Any, length: int) -> None:
+        """The outputs of the next chunk."""
+        here = self._chosen[(self._chosen >= self._start) & (self._chosen < self._start + length)] - self._start
+        self._found.append([t.cpu() for t in tensors_of(take(outputs, here, length))])
+        self._start += length
+
+    def unmoved(self, problem: Problem) -> bool:
+        """Whether the outputs are the same in other company."""
+        few = self._data.taken(self._chosen)
+        try:
+            with problem.without_gradients():
+                together = problem.on([few]).on_first(lambda x, _: [t.cpu() for t in tensors_of(problem.outputs(x))])
+        except Exception:  # whatever a model may raise for another number of rows
+            return False
+        if not together or any(t.ndim == 0 or len(t) != len(self._chosen) for t in together):
+            return False
+        for among, t in zip(map(torch.cat, zip(*self._found, strict=True)), together, strict=True):
+            if among.shape != t.shape or float((among - t).abs().max()) > 1e-4 * max(float(t.abs().max()), 1e-3):
+                return False
+        return True
+
+
+def scalar(loss: Any) -> Tensor:
+    """A loss, checked to be one number."""
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
+        )
+    return loss
