@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from wild.oracle import Oracle, by_rows, double, singles
 
 Expected = Literal["right", "refused", "right or refused"]
-SECOND = ("product", "eigenvalues", "trace", "density")
+SECOND = ("product", "rebuilt", "eigenvalues", "trace", "density")
 FIRST = ("sam", "ascent", "phi", "perturbation", "slice")
 EXAMPLES = ("ggn", "fisher", "empirical", "noise")
 ALL = SECOND + FIRST + EXAMPLES
@@ -23,7 +23,8 @@ TELLING = ("product", "eigenvalues", "sam", "slice", "ggn", "noise")
 @dataclass(frozen=True)
 class Case:
     """A model, a loss and data; `oracles` are what is right: more than one where the data may be pinned to any of the
-    passes they gave, which then are known only afterwards. None: only the same number twice can be asked for."""
+    passes they gave, which then are known only afterwards; none where no number is right. None: only the same number
+    twice can be asked for."""
 
     model: nn.Module
     loss: Callable[..., Tensor]
@@ -102,6 +103,11 @@ def case(
     rows = None if coupled else singles(pairs)
     right = Oracle(plain, clean_loss or loss, weighted, rows, order=order, **oracle)
     return Case(model, loss, data, lambda: [right], mode, options or {})
+
+
+def nothing() -> list[Oracle]:
+    """No number is right."""
+    return []
 
 
 def mlp(inputs: int = 4, hidden: int = 4, outputs: int = 3) -> nn.Sequential:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
-from wild.situation import ALL, Case, case, mlp, points, situation
+from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
 KIND = "hooks and state"
 
@@ -666,7 +666,7 @@ def _() -> Case:
 @situation(KIND, "lazy layer that has no weights yet", expected="refused", examples="refused")
 def _() -> Case:
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3))
-    return Case(net, F.cross_entropy, points(), None)
+    return Case(net, F.cross_entropy, points(), nothing)
 
 
 @situation(KIND, "DataParallel around the model")
