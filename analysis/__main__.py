@@ -84,7 +84,7 @@ class Histories(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Publish(Options):
-    """Write records, tables and figures into figures/, and renew the README."""
+    """Write records, tables and figures into figures/, and renew the boards and the README."""
 
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
@@ -181,7 +181,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     found = verdicts(tables)
     match options:
         case Verdicts():
-            return _board(found), [v.to_dict() for v in found]
+            return text_tables.verdict_lines(found), [v.to_dict() for v in found]
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
@@ -194,7 +194,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
             path.write_text(report.markdown(tables, found, drawn))
-            text = "\n".join([_board(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            text = "\n".join([text_tables.verdict_lines(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
             return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
         case Publish():
             if options.published:
@@ -214,18 +214,6 @@ def _folder(options: Options, source: str, study: str) -> Path:
 def _drawn_line(drawn: Any) -> str:
     where = f": {drawn.files[1]}" if drawn.files else f": {drawn.reason}"
     return f"figure {drawn.name} ({drawn.state}){where}"
-
-
-def _board(found: list[Any]) -> str:
-    """The verdicts as a person reads them: one block a claim."""
-    from analysis.tables import effect_text, p_text
-
-    lines = []
-    for v in found:
-        lines.append(f"{(v.verdict or 'no verdict').upper():13s} {v.sentence}{' (primary)' if v.primary else ''}")
-        p = v.p_value if v.primary else v.p_adjusted
-        lines.append(f"{'':13s} {effect_text(v)}, n {v.n_seeds}, p {p_text(p)}: {v.decided_by}")
-    return "\n".join(lines)
 
 
 def _complain(sentence: str, status: int = 1) -> int:

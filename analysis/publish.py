@@ -1,4 +1,4 @@
-"""What the project publishes of a study: records as Parquet, verdicts, tables, figures, and their place in the README."""
+"""What the project publishes of a study: records as Parquet, verdicts, tables, figures, and the boards."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from analysis import margins, settings
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
-from analysis.tables import render
-from analysis.verdicts import verdicts
+from analysis.tables import render, verdict_lines
+from analysis.verdicts import Verdict, verdicts
 from experiments.lab import board
 from experiments.lab.files import StoreError, to_json, write_atomic
 
@@ -61,11 +61,26 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
 
 
 def full_board(found: board.Verdicts) -> str:
-    """figures/README.md: every published verdict."""
+    """figures/README.md: the primary claims, then every published verdict."""
+    primary = [verdict for verdict in found if verdict["primary"]]
+    parts = [
+        "# The board",
+        f"{summary(found, '../')} Each study's page has its tables, figures, power and deviations. See also "
+        "[what a verdict means](../docs/verdicts.md) and [what it comes to](../docs/findings.md).",
+        "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)", f"*{PICTURE}*",
+        "## Primary claims", ABOUT, board.markdown(primary), "## All claims", board.markdown(found),
+    ]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(found: board.Verdicts, root: str = "") -> str:
+    """How the claims were answered, and how many answers hang on their margins; `root` is the way to the project's root."""
+    by_interval = [v for v in found if margins.holding(v) is not None]
+    steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in by_interval)
     return (
-        f"# The board\n\n{len(found)} published claims: {board.tally(found)}. Each study's page has its tables, figures, "
-        f"power and deviations.\n\n![The effect of every primary claim in units of its margin](board.png)\n\n"
-        f"{board.markdown(found)}\n\n{ABOUT}\n"
+        f"{len(found)} published verdicts, from {len({v['study'] for v in found})} studies: {board.tally(found)}. "
+        f"{steady} of the {len(by_interval)} verdicts that an interval decided would be the same at half and at twice their "
+        f"margins ([which would not]({root}notebooks/02_who_is_right.ipynb))."
     )
 
 
@@ -80,16 +95,18 @@ def picture(found: board.Verdicts) -> dict[str, bytes]:
 
 
 def renewed(text: str, found: board.Verdicts) -> str:
-    """The README with its board filled in anew: the primary claims, and how all of them were answered."""
-    primary = board.markdown([verdict for verdict in found if verdict["primary"]]).replace("](", "](figures/")
-    by_interval = [v for v in found if margins.holding(v) is not None]
-    steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in by_interval)
-    return _fill(text, "board", f"{primary}\n\n*{ABOUT}*\n\nAll {len(found)} published claims: {board.tally(found)} "
-                 f"([the whole board](figures/README.md)). {steady} of the {len(by_interval)} verdicts that an interval "
-                 "decided would be the same at half and at twice their margins ([which would not]"
-                 "(notebooks/02_who_is_right.ipynb)).")  # fmt: skip
+    """The README with its blocks filled in anew: how all claims were answered, and what `make reproduce` prints."""
+    reproduced = [Verdict(**v) for v in found if (v["study"], v["scale"]) == ("keskar2017", "quick")]
+    text = _fill(text, "reproduce", f"```text\n{verdict_lines(reproduced)}\n```")
+    return _fill(text, "board", summary(found))
 
 
+PICTURE = (
+    "Every primary claim, in units of its margin, the smallest effect worth speaking of, fixed before the runs (for ratios both "
+    "are logarithms). A difference (disc) is no effect where its thick line, the 90% interval, lies within the grey band, else "
+    "reproduced where its thin one lies right of 0. Equality (square) is reproduced where the thick line lies within the band, "
+    '"no worse" (triangle) where it lies right of −1. Each study\'s page gives the margins for which a verdict would be the same.'
+)
 ABOUT = (
     "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set (of families or "
     "clusters of runs, where n counts those), Holm-adjusted but for primary claims. A verdict speaks of this task and this scale."

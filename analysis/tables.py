@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -91,6 +92,17 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
     if any(v.population != SEEDS for v in found):
         title += " Where a claim takes one number of several runs, n counts these numbers, or the clusters of runs resampled."
     return Table("verdicts", title, columns, rows)
+
+
+def verdict_lines(found: Sequence[Verdict]) -> str:
+    """The verdicts as a person reads them in a terminal: a paragraph for each claim."""
+    lines = []
+    for v in found:
+        sentence = f"{(v.verdict or 'no verdict').upper():13s} {v.sentence}{' (primary)' if v.primary else ''}"
+        p = p_text(v.p_value if v.primary else v.p_adjusted)
+        for text in (sentence, f"{'':14s}{effect_text(v)}", f"{'':14s}n {v.n_seeds}, p {p}: {v.decided_by}"):
+            lines += textwrap.wrap(text, 104, subsequent_indent=" " * 14, break_on_hyphens=False)
+    return "\n".join(lines)
 
 
 def effect_text(v: Verdict) -> str:

@@ -1,6 +1,6 @@
-"""The README's tables of the benchmarks, from their published numbers.
+"""The tables of docs/benchmarks.md, from the published numbers.
 
-    python tests/benchmarks/table.py        rewrites the blocks in README.md
+    python tests/benchmarks/table.py        rewrites its blocks
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import table_scale
 import table_training
 
-ROOT = Path(__file__).resolve().parents[2]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md"
 RESULTS = Path(__file__).resolve().parent / "curvature.json"
 PEERS = ("PyHessian", "curvlinops + eigsh", "curvlinops + eigsh, ncv tuned", "hessian-eigenthings")
 
@@ -56,10 +56,10 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def with_block(readme: str, block: str, name: str = "curvature") -> str:
-    """`readme` with what stands between the two marks replaced."""
+def with_block(page: str, block: str, name: str) -> str:
+    """`page` with what stands between the two marks replaced."""
     begin, end = f"<!-- begin:benchmark-{name} -->", f"<!-- end:benchmark-{name} -->"
-    head, rest = readme.split(begin)
+    head, rest = page.split(begin)
     return f"{head}{begin}\n\n{block}\n\n{end}{rest.split(end)[1]}"
 
 
@@ -67,14 +67,13 @@ MAKERS = {"curvature": markdown, "training": table_training.markdown, "scale": t
 """name of the block and of the file of its numbers, and what draws it"""
 
 
-def renewed(readme: str) -> str:
-    """`readme` with every block whose numbers are published drawn from them."""
+def renewed(page: str) -> str:
+    """`page` with every block whose numbers are published drawn from them."""
     for name, make in MAKERS.items():
         if (results := RESULTS.with_name(f"{name}.json")).exists():
-            readme = with_block(readme, make(json.loads(results.read_text())), name)
-    return readme
+            page = with_block(page, make(json.loads(results.read_text())), name)
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    path.write_text(renewed(path.read_text()))
+    PAGE.write_text(renewed(PAGE.read_text()))

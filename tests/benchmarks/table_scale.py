@@ -1,4 +1,4 @@
-"""The README's table of the scale benchmark."""
+"""The table of the scale benchmark."""
 
 from __future__ import annotations
 

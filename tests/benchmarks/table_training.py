@@ -1,4 +1,4 @@
-"""The README's tables of the training benchmark."""
+"""The tables of the training benchmark."""
 
 from __future__ import annotations
 

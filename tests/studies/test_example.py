@@ -1,4 +1,4 @@
-"""The README's guide to a study of one's own: one file and nothing else."""
+"""The guide to a study of one's own: one file and nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-(CODE, *_) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+(CODE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_study.md").read_text(), flags=re.DOTALL)
 STUDY = ("example2026", "--scale", "quick")
 
 

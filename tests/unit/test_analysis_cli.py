@@ -25,7 +25,7 @@ from experiments.lab.store import Store
 QUICK = ("keskar2017", "--scale", "quick")
 FIELDS = {"study", "scale", "claim", "claim_hash", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",
           "p_value", "decided_by", "paper_value", "paper_source", "runs", "source"}  # fmt: skip
-README = "before\n<!-- begin:board -->\nold\n<!-- end:board -->\nafter\n"
+README = "before\n<!-- begin:board -->\nold\n<!-- end:board -->\nafter\n<!-- begin:reproduce -->\n<!-- end:reproduce -->\n"
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def test_readme_is_filled_between_its_marks(published: Path) -> None:
     """Text of a person overwritten, a block doubled, or an old number left standing."""
     text = (published / "README.md").read_text()
     assert text.startswith("before\n<!-- begin:board -->\n")
-    assert text.endswith("<!-- end:board -->\nafter\n")
-    assert "old" not in text.split("-->")[1].split() and "| reproduced |" in text
+    assert "<!-- end:board -->\nafter\n" in text and text.endswith("```\n\n<!-- end:reproduce -->\n")
+    assert "old" not in text.split("-->")[1].split() and "5 published verdicts" in text and "\nREPRODUCED " in text
     found = board.published(published / "figures")
     assert publish.renewed(text, found) == text
     assert publish.renewed("no marks\n", found) == "no marks\n"

@@ -94,8 +94,35 @@ def test_every_argument_is_named_in_the_docstring_or_by_reference(name: str) -> 
     assert not unnamed or re.search(r"as\s+in\s+`", text), unnamed
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+PROJECT = ROOT.parent
+LINKED = [
+    *PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("figures/**/README.md"), *PAGES,
+    *PROJECT.glob("experiments/**/README.md"),
+]  # fmt: skip
+
+
+def text_of(page: Path) -> str:
+    """`page` without its code, in which brackets are no links."""
+    return re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of `page`."""
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(PROJECT)))
 def test_links_resolve(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8")):
+    """A reader who follows a link finds nothing, or a picture that is not there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         path, _, anchor = target.partition("#")
-        assert not anchor and (page.parent / path).is_file(), target
+        found = (page.parent / path) if path else page
+        assert target.startswith("https://") or (found.exists() and PROJECT in found.resolve().parents), target
+        assert target.startswith("https://") or not anchor or anchor in anchors(found), target
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    """A page that nobody finds."""
+    linked = re.findall(r"\]\((docs/[^)\s]+)\)", text_of(PROJECT / "README.md"))
+    assert {page.name for page in PROJECT.glob("docs/*.md")} == {Path(target).name for target in linked}

@@ -15,12 +15,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+COMMANDS = README + (ROOT / "docs" / "commands.md").read_text()
 LONG = {"python -m experiments run": "python -m experiments plan"}
 """commands that take minutes are checked through their plan"""
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", COMMANDS, flags=re.DOTALL)
     lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
 
@@ -60,7 +61,7 @@ def test_study_file_is_a_command() -> None:
 
 def test_readme_python_runs() -> None:
     """The example of the sharpness library."""
-    _, code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "[" in done.stdout, done.stderr
 

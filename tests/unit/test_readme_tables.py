@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.table import RESULTS, markdown, with_block
 
+from analysis.__main__ import main
 from analysis.draw import Drawn, code_of, figures_of
 from analysis.load import Tables, from_published
 from analysis.publish import full_board, renewed
@@ -38,11 +38,25 @@ def found(tables: Tables) -> list[Verdict]:
     return verdicts(tables)
 
 
+def words(page: str) -> str:
+    """A page of the project without its line breaks."""
+    return " ".join((ROOT / page).read_text().split())
+
+
 def test_board_is_current() -> None:
-    """A verdict in the README that is not the published one; `python -m analysis publish` renews it."""
+    """A count in the README or a verdict on the board that is not the published one; `python -m analysis publish` renews them."""
     text, found = (ROOT / "README.md").read_text(), board.published()
-    assert text.count("<!-- begin:board -->") == 1 and "| verdict |" in text
+    assert text.count("<!-- begin:board -->") == 1 and f"{len(found)} published verdicts" in text
     assert renewed(text, found) == text and full_board(found) == (ROOT / "figures" / "README.md").read_text()
+
+
+def test_readme_shows_what_reproduce_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    """A first screen that promises other verdicts, or other words, than a reader will see."""
+    text = (ROOT / "README.md").read_text()
+    assert main(["verdicts", "keskar2017", "--scale", "quick", "--published"]) == 0
+    assert f"```text\n{capsys.readouterr().out}```" in text
+    runs = from_published(ROOT / "figures" / "keskar2017" / "quick").runs
+    assert f"trains the {runs['run_id'].nunique()} networks" in text and f"{runs['n_train'].max():,} images" in text
 
 
 def test_page_is_current(tables: Tables, found: list[Verdict], folder: Path) -> None:
@@ -87,8 +101,8 @@ def claims_of(study: str, scale: str) -> dict[str, dict]:
 
 
 def test_sentences_of_smith2020_are_the_verdicts() -> None:
-    """The README's answer to who is right, with numbers that no interval gives."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    """The answer to who is right, with numbers that no interval gives."""
+    text = words("docs/findings.md")
     found = claims_of("smith2020", "quick")
     gap, loss = found["equal-steps-gap"], found["equal-steps-train-loss"]
     seeds, both = (f"[{gap[f'{of}_low']:.3g}, {gap[f'{of}_high']:.3g}]" for of in ("ci", "both"))
@@ -97,6 +111,8 @@ def test_sentences_of_smith2020_are_the_verdicts() -> None:
     assert f"at a {1 / loss['ratio']:.2f} times higher training loss" in text
     cifar = claims_of("smith2020", "laptop")
     large, lower = cifar["equal-steps-gap"], cifar["equal-steps-train-loss"]
+    short = f"{gap['effect']:.3g} points on Fashion-MNIST and {large['effect']:.2f} points on CIFAR-10 (JPEG copy)"
+    assert short in words("README.md")
     seeds, both = (f"[{large[f'{of}_low']:.2f}, {large[f'{of}_high']:.2f}]" for of in ("ci", "both"))
     assert f"{large['effect']:.2f} points better than 1,024 ({seeds} over seeds, {both} over seeds and test examples)" in text
     low, high = lower["ratio_low"], lower["ratio_high"]
@@ -114,8 +130,8 @@ def test_sentences_of_smith2020_are_the_verdicts() -> None:
 
 
 def test_sentences_of_dose_are_the_verdicts() -> None:
-    """Shares and factors in the README that are not those of the published runs."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    """Shares and factors that are not those of the published runs."""
+    text, shares = words("docs/findings.md"), []
     for scale, where in (("quick", "on Fashion-MNIST"), ("laptop", "on CIFAR-10 (JPEG copy)")):
         runs, rng = from_published(ROOT / "figures" / "dose" / scale).runs, np.random.default_rng(0)
         cells = [(stage, b) for stage, b in (("noise", 128), ("small", 128), ("noise", 512), ("sam", 512))]
@@ -125,18 +141,25 @@ def test_sentences_of_dose_are_the_verdicts() -> None:
         low, high = np.percentile((drawn[0] - drawn[2]) / (drawn[1] - drawn[2]), [2.5, 97.5])
         share = f"{100 * (noise - plain) / (small - plain):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
         assert f"{share} of the {small - plain:.2f} points {where}" in text
+        shares.append(f"{100 * (noise - plain) / (small - plain):.0f}%")
         if scale == "quick":
             low, high = np.percentile((drawn[3] - drawn[2]) / (drawn[1] - drawn[2]), [2.5, 97.5])
             share = f"{100 * (sam - plain) / (small - plain):.0f}% [{100 * low:.0f}, {100 * high:.0f}]"
             assert f"SAM at the same lambda_max gives back {share}" in text
+    short = f"{shares[0]} of the difference between them on Fashion-MNIST and {shares[1]} on CIFAR-10 (JPEG copy)"
+    assert short in words("README.md")
     assert f"{1 / claims_of('dose', 'laptop')['noise-flattens']['ratio']:.2f} times larger with the noise" in text
 
 
 def test_sentences_of_laptop_are_the_verdicts() -> None:
-    """Numbers of the CIFAR-10 studies in the README that are not the published ones."""
-    text = " ".join((ROOT / "README.md").read_text().split())
+    """Numbers of the CIFAR-10 studies that are not the published ones."""
+    text = words("docs/findings.md")
     keskar, shallue, wu = (claims_of(name, "laptop") for name in ("keskar2017", "shallue2019", "wu2018"))
-    assert f"500 tests {keskar['c1-train_loss-tests-worse']['effect']:.1f} points worse" in text
+    behind = keskar["c1-train_loss-tests-worse"]["effect"]
+    assert f"500 tests {behind:.1f} points worse" in text
+    quick = claims_of("keskar2017", "quick")["f1-train_loss-tests-worse"]["effect"]
+    short = f"500 is {quick:.2f} points behind 32 on Fashion-MNIST and {behind:.1f} points on CIFAR-10 (JPEG copy)"
+    assert short in words("README.md")
     sharper = keskar["c1-train_loss-sharper-phi-full"]
     assert f"{sharper['ratio']:.1f} times larger (the paper's C1: {math.exp(sharper['paper_value']):.1f} times)" in text
     assert shallue["perfect-scaling"]["verdict"] == shallue["maximal-parallelism"]["verdict"] == "reproduced"
@@ -145,9 +168,3 @@ def test_sentences_of_laptop_are_the_verdicts() -> None:
     assert f"batch norm loses {wu['batch-norm-worse']['effect']:.2f} points from batch size 32 to 2" in text
     assert f"tests {-wu['group-norm-better']['effect']:.2f} points above group norm even there" in text
     assert wu["group-norm-flat"]["effect"] < 0
-
-
-def test_benchmark_table_is_current() -> None:
-    """A ratio in the README that was not measured."""
-    text = (ROOT / "README.md").read_text()
-    assert with_block(text, markdown(json.loads(RESULTS.read_text()))) == text
