@@ -91,8 +91,10 @@ def ggn(
         ValueError: as in `hessian`, or a model whose output is not one tensor [b, ...].
     """
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
-    _require_one_output(problem)
-    return CurvatureOperator(problem, "ggn", memory=memory, devices=devices, method=method)
+    targets, outputs = _require_one_output(problem)
+    op = CurvatureOperator(problem, "ggn", memory=memory, devices=devices, method=method)
+    op.semidefinite = likelihood_of(loss, outputs, targets) is not None
+    return op
 
 
 def fisher(

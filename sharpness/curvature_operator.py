@@ -100,6 +100,7 @@ class CurvatureOperator:
         self.examples = problem.examples
         self.mode: Mode = problem.mode
         self.names = problem.names
+        self.semidefinite = kind.startswith("fisher")  # ggn: where the loss is known to be convex
         self.route: Route | None = None
         self.retained_bytes = 0
         self._sampled, self._memory = sampled, memory

@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from sharpness.arguments import check_count, check_positive, check_seed, numbers_of
 from sharpness.operator import Facts, Operator, facts_of, product_of
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Vector = NDArray[np.float64]
@@ -35,7 +37,10 @@ class SpectralDensity(Result):
         probes, steps: as asked; a probe whose Krylov space is invariant has fewer nodes.
         matvecs: products used. n, examples, dtype, mode: as in the operator. seed: as given.
         status: "ok"; "nonfinite" (a product held NaN or infinity: values, errors, sigma unless given, and
-            all integrals are NaN; no nodes; the grid is the one given or NaN).
+            all integrals are NaN; no nodes; the grid is the one given or NaN); "impossible" (op cannot have negative
+            eigenvalues, as a Fisher matrix, and nodes are negative beyond rounding: its products are wrong); "coarse"
+            (summed over the grid, values differ by more than 5% from the mass there: peaks fall between its points);
+            "partial" (more than 1% of the mass lies outside the grid, so that values integrate to less than 1).
     """
 
     values: Vector
@@ -54,7 +59,7 @@ class SpectralDensity(Result):
     dtype: str
     mode: str | None
     seed: int
-    status: Literal["ok", "nonfinite"]
+    status: Literal["ok", "nonfinite", "impossible", "coarse", "partial"]
 
     def integrate(self, f: Callable[[Vector], ArrayLike]) -> tuple[float, float]:
         """(1/n) tr f(H) = mean of f over the eigenvalues, and its standard error over probes.
@@ -73,8 +78,7 @@ class SpectralDensity(Result):
 
     def moments(self, order: int = 4) -> tuple[Vector, Vector]:
         """(1/n) tr H^k for k = 1, ..., order, [order], and their standard errors [order]."""
-        if isinstance(order, bool) or not isinstance(order, int) or order < 1:
-            raise ValueError(f"order is {order!r}: it must be an integer of 1 or more")
+        check_count("order", order, "4")
         pairs = [self.integrate(lambda t, k=k: t**k) for k in range(1, order + 1)]
         return np.array([value for value, _ in pairs]), np.array([error for _, error in pairs])
 
@@ -87,6 +91,7 @@ def spectral_density(
     grid: ArrayLike | None = None,
     sigma: float | None = None,
     seed: int = 0,
+    progress: Progress = None,
 ) -> SpectralDensity:
     """Density (1/n) sum_i N(t; lambda_i, sigma^2) of the eigenvalues of an operator [n, n].
 
@@ -114,14 +119,16 @@ def spectral_density(
         sigma: standard deviation of the smoothing; None means the range of the nodes over steps (where that
             is 0, 1e-3 of the node's magnitude, and 1e-3 for the zero operator).
         seed: of the probes; the global generators are never used.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input, a sigma that the default grid cannot resolve, or an operator found not to
             be symmetric.
     """
     facts = facts_of(op)
-    points = _check(probes, steps, grid, sigma)
-    lanczos = _Lanczos(op, facts, min(steps, facts.n))
+    points = _check(probes, steps, grid, sigma, seed)
+    meter = Meter(progress, "spectral_density: products", probes * min(steps, facts.n))
+    lanczos = _Lanczos(op, facts, min(steps, facts.n), meter)
     rng, nodes, weights = np.random.default_rng(seed), [], []
     together = max(1, _BASIS_BYTES // (8 * facts.n * lanczos.steps))
     finite = True
@@ -157,15 +164,29 @@ def spectral_density(
         dtype=facts.dtype,
         mode=facts.mode,
         seed=seed,
-        status="ok" if finite else "nonfinite",
+        status=_status(facts, nodes, points, density, cumulative) if finite else "nonfinite",
     )
+
+
+def _status(
+    facts: Facts, nodes: list[Vector], points: Vector, density: Vector, cumulative: Vector
+) -> Literal["ok", "impossible", "coarse", "partial"]:
+    """What contradicts that these are eigenvalues of this operator, or that values are their density."""
+    low, high = min(float(t[0]) for t in nodes), max(float(np.abs(t).max()) for t in nodes)
+    if facts.semidefinite and low < -np.sqrt(facts.eps) * high:
+        return "impossible"
+    order = np.argsort(points)
+    inside = float(cumulative[order[-1]] - cumulative[order[0]])
+    if abs(float(np.trapezoid(density[order], points[order])) - inside) > 0.05:
+        return "coarse"
+    return "partial" if inside < 0.99 else "ok"
 
 
 class _Lanczos:
     """Lanczos from several starts in step, each with its own basis."""
 
-    def __init__(self, op: Operator, facts: Facts, steps: int) -> None:
-        self.steps, self.eps, self.matvecs, self._product = steps, facts.eps, 0, product_of(op)
+    def __init__(self, op: Operator, facts: Facts, steps: int, meter: Meter) -> None:
+        self.steps, self.eps, self.matvecs, self._product = steps, facts.eps, 0, product_of(op, meter)
 
     def run(self, starts: Vector, nodes: list[Vector], weights: list[Vector]) -> bool:
         """Append nodes and weights for each of the starts [b, n]; False at a product that is not finite."""
@@ -243,15 +264,15 @@ def _resolution(
     return width, points
 
 
-def _check(probes: int, steps: int, grid: ArrayLike | None, sigma: float | None) -> Vector | None:
-    for name, value, least in (("probes", probes, 2), ("steps", steps, 1)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} is {value!r}: it must be an integer of {least} or more")
-    if sigma is not None and not 0 < sigma < np.inf:
-        raise ValueError(f"sigma is {sigma!r}: it is a standard deviation and must be positive and finite")
+def _check(probes: int, steps: int, grid: ArrayLike | None, sigma: float | None, seed: int) -> Vector | None:
+    check_count("probes", probes, "10", least=2)
+    check_count("steps", steps, "80")
+    check_seed(seed)
+    if sigma is not None:
+        check_positive("sigma", sigma, "0.01 (a standard deviation)")
     if grid is None:
         return None
-    points = np.asarray(grid, dtype=np.float64)
+    points = numbers_of("grid", grid, "a row of finite numbers")
     if points.ndim != 1 or not len(points) or not np.isfinite(points).all():
         raise ValueError(f"grid has shape {points.shape}: it must be a row of one or more finite numbers")
     return points

@@ -9,12 +9,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from sharpness.arguments import check_choice, check_fraction, check_seed, is_whole, numbers_of, shown
 from sharpness.krylov import KrylovSpace, NonFiniteProductError
 from sharpness.operator import Facts, Operator, facts_of, product_of
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Which = Literal["LA", "SA", "LM"]
-Status = Literal["converged", "precision", "max_matvecs", "nonfinite"]
+Status = Literal["converged", "precision", "max_matvecs", "nonfinite", "impossible"]
 Vector = NDArray[np.float64]
 
 _KEYS: dict[str, Callable[[Vector], Vector]] = {"LA": lambda t: t, "SA": lambda t: -t, "LM": np.abs}
@@ -35,7 +37,8 @@ class Eigenvalues(Result):
         converged: status is "converged".
         status: "converged"; "precision" (as exact as the products' dtype allows, which is less than `tol`
             asks); "max_matvecs" (budget spent before convergence or before the second look ended);
-            "nonfinite" (a product held NaN or infinity: values and residuals are NaN).
+            "nonfinite" (a product held NaN or infinity: values and residuals are NaN); "impossible" (op cannot have
+            negative eigenvalues, as a Fisher matrix, and the search met one beyond rounding: its products are wrong).
         which, tol, seed: as asked.
         n, dtype, examples, mode: of the operator, as far as it says.
     """
@@ -71,6 +74,7 @@ def top_eigenvalues(
     start: ArrayLike | None = None,
     block: int = 1,
     seed: int = 0,
+    progress: Progress = None,
 ) -> Eigenvalues:
     """The k largest (LA), smallest (SA) or largest in magnitude (LM) eigenvalues of a symmetric [n, n].
 
@@ -112,19 +116,22 @@ def top_eigenvalues(
             `op` offers it (which saves a product or two; the second look starts at random in any case).
         block: number of chains to begin with; random ones are added to `start`.
         seed: of the random starts; the global generators are never used.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: k not in 1..n, non-square operator, budget below k, or an operator found not to be
             symmetric.
     """
-    facts = _check(op, k, which, tol, block)
+    facts = _check(op, k, which, tol, block, seed)
+    if max_matvecs is not None and not is_whole(max_matvecs):
+        raise ValueError(f"max_matvecs is {shown(max_matvecs)}: it must be a positive integer, or None")
     n, budget = facts.n, 300 + 20 * k if max_matvecs is None else max_matvecs
     if budget < min(k, n):
         raise ValueError(f"max_matvecs is {budget} and k is {k}: at least k products are needed")
     rng = np.random.default_rng(seed)
     starts = _starts(start, n) if start is not None else _hinted(op, n, rng)
     limit = min(n, max(3 * k + 20 + block + len(starts), min(200, _BASIS_BYTES // (8 * n))))
-    space = KrylovSpace(product_of(op), n, limit, rng)
+    space = KrylovSpace(product_of(op, Meter(progress, "top_eigenvalues: products")), n, limit, rng)
     for direction in starts:
         space.start_along(direction)
     while space.chains < min(block, n):
@@ -139,6 +146,8 @@ def top_eigenvalues(
     else:
         values, residuals, coordinates = search.wanted()
         vectors = coordinates.T @ space.vectors
+        if facts.semidefinite and space.ritz()[0].min() < -np.sqrt(facts.eps) * space.scale:
+            status = "impossible"
     return Eigenvalues(
         values, vectors, residuals, space.products, status == "converged", status, which, tol, seed,
         n, facts.dtype, facts.examples, facts.mode,
@@ -234,16 +243,15 @@ class _Search:
         return max(8 * self.eps * self.space.scale, 4 * self.space.asymmetry)
 
 
-def _check(op: Operator, k: int, which: str, tol: float, block: int) -> Facts:
+def _check(op: Operator, k: int, which: str, tol: float, block: int, seed: int) -> Facts:
     facts = facts_of(op)
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= facts.n:
-        raise ValueError(f"k is {k!r}: it must be an integer from 1 to n = {facts.n}")
-    if which not in _KEYS:
-        raise ValueError(f"which is {which!r}: it must be 'LA', 'SA' or 'LM'")
-    if not 0 < tol < 1:
-        raise ValueError(f"tol is {tol!r}: it is a relative error and must lie between 0 and 1")
-    if isinstance(block, bool) or not isinstance(block, int) or not 1 <= block <= 100:
-        raise ValueError(f"block is {block!r}: it must be an integer from 1 to 100")
+    if not is_whole(k) or not 1 <= k <= facts.n:
+        raise ValueError(f"k is {shown(k)}: it must be an integer from 1 to n = {facts.n}")
+    check_choice("which", which, tuple(_KEYS))
+    check_fraction("tol", tol, "a relative error")
+    if not is_whole(block) or not 1 <= block <= 100:
+        raise ValueError(f"block is {shown(block)}: it must be an integer from 1 to 100")
+    check_seed(seed)
     return facts
 
 
@@ -259,7 +267,7 @@ def _hinted(op: Operator, n: int, rng: np.random.Generator) -> Vector:
 
 def _starts(start: ArrayLike, n: int) -> Vector:
     """The directions [j, n] to begin with."""
-    rows = np.atleast_2d(np.asarray(start, dtype=np.float64))
+    rows = np.atleast_2d(numbers_of("start", start, f"at most 100 finite vectors of n = {n} entries, as rows"))
     if rows.ndim != 2 or rows.shape[1] != n or not np.isfinite(rows).all() or len(rows) > 100:
         raise ValueError(
             f"start has shape {rows.shape}: pass at most 100 finite vectors of n = {n} entries, as rows"

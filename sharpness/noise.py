@@ -10,14 +10,17 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 from torch import nn
 
+from sharpness.arguments import is_whole, numbers_of, shown
 from sharpness.guard import Mode
 from sharpness.per_example import gradient_spread
 from sharpness.problem import Data, Loss, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Vector = NDArray[np.float64]
 
 LEVEL = 0.95  # of the intervals
+_BEYOND_DOUBT = 0.9995  # one-sided: a variance or a squared norm that is negative so surely was no sampling error
 
 
 @dataclass(frozen=True, repr=False)
@@ -71,6 +74,7 @@ def gradient_noise(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    progress: Progress = None,
 ) -> GradientNoise:
     """tr(Sigma), |G|^2 and the simple noise scale B_simple = tr(Sigma) / |G|^2 from all examples' gradients.
 
@@ -84,6 +88,7 @@ def gradient_noise(
     Args:
         model, loss, data, params, batch_size, mode: as in `hessian`; the batch size does not change the
             result.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input, fewer than 3 examples, or examples that influence each other (batch
@@ -94,7 +99,7 @@ def gradient_noise(
     if total < 3:
         raise ValueError(f"data has {total} examples: an interval needs at least 3")
     with problem.guard():
-        spread = gradient_spread(problem)
+        spread = gradient_spread(problem, meter=Meter(progress, "gradient_noise: examples", total))
     d, p, squared = spread.deviations, spread.slopes, float(spread.gradient @ spread.gradient)
     trace = float(d.sum()) / (total - 1)
     # Without example i: G moves by -(g_i - G)/(N - 1), and the sum of squared deviations loses d_i N/(N - 1).
@@ -134,7 +139,10 @@ class NoiseScale(Result):
         gradient_squared: mean of (big |G_big|^2 - small |G_small|^2) / (big - small), plus trace / N where
             `examples` N is given; may be negative.
         measurements: m. small, big, examples: as given.
-        status: "ok"; "unresolved" (the interval of gradient_squared includes 0); "nonfinite".
+        status: "ok"; "unresolved" (the interval of gradient_squared includes 0, or trace is below 0 by chance);
+            "impossible" (trace or gradient_squared is below 0 by more than chance, which nothing can be: the norms
+            are not those of mean gradients of these sizes, such as of a loss divided by accumulation steps);
+            "nonfinite".
     """
 
     value: float
@@ -167,19 +175,24 @@ def noise_scale_from_batches(
             these examples: the estimate misses tr(Sigma) / N then, which is added. None: the population's.
 
     Raises:
-        ValueError: shapes that do not match, fewer than 3 measurements, or sizes out of order.
+        ValueError: shapes that do not match, fewer than 3 measurements, squares below 0, or sizes out of order.
     """
-    first, second = np.asarray(small_squared, np.float64), np.asarray(big_squared, np.float64)
+    first = numbers_of("small_squared", small_squared, "squared norms, [m] or [m, j]")
+    second = numbers_of("big_squared", big_squared, "squared norms, [m]")
     if first.ndim not in (1, 2) or second.ndim != 1 or len(first) != len(second) or not first.size:
         raise ValueError(
             f"small_squared has shape {first.shape} and big_squared {second.shape}: [m] or [m, j], and [m]"
         )
     if len(second) < 3:
         raise ValueError(f"{len(second)} measurements: an interval needs at least 3")
-    if not 0 < small < big or (examples is not None and examples < big):
+    sizes = (small, big) if examples is None else (small, big, examples)
+    if not all(map(is_whole, sizes)) or not 0 < small < big or (examples is not None and examples < big):
         raise ValueError(
-            f"sizes are small = {small}, big = {big}, examples = {examples}: 0 < small < big <= examples"
+            f"sizes are small = {shown(small)}, big = {shown(big)}, examples = {shown(examples)}: they must be integers "
+            "with 0 < small < big <= examples"
         )
+    if (first < 0).any() or (second < 0).any():
+        raise ValueError("small_squared or big_squared holds a number below 0: pass squared norms of gradients")
     first = first.mean(axis=1) if first.ndim == 2 else first
     traces = (first - second) / (1 / small - 1 / big)
     signals = (big * second - small * first) / (big - small)
@@ -191,6 +204,7 @@ def noise_scale_from_batches(
         float(signals.mean()),
         (traces.sum() - traces) / (m - 1),
         (signals.sum() - signals) / (m - 1),
+        logged=True,
     )
     return NoiseScale(
         value=ratio.value,
@@ -215,17 +229,21 @@ class _Ratio:
     status: str
 
 
-def _ratio(top: float, bottom: float, tops: Vector, bottoms: Vector) -> _Ratio:
+def _ratio(top: float, bottom: float, tops: Vector, bottoms: Vector, *, logged: bool = False) -> _Ratio:
     """top / bottom with Fieller's interval, given both without each of m units: {r: (top - r bottom)^2 <=
-    t^2 Var(top - r bottom)}. It is bounded only where the denominator's own interval excludes 0."""
+    t^2 Var(top - r bottom)}. It is bounded only where the denominator's own interval excludes 0. Neither can be below
+    0 in truth; with `logged`, for numbers of the caller's, one that surely is has a status of its own."""
     m, nan = len(tops), float("nan")
     if not np.isfinite([top, bottom, *tops, *bottoms]).all():
         return _Ratio(nan, nan, np.full(2, nan), (nan, nan), "nonfinite")
     aa, ab, bb = _jackknife_covariance(tops, bottoms)
     errors = float(np.sqrt(aa)), float(np.sqrt(bb))
+    surely = float(student.ppf(_BEYOND_DOUBT, m - 1))
+    if logged and (top < -surely * errors[0] or bottom < -surely * errors[1]):
+        return _Ratio(nan, nan, np.full(2, nan), errors, "impossible")
     quantile = float(student.ppf(0.5 + LEVEL / 2, m - 1)) ** 2
     a, b, c = bottom**2 - quantile * bb, top * bottom - quantile * ab, top**2 - quantile * aa
-    if bottom <= 0 or a <= 0:
+    if top < 0 or bottom <= 0 or a <= 0:
         return _Ratio(nan, nan, np.full(2, nan), errors, "unresolved")
     half = np.sqrt(max(b**2 - a * c, 0.0))
     interval = np.maximum(np.array([b - half, b + half]) / a, 0.0)

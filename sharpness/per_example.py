@@ -16,6 +16,7 @@ from sharpness.calls import is_own, length_of, said
 from sharpness.functional import Functional
 from sharpness.nested import take
 from sharpness.problem import Problem
+from sharpness.progress import SILENT, Meter
 
 Vector = NDArray[np.float64]
 Weights = dict[str, Tensor]
@@ -46,10 +47,12 @@ class Spread:
     mixtures: Vector
 
 
-def gradient_spread(problem: Problem, vectors: Vector | None = None, signs: Vector | None = None) -> Spread:
+def gradient_spread(
+    problem: Problem, vectors: Vector | None = None, signs: Vector | None = None, meter: Meter = SILENT
+) -> Spread:
     """Two passes: the mean gradient first, then each example's deviation from it, which loses no digits
     where the mean is much larger than the spread. Holds N (2 + k) + m n numbers, and gradients of
-    CHUNK_BYTES at a time. vectors: v_j, [k, n]; signs: s, [m, N].
+    CHUNK_BYTES at a time. vectors: v_j, [k, n]; signs: s, [m, N]; the meter counts examples.
 
     Inside `guard` only. Raises ValueError as `example_gradients`.
     """
@@ -66,6 +69,7 @@ def gradient_spread(problem: Problem, vectors: Vector | None = None, signs: Vect
         total += rows.sum(dim=0)
         mixtures += mixing[:, seen : seen + len(rows)] @ rows
         seen += len(rows)
+        meter.tick(len(rows))
         lengths = torch.linalg.vector_norm(rows, dim=1) ** 2
         parts.append(torch.cat([lengths[:, None], (rows @ center)[:, None], rows @ across], dim=1).cpu())
     table = torch.cat(parts).numpy()
@@ -98,7 +102,7 @@ def example_gradients(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
     return _per_example(problem, fast, lambda gradient: gradient, size)
 
 
-def example_slopes(problem: Problem, v: Vector) -> tuple[Vector, Vector]:
+def example_slopes(problem: Problem, v: Vector, meter: Meter = SILENT) -> tuple[Vector, Vector]:
     """Losses [N] and directional derivatives g_i . v [N] of all examples, in order, by one forward-mode pass.
 
     Inside `guard` only. Raises ValueError as `example_gradients`.
@@ -114,7 +118,10 @@ def example_slopes(problem: Problem, v: Vector) -> tuple[Vector, Vector]:
         losses, slopes = vmap(along)(index)
         return losses.double(), slopes.double()
 
-    chunks = list(_per_example(problem, fast, lambda gradient: gradient @ on_device, _CHUNK_EXAMPLES))
+    chunks = []
+    for chunk in _per_example(problem, fast, lambda gradient: gradient @ on_device, _CHUNK_EXAMPLES):
+        chunks.append(chunk)
+        meter.tick(len(chunk[0]))
     losses, slopes = (torch.cat([chunk[j].detach() for chunk in chunks]).cpu().numpy() for j in (0, 1))
     return losses, slopes
 

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from sharpness.operator import Operator, facts_of, product_of
+from sharpness.arguments import check_choice, check_fraction, check_positive, check_seed, is_whole, shown
+from sharpness.operator import Operator, contradicts_semidefinite, facts_of, product_of
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Method = Literal["hutchinson", "hutch++", "xtrace"]
@@ -43,7 +45,9 @@ class Trace(_Estimate):
         degrees_of_freedom: of standard_error; None where exact or not finite.
         method: as asked, or "unit vectors" where `matvecs` sufficed for the exact trace.
         matvecs: products used. n, examples, dtype, mode: as in the operator. seed: as given.
-        status: "ok"; "exact" (unit vectors); "nonfinite" (NaN or infinity met: value and error are NaN).
+        status: "ok"; "exact" (unit vectors); "nonfinite" (NaN or infinity met: value and error are NaN);
+            "impossible" (op cannot have negative eigenvalues, as a Fisher matrix, and a product shows one beyond
+            rounding: its products are wrong).
     """
 
     degrees_of_freedom: int | None
@@ -55,13 +59,14 @@ class Trace(_Estimate):
         Covers less often than `level` where a few eigenvalues dominate and the quadratic forms are skewed
         (85 to 90% seen for 95%). Raises ValueError for a level outside (0, 1).
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level!r}: it is a probability and must lie between 0 and 1")
+        check_fraction("level", level, "a probability")
         half = self.standard_error * float(student.ppf((1 + level) / 2, self.degrees_of_freedom or 1))
         return self.value - half, self.value + half
 
 
-def trace(op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed: int = 0) -> Trace:
+def trace(
+    op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed: int = 0, progress: Progress = None
+) -> Trace:
     """tr(H) of an operator [n, n], with a standard error, from at most m = `matvecs` products.
 
     - m >= n: exact, from the n unit vectors.
@@ -83,13 +88,13 @@ def trace(op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed:
         method: of the above. Memory, in vectors of 8 n bytes: m for "hutch++", 3 m for "xtrace".
         matvecs: budget of products; at least 2 for "hutchinson", 4 for the others, or n.
         seed: of the probes; the global generators are never used.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: unknown method, too small a budget, or an operator that is not square.
     """
-    if method not in MINIMUM:
-        raise ValueError(f"method is {method!r}: it must be 'hutchinson', 'hutch++' or 'xtrace'")
-    probes = _Probes(op, matvecs, MINIMUM[method], f"method {method!r}", seed)
+    check_choice("method", method, tuple(MINIMUM))
+    probes = _Probes(op, matvecs, MINIMUM[method], f"method {method!r}", seed, progress, "trace")
     used = "unit vectors" if probes.exact else method
     try:
         value, error, df = {"hutch++": _hutchpp, "xtrace": _xtrace}.get(used, _hutchinson)(probes)
@@ -112,22 +117,28 @@ class FrobeniusNorm(_Estimate):
         """||H||_F^2 / ||H||_2^2, in [1, n], and its standard error, the spectral norm taken as exact.
 
         `spectral_norm` is ||H||_2, as |value| of `top_eigenvalues(op, which="LM")`. Raises ValueError where
-        it is not positive.
+        it is not positive, or the rank lies outside [1, n] by five standard errors: not of the same matrix.
         """
-        if not spectral_norm > 0:
-            raise ValueError(f"spectral_norm is {spectral_norm!r}: it must be positive")
-        ratio = self.value / spectral_norm
+        check_positive("spectral_norm", spectral_norm, "abs(top_eigenvalues(op, which='LM').value)")
+        ratio, off = self.value / spectral_norm, 5 * self.standard_error / spectral_norm + 1e-3
+        if ratio + off < 1 or ratio - off > np.sqrt(self.n):
+            raise ValueError(
+                f"||H||_F is {self.value:.4g} +- {self.standard_error:.2g} and spectral_norm {spectral_norm:.4g}: no matrix of "
+                f"n = {self.n} has both; take them of one operator, with more matvecs"
+            )
         return ratio**2, 2 * ratio * self.standard_error / spectral_norm
 
 
-def frobenius_norm(op: Operator, *, matvecs: int = 100, seed: int = 0) -> FrobeniusNorm:
+def frobenius_norm(
+    op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None
+) -> FrobeniusNorm:
     """||H||_F of an operator [n, n] from E ||H z||^2 = ||H||_F^2 over `matvecs` random sign vectors z.
 
     Exact, by unit vectors, where matvecs >= n. Misleads with few probes where one eigenvalue dominates: it
-    is too small by about standard_error^2 / (2 value), and the spread is often too small. `op`, `seed` and
-    errors: as in `trace`; minimum 2, or n.
+    is too small by about standard_error^2 / (2 value), and the spread is often too small. `op`, `seed`,
+    `progress` and errors: as in `trace`; minimum 2, or n.
     """
-    probes = _Probes(op, matvecs, 2, "frobenius_norm", seed)
+    probes = _Probes(op, matvecs, 2, "frobenius_norm", seed, progress, "frobenius_norm")
     try:
         return FrobeniusNorm(**probes.certificate(*_norm(probes.sample()[1], probes.exact)))
     except _NonFiniteError:
@@ -140,26 +151,30 @@ class EffectiveRank(_Estimate):
 
     Attributes:
         value: ratio of the unbiased estimates of tr(H)^2 and ||H||_F^2. Where tr(H) is not resolved it
-            scatters around 0 and may be negative.
+            scatters around 0 and may be negative; within [0, n] otherwise.
         standard_error: of value, by the delete-one jackknife over probes; 0 where exact.
         trace, frobenius_norm: those of `trace(op, method="hutchinson")` and `frobenius_norm(op)` for the
             same budget and seed, which also give their errors.
         matvecs, n, examples, dtype, mode, seed: as in `Trace`.
-        status: as in `Trace`, or "zero" (all products vanish: value and standard_error are NaN).
+        status: as in `Trace`, or "zero" (all products vanish: value and standard_error are NaN); "unresolved" (the
+            estimate of a square, tr(H)^2, is negative: more matvecs); "impossible" also for a rank that lies, by five
+            standard errors, below 1 where op has no negative eigenvalues, or above n.
     """
 
     trace: float
     frobenius_norm: float
 
 
-def effective_rank(op: Operator, *, matvecs: int = 100, seed: int = 0) -> EffectiveRank:
+def effective_rank(
+    op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None
+) -> EffectiveRank:
     """tr(H)^2 / ||H||_F^2 = (sum lambda)^2 / sum lambda^2 of an operator [n, n]: the participation ratio.
 
     In [1, rank] for positive semidefinite H, r for r equal eigenvalues. Misleads for indefinite H: signs
     cancel in the numerator, and a matrix of full rank may have effective rank 0; `FrobeniusNorm.stable_rank`
-    is free of signs. Exact where matvecs >= n. `op`, `seed` and errors: as in `trace`; minimum 3, or n.
+    is free of signs. Exact where matvecs >= n. `op`, `seed`, `progress` and errors: as in `trace`; minimum 3, or n.
     """
-    probes = _Probes(op, matvecs, 3, "effective_rank", seed)
+    probes = _Probes(op, matvecs, 3, "effective_rank", seed, progress, "effective_rank")
     total = norm = value = error = _NAN
     try:
         forms, norms = probes.sample()
@@ -168,7 +183,14 @@ def effective_rank(op: Operator, *, matvecs: int = 100, seed: int = 0) -> Effect
             value, error = _squared_ratio(forms / norm, norms / norm, probes.exact)
     except _NonFiniteError:
         pass
-    facts: dict[str, Any] = probes.certificate(value, error) | ({"status": "zero"} if norm == 0 else {})
+    facts: dict[str, Any] = probes.certificate(value, error)
+    least = 1.0 if probes.facts.semidefinite else -np.inf
+    if norm == 0:
+        facts["status"] = "zero"
+    elif facts["status"] in ("ok", "exact") and not least - 5 * error <= value * (1 + 1e-9) <= probes.n + 5 * error + 1e-3:
+        facts["status"] = "impossible"
+    elif facts["status"] == "ok" and value < 0:
+        facts["status"] = "unresolved"
     return EffectiveRank(**facts, trace=total, frobenius_norm=norm)
 
 
@@ -178,18 +200,25 @@ class _NonFiniteError(ArithmeticError): ...
 class _Probes:
     """Random vectors, and the operator's products with them, counted and checked."""
 
-    def __init__(self, op: Operator, budget: int, minimum: int, what: str, seed: int) -> None:
+    def __init__(
+        self, op: Operator, budget: int, minimum: int, what: str, seed: int, progress: Progress, name: str
+    ) -> None:
+        check_seed(seed)
         self.facts, self.seed, self.budget, self.matvecs = facts_of(op), seed, budget, 0
         n = self.n = self.facts.n
-        if isinstance(budget, bool) or not isinstance(budget, (int, np.integer)) or budget < min(n, minimum):
-            raise ValueError(f"matvecs is {budget!r}: {what} needs an integer of {min(n, minimum)} or more")
+        if not is_whole(budget) or budget < min(n, minimum):
+            raise ValueError(f"matvecs is {shown(budget)}: {what} needs an integer of {min(n, minimum)} or more")
         self.exact = budget >= n  # unit vectors give all of H
-        self._product, self.rng = product_of(op), np.random.default_rng(seed)
+        self._product = product_of(op, Meter(progress, f"{name}: products", min(budget, n)))
+        self.rng = np.random.default_rng(seed)
+        self._scale, self._impossible = 0.0, False
 
     def certificate(self, value: float, error: float) -> dict[str, Any]:
         f, status = self.facts, "exact" if self.exact else "ok"
         if not np.isfinite([value, error]).all():
             value, error, status = _NAN, _NAN, "nonfinite"
+        elif self._impossible:
+            status = "impossible"
         own = {"value": value, "standard_error": error, "matvecs": self.matvecs, "seed": self.seed}
         return own | {"n": f.n, "examples": f.examples, "dtype": f.dtype, "mode": f.mode, "status": status}
 
@@ -199,6 +228,11 @@ class _Probes:
         self.matvecs += v.shape[1]
         if not np.isfinite(image).all():
             raise _NonFiniteError
+        if self.facts.semidefinite and v.shape[1]:
+            with np.errstate(over="ignore", invalid="ignore"):
+                ratios = np.linalg.norm(image, axis=0) / np.maximum(np.linalg.norm(v, axis=0), np.finfo(float).tiny)
+            self._scale = max(self._scale, float(ratios.max()))
+            self._impossible |= contradicts_semidefinite(self.facts, v, image, self._scale)
         return image
 
     def signs(self, k: int) -> Vector:
