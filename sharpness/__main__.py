@@ -1,18 +1,20 @@
 """The command line: `python -m sharpness`. Measures curvature and flatness of a model at its present weights.
 
-Exit status: 0 finished, 1 something failed (a metric is not finite, weights do not fit or are damaged), 2
-wrong usage, 130 or 143 after Ctrl-C or SIGTERM (what is measured is printed; with --json nothing is).
+Exit status: 0 finished (metrics without meaning for this model and data are said to be so), 1 something failed (a
+metric is not finite or cannot be true, a file is damaged, memory ran out), 2 wrong usage (model, loss, data and weights
+that do not fit together too), 130 or 143 after Ctrl-C or SIGTERM (what is measured is printed; with --json nothing is).
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +27,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from sharpness.cost import CostEstimate, cost_estimate
 from sharpness.metrics import Metric
 from sharpness.panels import Measured, choose, panel
 from sharpness.problem import Loss
+from sharpness.progress import Lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +39,17 @@ class Options:
     """Measure curvature and flatness of a model on data."""
 
     model: str | None = None
-    """MODULE:FUNCTION that returns the model; the current directory can be imported from"""
+    """MODULE:NAME of the model, or of a function or class that gives it; the current directory can be imported from"""
     data: str | None = None
-    """MODULE:FUNCTION that returns a pair of tensors (inputs, targets) or a list or loader of such batches"""
+    """MODULE:NAME of a pair of tensors (inputs, targets), or of a list or loader of such batches, or of a function that
+    gives one"""
     loss: str | None = None
-    """MODULE:FUNCTION that returns the loss, of (outputs, targets) (default: mean cross-entropy)"""
+    """MODULE:NAME of the loss of (outputs, targets), or of a function or class that gives it; or a name of
+    torch.nn.functional or torch.nn, such as mse_loss (default: mean cross-entropy)"""
     weights: Path | None = None
     """.safetensors file of the model's weights (default: those that the model comes with)"""
     metrics: tuple[str, ...] = ("all",)
-    """all, or names of the table that --list prints"""
+    """all, or names of the table that --list prints, apart or with commas between"""
     examples: int | None = None
     """measure on the first so many (default: for each metric what the table states)"""
     params: tuple[str, ...] = ()
@@ -60,14 +66,16 @@ class Options:
     """print one JSON document on stdout and nothing else"""
     list: bool = False
     """print the table of metrics and stop"""
+    plan: bool = False
+    """print how long each metric will take, by one pass, one gradient and one product, and stop"""
 
 
 class UsageError(Exception):
     """The command cannot be carried out as given; the message is one sentence."""
 
 
-class WeightsError(Exception):
-    """The weights cannot be used; the message is one sentence."""
+class DamagedError(Exception):
+    """A file cannot be used; the message is one sentence."""
 
 
 class Terminated(BaseException):
@@ -85,11 +93,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(_listed(chosen, as_json=options.json))
                 return 0
             with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
-                for entry in _with_progress(chosen, _begin(options)):
-                    done.append(entry)
+                arguments = _arguments(options)
+                planned = _checked(lambda: cost_estimate(*arguments[:3], **arguments[3]))
+                if not options.plan:
+                    for entry in _with_progress(chosen, arguments, planned):
+                        done.append(entry)
+            if options.plan:
+                print(json.dumps(planned.to_dict(), indent=1) if options.json else _planned(planned))
+                return 0
     except UsageError as error:
         return _complain(error, 2)
-    except WeightsError as error:
+    except DamagedError as error:
         return _complain(error, 1)
     except (MemoryError, torch.OutOfMemoryError):
         return _complain(
@@ -103,51 +117,84 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(any(_failed(entry) for entry in done))
 
 
-def _begin(options: Options) -> Iterator[Measured]:
-    """Everything that can be wrong in the command is found here, before the first metric."""
+Arguments = tuple[nn.Module, Loss, Any, dict[str, Any]]
+
+
+def _arguments(options: Options) -> Arguments:
+    """Model, loss and data, and what else `panel` takes."""
     if options.model is None or options.data is None:
-        raise UsageError("--model and --data are needed, each as MODULE:FUNCTION; --list shows the metrics")
-    model = _call(options.model, "--model")
+        raise UsageError("--model and --data are needed, each as MODULE:NAME; --list shows the metrics")
+    model = _named(options.model, "--model")
+    model = model if isinstance(model, nn.Module) else _called(model, options.model, "--model")
     if not isinstance(model, nn.Module):
-        raise UsageError(f"--model {options.model} returned a {type(model).__name__}, not a torch.nn.Module")
+        raise UsageError(f"--model {options.model} gave a {type(model).__name__}, not a torch.nn.Module")
     if options.weights is not None:
         _load(model, options.weights)
-    loss = nn.functional.cross_entropy if options.loss is None else _call(options.loss, "--loss")
-    if not callable(loss):
-        raise UsageError(f"--loss {options.loss} returned a {type(loss).__name__}, which cannot be called")
+    data = _named(options.data, "--data")
+    data = _called(data, options.data, "--data") if inspect.isroutine(data) or isinstance(data, type) else data
+    more: dict[str, Any] = {
+        "metrics": _split(options.metrics), "examples": options.examples, "params": options.params or None,
+        "batch_size": options.batch_size, "mode": options.mode, "seed": options.seed,
+    }  # fmt: skip
+    return _checked(lambda: model.to(options.device)), _loss(options.loss), data, more
+
+
+def _checked(step: Callable[[], Any]) -> Any:
+    """What a wrong model, loss or data raise, in one sentence."""
     try:
-        return panel(
-            model.to(options.device),
-            cast(Loss, loss),
-            _call(options.data, "--data"),
-            metrics=options.metrics,
-            examples=options.examples,
-            params=options.params or None,
-            batch_size=options.batch_size,
-            mode=options.mode,
-            seed=options.seed,
-        )
-    except (ValueError, TypeError, IndexError, RuntimeError, AssertionError) as error:
+        return step()
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UsageError(f"model, loss and data do not fit: {error}") from error
+        said = str(error) if isinstance(error, ValueError) else _brief(error)
+        raise UsageError(f"model, loss and data do not fit: {said}") from error
 
 
-def _call(where: str, option: str) -> Any:
-    """The value of the function that MODULE:FUNCTION names."""
-    module, colon, function = where.partition(":")
-    if not (module and colon and function):
+def _loss(where: str | None) -> Loss:
+    """The loss itself, or what the named class or function without arguments gives."""
+    if where is None:
+        return nn.functional.cross_entropy
+    if ":" not in where:
+        found = getattr(nn.functional, where, getattr(nn, where, None))
+        if found is None:
+            raise UsageError(f"--loss {where!r} is no name of torch.nn.functional or torch.nn: pass mse_loss, or MODULE:NAME")
+    else:
+        found = _named(where, "--loss")
+    if isinstance(found, type) or (inspect.isfunction(found) and _needs_nothing(found)):
+        found = _called(found, where, "--loss")
+    if not callable(found):
+        raise UsageError(f"--loss {where} gave a {type(found).__name__}, which cannot be called")
+    return cast(Loss, found)
+
+
+def _needs_nothing(function: Callable[..., Any]) -> bool:
+    """Whether it can be called without arguments: it then returns the loss."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(function).parameters.values()
+    return not any(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def _named(where: str, option: str) -> Any:
+    """What MODULE:NAME names."""
+    module, colon, name = where.partition(":")
+    if not (module and colon and name):
         raise UsageError(f"{option} is {where!r}: it must be MODULE:FUNCTION, such as nets:make_model")
+    if "/" in module or module.endswith(".py"):
+        raise UsageError(f"{option} is {where!r}: a module is named without path and .py, such as nets:make_model")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         found: Any = importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise UsageError(f"{option}: module {module!r} cannot be imported ({_brief(error)})") from error
-    for part in function.split("."):
+    for part in name.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"{option}: module {module!r} has no function {function!r}")
+            raise UsageError(f"{option}: module {module!r} has no function {name!r}")
         found = getattr(found, part)
+    return found
+
+
+def _called(found: Any, where: str, option: str) -> Any:
     if not callable(found):
         raise UsageError(f"{option}: {where} is a {type(found).__name__}, not a function")
     try:
@@ -158,56 +205,83 @@ def _call(where: str, option: str) -> Any:
 
 def _load(model: nn.Module, path: Path) -> None:
     """Weights from a safetensors file: every name, no other, in the shapes of the model."""
+    if not path.is_file():
+        raise UsageError(f"--weights {path} cannot be read: there is no such file")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be read as safetensors ({_brief(error)})") from error
+        raise DamagedError(f"{path} cannot be read as safetensors ({_brief(error)})") from error
     wanted = model.state_dict(keep_vars=True)
     # Tied tensors are in the file once, under any of their names.
     known = {id(wanted[name]) for name in tensors if name in wanted}
     missing = [name for name, t in wanted.items() if id(t) not in known]
     if unknown := sorted(tensors.keys() - wanted.keys()):
-        raise WeightsError(f"{path} has {unknown[0]!r}, which the model lacks ({len(unknown)} such names)")
+        raise UsageError(f"{path} has {unknown[0]!r}, which the model lacks ({len(unknown)} such names)")
     if missing:
-        raise WeightsError(f"{path} lacks {missing[0]!r} of the model ({len(missing)} such names)")
+        raise UsageError(f"{path} lacks {missing[0]!r} of the model ({len(missing)} such names)")
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             shapes = f"{list(tensor.shape)} in the file and {list(wanted[name].shape)} in the model"
-            raise WeightsError(f"{path}: {name!r} is {shapes}")
+            raise UsageError(f"{path}: {name!r} is {shapes}")
         if not torch.isfinite(tensor).all():
-            raise WeightsError(f"{path}: {name!r} contains NaN or infinity")
+            raise DamagedError(f"{path}: {name!r} contains NaN or infinity")
     with torch.no_grad():
         for name, tensor in tensors.items():
             wanted[name].copy_(tensor)
 
 
+def _split(names: Sequence[str]) -> list[str]:
+    return [name for word in names for name in word.split(",") if name]
+
+
 def _chosen(names: Sequence[str]) -> tuple[Metric, ...]:
     try:
-        return choose(names)
+        return choose(_split(names))
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _with_progress(chosen: Sequence[Metric], entries: Iterator[Measured]) -> Iterator[Measured]:
-    """The same entries, with what is under way and the time left on stderr."""
-    total, done, started = sum(metric.cost for metric in chosen), 0.0, time.monotonic()
+def _with_progress(chosen: Sequence[Metric], arguments: Arguments, planned: CostEstimate) -> Iterator[Measured]:
+    """Each metric as it is measured, with what is under way and the time left on stderr."""
+    started, done = time.monotonic(), 0.0
+    model, loss, data, more = arguments
     console = Console(stderr=True)
     what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
     columns = (what, BarColumn(), TimeElapsedColumn(), left)
+    print(f"{len(chosen)} metrics, at most about {planned.value:.0f} s", file=sys.stderr, flush=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, left="time left unknown yet")
+        task = bar.add_task("", total=planned.value, left=f"about {planned.value:.0f} s left")
+        lines: list[Lines] = [Lines()]
+
+        def within(steps: int, total: int | None, name: str) -> None:
+            if not console.is_terminal:
+                lines[-1](steps, total, name)
+            bar.update(task, left=f"{name}: {steps}{f' of {total}' if total else ''}")
+
+        entries = _checked(lambda: panel(model, loss, data, progress=within, **more))
         for number, metric in enumerate(chosen, 1):
             bar.update(task, description=f"{number}/{len(chosen)} {metric.name}")
+            lines.append(Lines())
             entry = next(entries)
-            done += metric.cost
+            done += planned.metrics[metric.name]
             elapsed = time.monotonic() - started
-            left = f"about {elapsed / done * (total - done):.0f} s left"
-            bar.update(task, completed=done, left=left)
+            ahead = (planned.value - done) * (elapsed / done if done else 1.0)
+            text = f"about {max(ahead, 0.0):.0f} s left"
+            bar.update(task, completed=done, left=text)
             if not console.is_terminal:
                 took = f"{metric.name} in {entry.seconds:.1f} s, {elapsed:.0f} s elapsed"
-                print(f"{number} of {len(chosen)}: {took}, {left}", file=sys.stderr, flush=True)
+                print(f"{number} of {len(chosen)}: {took}, {text}", file=sys.stderr, flush=True)
             yield entry
+
+
+def _planned(planned: CostEstimate) -> str:
+    """A row for each metric, and what was timed."""
+    width = max(map(len, planned.metrics))
+    rows = [f"{name.ljust(width)}  {seconds:8.1f} s" for name, seconds in planned.metrics.items()]
+    one = f"a pass {planned.pass_seconds:.2g} s, a gradient {planned.gradient_seconds:.2g} s, a product"
+    timed = f"timed on {planned.examples} examples: {one} {planned.product_seconds:.2g} s"
+    return "\n".join([*rows, f"{'in all, at most about'.ljust(width)}  {planned.value:8.1f} s", timed])
 
 
 @contextmanager
@@ -225,7 +299,7 @@ def _terminable() -> Iterator[None]:
 
 
 def _failed(entry: Measured) -> bool:
-    return entry.status in ("nonfinite", "failed")
+    return entry.status in ("nonfinite", "impossible", "failed")
 
 
 def _table(entries: Sequence[Measured]) -> str:
@@ -247,8 +321,9 @@ def _table(entries: Sequence[Measured]) -> str:
 
 def _listed(chosen: Sequence[Metric], *, as_json: bool) -> str:
     if as_json:
-        names = ("name", "family", "about", "examples", "cost")
-        return json.dumps([{name: getattr(metric, name) for name in names} for metric in chosen], indent=1)
+        names = ("name", "family", "about", "examples")
+        rows = [{name: getattr(metric, name) for name in names} | metric.work._asdict() for metric in chosen]
+        return json.dumps(rows, indent=1)
     width = max(len(metric.name) for metric in chosen)
     return "\n".join(f"{m.name.ljust(width)}  {m.examples:>4} examples  {m.about}" for m in chosen)
 

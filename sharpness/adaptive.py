@@ -16,19 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import check_choice, check_count, check_flag, check_positive, check_seed
 from sharpness.ascent import BallMaximum, Norm, maximise_in_ball, one_step
 from sharpness.guard import Mode
 from sharpness.mbatches import batches_of, normalised
-from sharpness.perturbation import (
-    check_count,
-    check_positive,
-    check_seed,
-    flat_weights,
-    generator_for,
-    move,
-    unit_normal,
-)
+from sharpness.perturbation import flat_weights, generator_for, move, unit_normal
 from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
@@ -93,6 +87,7 @@ def worst_case_sharpness(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> WorstCaseSharpness:
     """Mean over batches B of max_{||d / c||_p <= rho} L_B(w + d) - L_B(w): m-sharpness.
 
@@ -123,6 +118,7 @@ def worst_case_sharpness(
             depend on it in eval mode.
         data, loss, mode: as in `hessian`.
         seed: of the batches, random starts and escapes from stationary points, and dropout in train mode.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input (see `make_problem`).
@@ -131,19 +127,24 @@ def worst_case_sharpness(
     check_count("steps", steps, "20 (APGD) or 1")
     check_count("starts", starts, "1")
     check_seed(seed)
-    if norm not in get_args(Norm):
-        raise ValueError(f"norm is {norm!r}: it must be 'l2' or 'linf'")
+    check_choice("norm", norm, get_args(Norm))
+    check_flag("adaptive", adaptive)
+    check_flag("logit_normalised", logit_normalised)
+    if m is not None:
+        check_count("m", m, "128")
     if starts > 1 and steps == 1:
         raise ValueError("one step starts at w: pass starts=1, or more steps")
     criterion = normalised(loss) if logit_normalised else loss
     problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    several = 1 if m is None else -(-problem.examples // m)
+    meter = Meter(progress, "worst_case_sharpness: evaluations of a batch", several * (2 if steps == 1 else starts * (steps + 1)))
     values, shares, losses, evaluations = list[float](), list[float](), list[float](), 0.0
     statuses = set[str]()
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
         c = w.abs() if adaptive else None
         for index, batch in enumerate(batches_of(problem, m, seed)):
-            searches = _search(batch, w, c, float(rho), norm, steps, starts, (seed, 1, index))
+            searches = _search(batch, w, c, float(rho), norm, steps, starts, (seed, 1, index), meter)
             shares.append(batch.examples / problem.examples)
             losses.append(searches[0].start_value)
             values.append(float(np.max([s.value for s in searches])) - losses[-1])  # NaN if one is NaN
@@ -186,6 +187,7 @@ def _search(
     steps: int,
     starts: int,
     entropy: tuple[int, ...],
+    meter: Meter,
 ) -> list[BallMaximum]:
     """One batch: the maximum of u -> L_B(w + c u) from each start."""
     generator = generator_for(problem, *entropy)
@@ -193,6 +195,7 @@ def _search(
 
     def objective(u: Tensor, with_gradient: bool) -> tuple[float, Tensor | None]:
         move(problem, torch.add(w, u, out=moved) if c is None else torch.addcmul(w, c, u, out=moved))
+        meter.tick()
         if not with_gradient:
             return problem.mean_loss(), None
         value, gradient = _loss_and_gradient(problem)

@@ -12,10 +12,12 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from sharpness.arguments import check_count, check_seed, is_whole, numbers_of, shown
 from sharpness.guard import Mode
-from sharpness.operator import Operator, facts_of, product_of
+from sharpness.operator import Operator, contradicts_semidefinite, facts_of, product_of
 from sharpness.per_example import gradient_spread
 from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Vector = NDArray[np.float64]
@@ -39,7 +41,8 @@ class GradientHessianOverlap(Result):
         lambda_max: largest Ritz value of H in the span: the largest eigenvalue if its vector is in it.
         matvecs: k + 1 + mixtures; evaluations: passes of loss and gradient.
         mixtures, seed: as asked; examples, n, dtype, mode: as in `hessian`.
-        status: "ok"; "undefined" (a gradient or a spread of exactly zero: its shares are NaN); "nonfinite".
+        status: "ok"; "undefined" (a gradient or a spread of exactly zero: its shares are NaN); "nonfinite";
+            "impossible" (op cannot have negative eigenvalues, as a Fisher matrix, and a product shows one).
     """
 
     value: float
@@ -76,6 +79,7 @@ def gradient_hessian_overlap(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> GradientHessianOverlap:
     """Share of the gradient in the top curvature space (Gur-Ari et al. 2018, 1812.04754), and of its noise.
 
@@ -89,26 +93,32 @@ def gradient_hessian_overlap(
         mixtures: random-sign mixtures, at least 2; one product each.
         model, loss, data, params, batch_size, mode: as in `hessian`, the same as for op.
         seed: of the signs.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input, vectors that are linearly dependent, or examples that influence each other.
     """
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
-    n, total = problem.n, problem.examples
+    n, total, facts = problem.n, problem.examples, facts_of(op)
     basis = _orthonormal(vectors, n)
-    if facts_of(op).n != n:
+    check_seed(seed)
+    if facts.n != n:
         raise ValueError(
             f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params"
         )
-    if total < 3 or mixtures < 2:
-        raise ValueError(f"{total} examples and mixtures = {mixtures!r}: at least 3 and 2 are needed")
+    if total < 3 or not is_whole(mixtures) or mixtures < 2:
+        raise ValueError(f"{total} examples and mixtures = {shown(mixtures)}: at least 3 and 2 are needed")
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(mixtures, total))
     with problem.guard():
-        spread = gradient_spread(problem, basis, signs)
+        spread = gradient_spread(
+            problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total)
+        )
     gradient, d, c = spread.gradient, spread.deviations, spread.projections
-    product, nan = product_of(op), float("nan")
+    meter = Meter(progress, "gradient_hessian_overlap: products", len(basis) + 1 + mixtures)
+    product, nan = product_of(op, meter), float("nan")
     along = np.vstack([gradient[None], spread.mixtures / np.sqrt(total - 1)])
-    forms = np.einsum("ij,ji->i", along, product(along.T))
+    image = product(along.T)
+    forms = np.einsum("ij,ji->i", along, image)
     ritz = basis @ product(basis.T)
     squared, trace, inside = float(gradient @ gradient), float(d.sum()) / (total - 1), basis @ gradient
     if not np.isfinite([squared, trace, *forms, *ritz.ravel()]).all():
@@ -116,6 +126,9 @@ def gradient_hessian_overlap(
         status, lambda_max = "nonfinite", nan
     else:
         status = "ok" if squared > 0 and trace > 0 else "undefined"
+        scale = float(np.abs(ritz).max())
+        if status == "ok" and contradicts_semidefinite(facts, along.T, image, scale):
+            status = "impossible"
         lambda_max = float(np.linalg.eigvalsh((ritz + ritz.T) / 2)[-1])
     noise = float(forms[1:].mean())
     summed = (total - 1) * noise + total * float(forms[0])
@@ -195,6 +208,7 @@ def batch_sharpness(
     params: Sequence[str] | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> BatchSharpness:
     """E_B[g_B^T H_B g_B] / E_B ||g_B||^2 over random batches B, H_B and g_B of the batch's own mean loss.
 
@@ -209,6 +223,7 @@ def batch_sharpness(
         batches: how many; None means 32, or all batches of the data.
         model, loss, data, params, mode: as in `hessian`. Batch normalisation in train mode is allowed here.
         seed: of the draws, and of dropout in train mode.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input.
@@ -216,11 +231,14 @@ def batch_sharpness(
     pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(x, Tensor) for x in data)
     if pair != (batch is not None):
         raise ValueError("batch is the size to draw from a pair of tensors, and None for data in batches")
-    if any(q is not None and (type(q) is not int or q < 1) for q in (batch, batches)):
-        raise ValueError(f"batch is {batch!r} and batches {batches!r}: they must be positive integers")
+    for name, count, example in (("batch", batch, "64"), ("batches", batches, "32")):
+        if count is not None:
+            check_count(name, count, example)
     problem = make_problem(model, loss, data, params=params, mode=mode, seed=seed)
     if batch is not None and batch > problem.examples:
         raise ValueError(f"batch is {batch} and data has {problem.examples} examples: draw at most these")
+    expected = batches or (32 if pair else problem.batches)
+    meter = Meter(progress, "batch_sharpness: batches", expected if pair else min(expected, problem.batches))
     curvatures, squares, sizes = [], [], []
     with problem.guard():
         for part in _parts(problem, data, batch, batches, seed):
@@ -228,6 +246,7 @@ def batch_sharpness(
             curvatures.append(float(gradient @ product))
             squares.append(float(gradient @ gradient))
             sizes.append(part.examples)
+            meter.tick()
     top, bottom, m, error = np.array(curvatures), np.array(squares), len(sizes), None
     finite = bool(np.isfinite([*top, *bottom]).all())
     defined = finite and bottom.sum() > 0
@@ -295,7 +314,7 @@ def _gradient_and_product(problem: Problem) -> tuple[Vector, Vector]:
 
 def _orthonormal(vectors: ArrayLike, n: int) -> Vector:
     """Rows [k, n] made orthonormal in order; eigenvectors stay what they are, up to sign and rounding."""
-    rows = np.asarray(vectors, dtype=np.float64)
+    rows = numbers_of("vectors", vectors, f"finite vectors [k, n] with 1 <= k <= n = {n}")
     if rows.ndim != 2 or not 1 <= len(rows) <= n or rows.shape[1] != n or not np.isfinite(rows).all():
         raise ValueError(f"vectors have shape {rows.shape}: finite [k, n] with 1 <= k <= n = {n} are needed")
     q, r = np.linalg.qr((rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)).T)

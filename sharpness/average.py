@@ -11,18 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from sharpness.arguments import check_count, check_flag, check_positive
 from sharpness.guard import Mode
 from sharpness.mbatches import batches_of, normalised
-from sharpness.perturbation import (
-    check_draws,
-    check_positive,
-    flat_weights,
-    mean_and_error,
-    move,
-    sample,
-)
+from sharpness.perturbation import check_draws, flat_weights, mean_and_error, move, resolved, sample
 from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
@@ -42,7 +37,8 @@ class AverageCaseSharpness(Result):
         evaluations: passes over all data, draws + 1.
         examples, n: numbers of examples and of perturbed weights.
         dtype: of the parameters. Losses are accumulated over chunks in float64.
-        status: "ok"; "fixed" if all weights are zero, so that nothing moved; "nonfinite".
+        status: "ok"; "fixed" if all weights are zero, so that nothing moved; "nonfinite"; "unresolved" (no draw moves
+            the loss by more than its rounding: a larger rho, or float64).
     """
 
     left_out: ClassVar[frozenset[str]] = frozenset({"rises"})
@@ -83,6 +79,7 @@ def average_case_sharpness(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> AverageCaseSharpness:
     """E_{B, d} L_B(w + d) - L_B(w) with d ~ N(0, rho^2 diag(c^2)), c = |w| (adaptive) or 1.
 
@@ -97,14 +94,21 @@ def average_case_sharpness(
         antithetic: as in `random_perturbation`.
         m, logit_normalised, params, batch_size, data, loss, mode: as in `worst_case_sharpness`.
         seed: of the draws and batches; another device gives other draws.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input (see `make_problem`).
     """
     check_positive("rho", rho, "0.05")
     check_draws(draws, antithetic, seed)
+    check_flag("adaptive", adaptive)
+    check_flag("logit_normalised", logit_normalised)
+    if m is not None:
+        check_count("m", m, "128")
     criterion = normalised(loss) if logit_normalised else loss
     problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    several = 1 if m is None else -(-problem.examples // m)
+    meter = Meter(progress, "average_case_sharpness: passes over a batch", several * draws)
     rows, shares, losses = list[Vector](), list[float](), list[float]()
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
@@ -112,7 +116,7 @@ def average_case_sharpness(
         for index, batch in enumerate(batches_of(problem, m, seed)):
             move(problem, w)
             origin = evaluate(batch, finite=True)
-            rows.append(sample(batch, w, spread, origin, draws, antithetic, (seed, 2, index))[0])
+            rows.append(sample(batch, w, spread, origin, draws, antithetic, (seed, 2, index), meter)[0])
             losses.append(origin[0])
             shares.append(batch.examples / problem.examples)
     rises, weights = np.stack(rows), np.array(shares)
@@ -121,6 +125,7 @@ def average_case_sharpness(
     errors = [error for _, error in means if error is not None]
     known = finite and len(errors) == len(means)
     fixed = int((w == 0).sum()) if adaptive else 0
+    status = "ok" if finite and resolved(problem, rises, float(np.abs(losses).max())) else "unresolved"
     return AverageCaseSharpness(
         value=float(weights @ rises.mean(axis=1)) if finite else math.nan,
         standard_error=float(np.linalg.norm(weights * np.array(errors))) if known else None,
@@ -137,5 +142,5 @@ def average_case_sharpness(
         evaluations=draws + 1,
         n=problem.n,
         **certificate(problem),
-        status="nonfinite" if not finite else "fixed" if fixed == problem.n else "ok",
+        status="nonfinite" if not finite else "fixed" if fixed == problem.n else status,
     )

@@ -12,9 +12,11 @@ from scipy.optimize import brentq
 from scipy.special import gammaln, logsumexp
 from torch import nn
 
+from sharpness.arguments import check_choice, check_count, check_fraction, check_positive, check_seed, is_whole, shown
 from sharpness.guard import Mode
 from sharpness.norms import weight_scales
 from sharpness.problem import Data, Loss, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
@@ -69,6 +71,7 @@ def local_entropy(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> LocalEntropy:
     """log int exp(-(f(w') - f(w)) / T - gamma / 2 ||w' - w||^2) dw', the local entropy of Chaudhari et al.
     2017 (1611.01838, equation 4), up to f(w) / T and a constant that `log_integral` includes.
@@ -83,15 +86,17 @@ def local_entropy(
         samples: even, at least 4; one pass over the data each.
         model, loss, data, params, batch_size, mode: as in `hessian`.
         seed: of the samples, and of dropout in train mode.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input.
     """
-    for name, number in (("gamma", gamma), ("temperature", temperature)):
-        if not (np.isfinite(number) and number > 0):
-            raise ValueError(f"{name} is {number!r}: it must be a positive number")
-    if isinstance(samples, bool) or not isinstance(samples, int) or samples < 4 or samples % 2:
-        raise ValueError(f"samples is {samples!r}: an even number of at least 4 is needed")
+    check_positive("gamma", gamma, "1e4")
+    check_positive("temperature", temperature, "1.0")
+    if not is_whole(samples) or samples < 4 or samples % 2:
+        raise ValueError(f"samples is {shown(samples)}: an even number of at least 4 is needed")
+    check_seed(seed)
+    meter = Meter(progress, "local_entropy: passes", samples)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     w, rng = problem.weights(), np.random.default_rng(seed)
     losses = np.empty((samples // 2, 2))
@@ -102,6 +107,7 @@ def local_entropy(
             for side, moved in enumerate((w + step, w - step)):
                 problem.move_to(moved)
                 losses[j, side] = problem.mean_loss()
+                meter.tick()
     value = error = effective = float("nan")
     finite = bool(np.isfinite(losses).all() and np.isfinite(here))
     if finite:
@@ -183,6 +189,7 @@ def basin_radius(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> BasinRadius:
     """E[log r(u)], f(w + r s * u) = f(w) + rise, over directions u uniform on the unit sphere of R^n.
 
@@ -199,11 +206,17 @@ def basin_radius(
         directions: m, at least 2. tolerance: absolute, of each log r.
         model, loss, data, params, batch_size, mode: as in `hessian`.
         seed: of the directions, and of dropout in train mode.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input; a loss that is not finite at w; or a rise too small for the precision.
     """
-    _check(rise, scale, directions, tolerance)
+    check_positive("rise", rise, "0.1, in units of the loss")
+    check_choice("scale", scale, ("unit", "element", "filter", "tensor"))
+    check_count("directions", directions, "32", least=2)
+    check_fraction("tolerance", tolerance, "a width in log r")
+    check_seed(seed)
+    meter = Meter(progress, "basin_radius: directions", directions)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     w, rng, count = problem.weights(), np.random.default_rng(seed), 1
     s = np.ones(problem.n) if scale == "unit" else weight_scales(problem, scale)
@@ -229,6 +242,7 @@ def basin_radius(
             found.append(_crossing(log_ratio, start, tolerance))
             if np.isfinite(found[-1]):
                 start = found[-1]
+            meter.tick()
     radii = np.array(found)
     status = "nonfinite" if np.isnan(radii).any() else "ok" if np.isfinite(radii).all() else "unbounded"
     value = float(radii.mean()) if status == "ok" else float("nan")
@@ -275,13 +289,3 @@ def _crossing(log_ratio: Callable[[float], float], start: float, tolerance: floa
         return float("nan")
     return float(brentq(log_ratio, low, high, xtol=tolerance, rtol=1e-12))  # pyright: ignore[reportArgumentType]
 
-
-def _check(rise: float, scale: str, directions: int, tolerance: float) -> None:
-    if not (np.isfinite(rise) and rise > 0):
-        raise ValueError(f"rise is {rise!r}: it must be a positive number, in units of the loss")
-    if scale not in ("unit", "element", "filter", "tensor"):
-        raise ValueError(f"scale is {scale!r}: it must be 'unit', 'element', 'filter' or 'tensor'")
-    if isinstance(directions, bool) or not isinstance(directions, int) or directions < 2:
-        raise ValueError(f"directions is {directions!r}: at least 2 are needed for a standard error")
-    if not 0 < tolerance < 1:
-        raise ValueError(f"tolerance is {tolerance!r}: it must lie between 0 and 1")

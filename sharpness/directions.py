@@ -9,6 +9,7 @@ import numpy as np
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sharpness.arguments import check_choice, check_model, check_seed, numbers_of
 from sharpness.points import Weights, flat_weights
 from sharpness.problem import Vector, select_parameters
 
@@ -42,6 +43,9 @@ def random_direction(
     Raises:
         ValueError: an unknown normalisation, or weights of another model.
     """
+    check_model(model)
+    check_seed(seed)
+    check_choice("normalise", normalise, ("filter", "layer", "none"))
     n = len(flat_weights(model, weights, params=params))
     d = np.random.default_rng(seed).standard_normal(n)
     if normalise == "none":
@@ -79,11 +83,10 @@ def filter_normalise(
     Raises:
         ValueError: a direction of another shape or not finite, an unknown `by`, or weights of another model.
     """
-    if by not in ("filter", "layer"):
-        raise ValueError(
-            f"normalise is {by!r}: it must be 'filter', 'layer' or, for random_direction, 'none'"
-        )
-    theta, d = flat_weights(model, weights, params=params), np.asarray(direction, dtype=np.float64)
+    check_model(model)
+    check_choice("by", by, ("filter", "layer"))
+    theta = flat_weights(model, weights, params=params)
+    d = numbers_of("direction", direction, f"a finite vector [{len(theta)}]")
     if d.shape != theta.shape or not np.isfinite(d).all():
         raise ValueError(f"direction has shape {d.shape}: pass a finite vector [{len(theta)}]")
     names, parameters = select_parameters(model, params)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from sharpness.arguments import numbers_of, shown
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Problem, Vector, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.recalibration import BnMode
 from sharpness.result import Result, certificate
 
@@ -79,6 +81,7 @@ def slice_2d(
     mode: Mode = "eval",
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
 ) -> Slice2D:
     """Loss and accuracy of `model` over `data` at w = center + alpha d1 + beta d2, for a grid of (alpha,
     beta).
@@ -107,6 +110,7 @@ def slice_2d(
             the same machine. Points that the file has torn or changed are measured again. What is compared: a
             hash of weights, buffers, directions, grid, modes, data and the names of loss and hook, and the
             loss of the first batch.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
         data, loss, batch_size, mode, seed: as in `epsilon_sharpness`. The model itself is left as it came.
 
     Raises:
@@ -117,7 +121,7 @@ def slice_2d(
     if bn_mode == "interpolate":
         raise ValueError("bn_mode is 'interpolate' and a plane has no two ends: use 'keep' or 'recalibrate'")
     moving = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
-    given = _directions(directions, moving.n)
+    given, cosine = _directions(directions, moving.n)
     named = dict(model.named_parameters())
     problem = replace(moving, names=tuple(named), parameters=tuple(named.values()))
     origin = _origin(moving, problem, center)
@@ -126,7 +130,8 @@ def slice_2d(
     mover = make_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
     where = [(float(a), float(b)) for a in first_axis for b in second_axis]
     losses, accuracies, resumed = measure_points(
-        mover, where, lambda at: origin + at[0] * d1 + at[1] * d2, [origin, d1, d2], checkpoint
+        mover, where, lambda at: origin + at[0] * d1 + at[1] * d2, [origin, d1, d2], checkpoint,
+        Meter(progress, "slice_2d: points", len(where)),
     )
     shape, norms = (len(first_axis), len(second_axis)), [float(np.linalg.norm(d)) for d in given]
     accuracy = known_or_none(accuracies)
@@ -137,7 +142,7 @@ def slice_2d(
         accuracies=None if accuracy is None else accuracy.reshape(shape),
         standard_error=None,
         norms=(norms[0], norms[1]),
-        cosine=float(given[0] @ given[1] / norms[0] / norms[1]),
+        cosine=cosine,
         bn_mode=bn_mode,
         evaluations=len(where) - resumed,
         resumed=resumed,
@@ -147,10 +152,11 @@ def slice_2d(
     )
 
 
-def _directions(directions: Sequence[Vector] | Vector, n: int) -> list[Vector]:
-    if len(directions) != 2:
-        raise ValueError(f"directions has {len(directions)} entries: pass two vectors [{n}]")
-    given = [np.asarray(d, dtype=np.float64) for d in directions]
+def _directions(directions: Sequence[Vector] | Vector, n: int) -> tuple[list[Vector], float]:
+    """Both, and the cosine of their angle."""
+    if not hasattr(directions, "__len__") or isinstance(directions, (str, Mapping)) or len(directions) != 2:
+        raise ValueError(f"directions is {shown(directions)}: pass two vectors [{n}]")
+    given = [numbers_of(f"directions[{i}]", d, f"a finite vector [{n}]") for i, d in enumerate(directions)]
     for i, d in enumerate(given):
         if d.shape != (n,) or not np.isfinite(d).all() or not d.any():
             raise ValueError(
@@ -159,9 +165,10 @@ def _directions(directions: Sequence[Vector] | Vector, n: int) -> list[Vector]:
             )
     unit = [d / np.abs(d).max() for d in given]
     unit = [d / np.linalg.norm(d) for d in unit]
-    if 1 - abs(unit[0] @ unit[1]) < _PARALLEL:
+    cosine = float(unit[0] @ unit[1])  # of unit vectors: norms of very long or short ones are not finite
+    if 1 - abs(cosine) < _PARALLEL:
         raise ValueError("directions are parallel and span a line: use slice_1d, or another second direction")
-    return given
+    return given, cosine
 
 
 def _origin(moving: Problem, problem: Problem, center: Weights | Vector | None) -> Vector:
@@ -171,7 +178,7 @@ def _origin(moving: Problem, problem: Problem, center: Weights | Vector | None) 
     if isinstance(center, Mapping):
         check_weights(problem.model, "center", center)
         return flat_weights(problem.model, center, params=problem.names)
-    w = np.asarray(center, dtype=np.float64)
+    w = numbers_of("center", center, f"a state dict, a finite vector [{moving.n}], or None")
     if w.shape != (moving.n,) or not np.isfinite(w).all():
         raise ValueError(f"center has shape {w.shape}: pass a state dict, or a finite vector [{moving.n}]")
     moved = {id(p) for p in moving.parameters}

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sharpness.arguments import shown
 from sharpness.points import Mover, Weights, evaluate
 from sharpness.problem import Problem, Vector
+from sharpness.progress import SILENT, Meter
 
 _MAGIC = "sharpness-grid-1"
 Point = tuple[float, float]
@@ -31,6 +33,7 @@ def measure_points(
     weights: Callable[[tuple[float, ...]], Vector],
     parts: Sequence[Any],
     checkpoint: str | os.PathLike[str] | None,
+    meter: Meter = SILENT,
 ) -> tuple[Vector, Vector, int]:
     """Losses and accuracies [m] at the coordinates `where`, in order, and how many were read from
     `checkpoint`.
@@ -39,6 +42,8 @@ def measure_points(
     `parts` decide the values together with the model, loss and data. Raises ValueError for a file of
     something else, OSError where it cannot be written.
     """
+    if not (checkpoint is None or isinstance(checkpoint, (str, os.PathLike))):
+        raise ValueError(f"checkpoint is {shown(checkpoint)}: it must be the path of a file, or None")
     problem = mover.problem
     done: dict[int, Point] = {}
     name, probe = "", float("nan")
@@ -55,6 +60,7 @@ def measure_points(
                 done[i] = evaluate(problem)
                 if checkpoint is not None:
                     _write(Path(checkpoint), name, probe, done)
+            meter.tick()
     found = np.array([done[i] for i in range(len(where))])
     return found[:, 0].copy(), found[:, 1].copy(), resumed
 

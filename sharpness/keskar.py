@@ -10,11 +10,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import check_count, check_positive, check_seed, numbers_of, shown
 from sharpness.box import Start, maximise_in_box
 from sharpness.curvature_operator import CurvatureOperator
 from sharpness.eigen import top_eigenvalues
 from sharpness.guard import Mode
 from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 Vector = NDArray[np.float64]
@@ -55,8 +57,9 @@ class EpsilonSharpness(Result):
         evaluations: of the loss with its gradient, over all examples; hessian_products come on top
             (eigenvector start; 0 where the eigenvector was given).
         dtype: of the parameters. Loss and gradient are accumulated over batches in float64.
-        status: "ok", or "nonfinite" when a search met a loss that is not finite; its finite values still
-            count.
+        status: "ok"; "nonfinite" when a search met a loss that is not finite (its finite values still count);
+            "impossible" when the search from x itself saw nothing as high as f(x): the function is not the same at
+            each evaluation.
     """
 
     value: float
@@ -92,6 +95,7 @@ def epsilon_sharpness(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> EpsilonSharpness:
     """Keskar's sharpness of `model` at its present weights x in R^n: how far f can rise in a small box
     around x.
@@ -119,11 +123,13 @@ def epsilon_sharpness(
             `top_eigenvalues`: only its signs are used. None: found here, by at most 12 products.
         params, batch_size, mode, data, loss: as in `hessian`.
         seed: of A, of the random starts and of dropout in train mode.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input, or f(x) not finite or not above -1.
     """
-    _check(epsilon, subspace, iterations, starts)
+    _check(epsilon, subspace, iterations, starts, seed)
+    meter = Meter(progress, "epsilon_sharpness: gradients")
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     x = problem.weights()
     vector, products = _checked(eigenvector, problem.n), 0
@@ -142,6 +148,7 @@ def epsilon_sharpness(
         def objective(y: Vector) -> tuple[float, Vector]:
             problem.move_to(x + (y if basis is None else basis.times(y)))
             value, gradient = problem.mean_loss_and_gradient()
+            meter.tick()
             return value, gradient if basis is None else basis.transposed(gradient)
 
         best = maximise_in_box(objective, -radius, radius, points, iterations=iterations)
@@ -160,6 +167,9 @@ def epsilon_sharpness(
         )
         for a in best.ascents
     )
+    slack = 1e3 * np.finfo(problem.dtype).eps * max(abs(at_x), 1e-3)
+    below = [a for a in best.ascents if a.start == "origin" and a.value is not None and a.value < at_x - slack]
+    status = "nonfinite" if any(s.status == "nonfinite" for s in facts) else "impossible" if below else "ok"
     return EpsilonSharpness(
         value=percent(best.value),
         value_origin=next((s.value for s in facts if s.name == "origin"), None),
@@ -177,7 +187,7 @@ def epsilon_sharpness(
         evaluations=1 + sum(s.evaluations for s in facts),
         hessian_products=products,
         dtype=problem.dtype.name,
-        status="nonfinite" if any(s.status == "nonfinite" for s in facts) else "ok",
+        status=status,
     )
 
 
@@ -262,7 +272,7 @@ def _leading_eigenvector(problem: Problem, seed: int) -> tuple[Vector | None, in
 def _checked(eigenvector: ArrayLike | None, n: int) -> Vector | None:
     if eigenvector is None:
         return None
-    vector = np.asarray(eigenvector, dtype=np.float64)
+    vector = numbers_of("eigenvector", eigenvector, f"n = {n} finite numbers that are not all zero, or None")
     if vector.shape != (n,) or not np.isfinite(vector).all() or not vector.any():
         raise ValueError(
             f"eigenvector has shape {vector.shape}: pass n = {n} finite numbers that are not all zero, "
@@ -271,16 +281,11 @@ def _checked(eigenvector: ArrayLike | None, n: int) -> Vector | None:
     return vector
 
 
-def _check(epsilon: float, subspace: int | None, iterations: int, starts: Sequence[str]) -> None:
-    if not (np.isfinite(epsilon) and epsilon > 0):
-        raise ValueError(f"epsilon is {epsilon!r}: it must be a positive number, such as the paper's 1e-3")
-    if subspace is not None and (isinstance(subspace, bool) or not isinstance(subspace, int) or subspace < 1):
-        raise ValueError(
-            f"subspace is {subspace!r}: it must be a positive number of columns, or None for the full space"
-        )
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(
-            f"iterations is {iterations!r}: it must be a positive integer, such as the paper's 10"
-        )
-    if isinstance(starts, str) or not starts or not set(starts) <= set(STARTS):
-        raise ValueError(f"starts is {starts!r}: pass one or more of {', '.join(STARTS)} in a list")
+def _check(epsilon: float, subspace: int | None, iterations: int, starts: Sequence[str], seed: int) -> None:
+    check_positive("epsilon", epsilon, "the paper's 1e-3")
+    if subspace is not None:
+        check_count("subspace", subspace, "100 columns (or None for the full space)")
+    check_count("iterations", iterations, "the paper's 10")
+    if not isinstance(starts, (list, tuple)) or not starts or not set(map(str, starts)) <= set(STARTS):
+        raise ValueError(f"starts is {shown(starts)}: pass one or more of {', '.join(STARTS)} in a list")
+    check_seed(seed)

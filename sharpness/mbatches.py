@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sharpness.arguments import check_count
 from sharpness.batches import TensorBatches
 from sharpness.calls import length_of
-from sharpness.perturbation import check_count
 from sharpness.problem import Loss, Problem
 
 _SMALLEST_NORM = 1e-10  # of centred logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sharpness.norms import NormScaled, fisher_rao_norm, norm_scaled, relative_t
 from sharpness.pacbayes import pac_bayes_sigma
 from sharpness.perturbation import random_perturbation
 from sharpness.problem import Data, Problem
+from sharpness.progress import Progress
 from sharpness.result import Result
 from sharpness.slices import Slice1D, slice_1d
 from sharpness.traces import effective_rank, frobenius_norm, trace
@@ -38,8 +39,8 @@ _ROUGHLY: dict[str, Any] = {"tol": 0.05, "max_matvecs": 40}
 class Subject:
     """What a metric is measured on: the problem, cut to its examples, and what metrics share."""
 
-    def __init__(self, problem: Problem, data: Data, batch_size: int | None) -> None:
-        self.problem, self.data = problem, data
+    def __init__(self, problem: Problem, data: Data, batch_size: int | None, progress: Progress = None) -> None:
+        self.problem, self.data, self.progress = problem, data, progress
         self.pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         self.options: dict[str, Any] = {
             "params": problem.names,
@@ -53,11 +54,15 @@ class Subject:
 
     def unseeded(self, function: Callable[..., Any], **options: Any) -> Any:
         """The same for functions that draw nothing."""
+        return self.make(function, progress=self.progress, **options)
+
+    def make(self, function: Callable[..., Any], **options: Any) -> Any:
+        """The same for functions that only build something."""
         return function(self.problem.model, self.problem.criterion, self.data, **(self.options | options))
 
     def of(self, function: Callable[..., Any], **options: Any) -> Any:
         """A measurement of the Hessian, whose recording is made once for all metrics that ask for it."""
-        return function(self.operator, seed=self.problem.seed, **options)
+        return function(self.operator, seed=self.problem.seed, progress=self.progress, **options)
 
     @cached_property
     def operator(self) -> CurvatureOperator:
@@ -66,6 +71,17 @@ class Subject:
     @cached_property
     def top(self) -> Eigenvalues:
         return self.of(top_eigenvalues, k=min(_TOP, self.problem.n), **_EIGENVALUES)
+
+
+class Work(NamedTuple):
+    """Passes without and with gradients, and products with a curvature matrix, at most or as a rule."""
+
+    passes: int = 0
+    gradients: int = 0
+    products: int = 0
+
+
+TOP_WORK = Work(products=_EIGENVALUES["max_matvecs"])
 
 
 @dataclass(frozen=True)
@@ -77,19 +93,20 @@ class Metric:
         family: what kind of quantity it is.
         about: one sentence, with the value that stands for the result.
         examples: how many it is measured on at most, unless the caller says otherwise: the first ones.
-        cost: seconds on one core for a convolutional network of 1.4 million parameters on images of 3 x 32 x
-            32, with that many examples: what an estimate of the time left starts from.
+        work: what it takes, over these examples.
         measure: a pure function of the subject.
         shares: whether it uses the Hessian that others use too.
+        uses_top: whether it uses the eigenvalues of `lambda_max`, which are computed once.
     """
 
     name: str
     family: str
     about: str
     examples: int
-    cost: float
+    work: Work
     measure: Callable[[Subject], Result]
     shares: bool = False
+    uses_top: bool = False
 
 
 def headline(result: Result) -> tuple[float, float | None]:
@@ -116,7 +133,8 @@ def _overlap(subject: Subject) -> Result:
 
 def _top_of(operator: Callable[..., CurvatureOperator], **kind: Any) -> Callable[[Subject], Result]:
     def measure(subject: Subject) -> Result:
-        return top_eigenvalues(subject.on(operator, **kind), seed=subject.problem.seed, **_ROUGHLY)
+        op = subject.make(operator, seed=subject.problem.seed, **kind)
+        return top_eigenvalues(op, seed=subject.problem.seed, progress=subject.progress, **_ROUGHLY)
 
     return measure
 
@@ -126,7 +144,7 @@ def _batch_sharpness(subject: Subject) -> Result:
     draws: dict[str, Any] = {"batch": size, "batches": 12} if subject.pair else {}
     options = {name: value for name, value in subject.options.items() if name != "batch_size"}
     p = subject.problem
-    return batch_sharpness(p.model, p.criterion, subject.data, seed=p.seed, **options, **draws)
+    return batch_sharpness(p.model, p.criterion, subject.data, seed=p.seed, progress=subject.progress, **options, **draws)
 
 
 def _worst(**options: Any) -> Callable[[Subject], Result]:
@@ -167,7 +185,7 @@ def _random_slice(subject: Subject) -> Result:
     options = {name: value for name, value in subject.options.items() if name != "params"}
     return slice_1d(
         model, problem.criterion, subject.data, start=start, end=end, alphas=np.linspace(-0.5, 0.5, 9),
-        bn_mode="keep", seed=problem.seed, **options,
+        bn_mode="keep", seed=problem.seed, progress=subject.progress, **options,
     )  # fmt: skip
 
 
@@ -177,63 +195,64 @@ _H, _F, _P, _W, _A, _G, _B = (
 
 TABLE: tuple[Metric, ...] = (
     Metric("lambda_max", _H, f"Largest of the {_TOP} largest eigenvalues of the Hessian.",
-           128, 10, lambda s: s.top, True),
+           128, Work(), lambda s: s.top, True, True),
     Metric("lambda_min", _H, "Smallest eigenvalue of the Hessian, negative at a saddle.",
-           128, 10, lambda s: s.of(top_eigenvalues, which="SA", tol=0.1, max_matvecs=30), True),
+           128, Work(products=30), lambda s: s.of(top_eigenvalues, which="SA", tol=0.1, max_matvecs=30), True),
     Metric("norm_scaled_lambda", _H, "Largest eigenvalue of the Hessian times ||w||^2.",
-           128, 0.1, lambda s: norm_scaled(s.top, s.problem.model, params=s.problem.names), True),
-    Metric("trace", _H, "Trace of the Hessian, by Hutch++.", 128, 4, lambda s: s.of(trace, matvecs=12), True),
+           128, Work(), lambda s: norm_scaled(s.top, s.problem.model, params=s.problem.names), True, True),
+    Metric("trace", _H, "Trace of the Hessian, by Hutch++.",
+           128, Work(products=12), lambda s: s.of(trace, matvecs=12), True),
     Metric("effective_rank", _H, "tr(H)^2 / ||H||_F^2, the number of equal eigenvalues with these moments.",
-           128, 4, lambda s: s.of(effective_rank, matvecs=10), True),
+           128, Work(products=10), lambda s: s.of(effective_rank, matvecs=10), True),
     Metric("frobenius_norm", _H, "||H||_F, the root of the sum of the squared eigenvalues.",
-           128, 4, lambda s: s.of(frobenius_norm, matvecs=10), True),
+           128, Work(products=10), lambda s: s.of(frobenius_norm, matvecs=10), True),
     Metric("spectral_density", _H, "Density of the Hessian's eigenvalues, and the mean of |lambda|.",
-           128, 8, lambda s: s.of(spectral_density, probes=2, steps=12), True),
+           128, Work(products=24), lambda s: s.of(spectral_density, probes=2, steps=12), True),
     Metric("gradient_overlap", _H, f"Share of the gradient in the space of the {_TOP} top eigenvectors.",
-           128, 7, _overlap, True),
+           128, Work(0, 3, 11), _overlap, True, True),
     Metric("relative_trace", _H, "tr(H diag(w^2)), the trace in units of the weights.",
-           128, 4, lambda s: s.on(relative_trace, probes=10)),
+           128, Work(products=10), lambda s: s.on(relative_trace, probes=10)),
     Metric("ggn_lambda_max", _F, "Largest eigenvalue of the generalised Gauss-Newton matrix.",
-           128, 4, _top_of(ggn)),
-    Metric("fisher_lambda_max", _F, "Largest eigenvalue of the true Fisher matrix.", 128, 5, _top_of(fisher)),
+           128, Work(products=40), _top_of(ggn)),
+    Metric("fisher_lambda_max", _F, "Largest eigenvalue of the true Fisher matrix.", 128, Work(products=40), _top_of(fisher)),
     Metric("empirical_fisher_lambda_max", _F, "Largest eigenvalue of the mean of g_i g_i^T over examples.",
-           128, 4, _top_of(fisher, kind="empirical")),
+           128, Work(products=40), _top_of(fisher, kind="empirical")),
     Metric("fisher_rao_norm", _F, "sqrt(E <w, grad l>^2) with the labels of the data.",
-           500, 2, lambda s: s.unseeded(fisher_rao_norm)),
+           500, Work(gradients=1), lambda s: s.unseeded(fisher_rao_norm)),
     Metric("fisher_rao_norm_model", _F, "sqrt(E <w, grad l>^2) with labels of the model's own.",
-           500, 2, lambda s: s.unseeded(fisher_rao_norm, labels="model")),
+           500, Work(gradients=2), lambda s: s.unseeded(fisher_rao_norm, labels="model")),
     Metric("gradient_noise", _G, "Simple noise scale tr(Sigma) / |G|^2, in examples.",
-           250, 4, lambda s: s.unseeded(gradient_noise)),
-    Metric("batch_sharpness", _G, "E[g^T H g] / E||g||^2 over batches of 64.", 500, 4, _batch_sharpness),
+           250, Work(gradients=3), lambda s: s.unseeded(gradient_noise)),
+    Metric("batch_sharpness", _G, "E[g^T H g] / E||g||^2 over batches of 64.", 500, Work(0, 2, 2), _batch_sharpness),
     Metric("phi_full", _P, "Keskar's sharpness in percent, eps 1e-3, all directions, two starts.",
-           128, 13, lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"))),
+           128, Work(gradients=24), lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"))),
     Metric("phi_subspace", _P, "Keskar's sharpness in percent, eps 1e-3, 100 random directions, two starts.",
-           128, 8, lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"), subspace=100)),
+           128, Work(gradients=24), lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"), subspace=100)),
     Metric("random_perturbation", _W, "Mean rise of the loss under N(0, 0.01^2) on the weights.",
-           250, 2.5, lambda s: s.on(random_perturbation, sigma=0.01, draws=10)),
+           250, Work(passes=11), lambda s: s.on(random_perturbation, sigma=0.01, draws=10)),
     Metric("average_adaptive", _W, "Mean rise of the loss under N(0, (0.1 w)^2) on the weights.",
-           250, 2.5, lambda s: s.on(average_case_sharpness, rho=0.1, draws=10)),
+           250, Work(passes=11), lambda s: s.on(average_case_sharpness, rho=0.1, draws=10)),
     Metric("pac_bayes_sigma", _W, "1 / sigma^2 of the Gaussian noise that costs a tenth of accuracy.",
-           128, 2.5, lambda s: s.on(pac_bayes_sigma, draws=4, tolerance=0.1)),
+           128, Work(passes=40), lambda s: s.on(pac_bayes_sigma, draws=4, tolerance=0.1)),
     Metric("pac_bayes_sigma_magnitude", _W, "The same for noise relative to each weight's magnitude.",
-           128, 2.5, lambda s: s.on(pac_bayes_sigma, draws=4, tolerance=0.1, scaling="magnitude")),
+           128, Work(passes=40), lambda s: s.on(pac_bayes_sigma, draws=4, tolerance=0.1, scaling="magnitude")),
     Metric("worst_l2_step", _A, "Rise of the loss by one ascent step of length 0.05 (SAM).",
-           128, 0.5, _worst(rho=0.05, steps=1)),
-    Metric("worst_l2", _A, "Largest rise found within distance 0.05.", 128, 2.5, _worst(rho=0.05, steps=10)),
+           128, Work(passes=1, gradients=1), _worst(rho=0.05, steps=1)),
+    Metric("worst_l2", _A, "Largest rise found within distance 0.05.", 128, Work(passes=1, gradients=10), _worst(rho=0.05, steps=10)),
     Metric("adaptive_l2_step", _A, "Rise by one relative ascent step of length 0.5 (ASAM).",
-           128, 0.5, _worst(rho=0.5, steps=1, adaptive=True)),
+           128, Work(passes=1, gradients=1), _worst(rho=0.5, steps=1, adaptive=True)),
     Metric("adaptive_l2", _A, "Largest rise found within a relative distance of 0.5.",
-           128, 2.5, _worst(rho=0.5, steps=10, adaptive=True)),
+           128, Work(passes=1, gradients=10), _worst(rho=0.5, steps=10, adaptive=True)),
     Metric("adaptive_linf_step", _A, "Rise by one ascent step that changes no weight by more than 0.2%.",
-           128, 0.5, _worst(rho=0.002, steps=1, norm="linf", adaptive=True)),
+           128, Work(passes=1, gradients=1), _worst(rho=0.002, steps=1, norm="linf", adaptive=True)),
     Metric("adaptive_linf", _A, "Largest rise found where no weight changes by more than 0.2%.",
-           128, 2.5, _worst(rho=0.002, steps=10, norm="linf", adaptive=True)),
+           128, Work(passes=1, gradients=10), _worst(rho=0.002, steps=10, norm="linf", adaptive=True)),
     Metric("adaptive_linf_logit_normalised", _A, "The same for the loss of the normalised logits.",
-           128, 2.5, _worst(rho=0.002, steps=10, norm="linf", adaptive=True, logit_normalised=True)),
+           128, Work(passes=1, gradients=10), _worst(rho=0.002, steps=10, norm="linf", adaptive=True, logit_normalised=True)),
     Metric("basin_radius", _B, "Mean log-distance to a rise of the loss by 0.1 along random directions.",
-           128, 5, lambda s: s.on(basin_radius, directions=6, tolerance=0.05)),
+           128, Work(passes=60), lambda s: s.on(basin_radius, directions=6, tolerance=0.05)),
     Metric("local_entropy", _B, "log E exp(-(f(w') - f(w))) over w' within N(w, 0.01^2).",
-           128, 4, lambda s: s.on(local_entropy, gamma=1e4, samples=32)),
+           128, Work(passes=33), lambda s: s.on(local_entropy, gamma=1e4, samples=32)),
     Metric("random_slice", _B, "Mean rise half a filter-normalised random direction away, either side.",
-           250, 2.5, _random_slice),
+           250, Work(passes=9), _random_slice),
 )  # fmt: skip

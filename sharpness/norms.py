@@ -11,12 +11,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import check_choice, check_count, check_model, numbers_of
 from sharpness.curvature import hessian
 from sharpness.eigen import Eigenvalues
 from sharpness.guard import Mode
 from sharpness.nested import take
 from sharpness.per_example import example_slopes, refuse_batch_statistics
-from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.problem import Data, Loss, Problem, make_problem, select_parameters
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result, certificate
 
 Vector = NDArray[np.float64]
@@ -30,7 +32,7 @@ class FisherRaoNorm(Result):
 
     Attributes:
         value: the norm. squared: its square, the mean over examples.
-        standard_error, squared_error: from the spread over examples, as draws from a population.
+        standard_error, squared_error: from the spread over examples, as draws from a population; None for one.
         labels: as asked.
         evaluations: passes over all the data, in gradients' worth.
         examples, n, dtype, mode: as in `hessian`; seed: None, nothing is drawn.
@@ -39,8 +41,8 @@ class FisherRaoNorm(Result):
 
     value: float
     squared: float
-    standard_error: float
-    squared_error: float
+    standard_error: float | None
+    squared_error: float | None
     labels: Labels
     evaluations: int
     examples: int
@@ -60,6 +62,7 @@ def fisher_rao_norm(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    progress: Progress = None,
 ) -> FisherRaoNorm:
     """The Fisher-Rao norm ||w||_fr^2 = w^T I(w) w = E <w, grad_w l(f_w(x), y)>^2 (Liang et al. 2019,
     1711.01530, section 2.1).
@@ -74,27 +77,28 @@ def fisher_rao_norm(
         labels: "data" or "model".
         model, loss, data, params, batch_size, mode: as in `hessian`; w is the selected parameters, all
             others are constants.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input, examples that influence each other, or for "model" outputs or a loss
             other than those above.
     """
-    if labels not in ("data", "model"):
-        raise ValueError(f"labels is {labels!r}: it must be 'data' or 'model'")
+    check_choice("labels", labels, ("data", "model"))
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode)
+    meter = Meter(progress, "fisher_rao_norm: examples", problem.examples)
     with problem.guard():
         if labels == "data":
-            squares = example_slopes(problem, problem.weights())[1] ** 2
+            squares = example_slopes(problem, problem.weights(), meter)[1] ** 2
         else:
-            squares = _output_variances(problem, problem.weights())
+            squares = _output_variances(problem, problem.weights(), meter)
     total, squared = len(squares), float(squares.mean())
     finite = bool(np.isfinite(squares).all())
     value = float(np.sqrt(squared)) if finite else float("nan")
-    error = float(squares.std(ddof=1) / np.sqrt(total)) if finite and total > 1 else float("nan")
+    error = float(squares.std(ddof=1) / np.sqrt(total)) if finite and total > 1 else None
     return FisherRaoNorm(
         value=value,
         squared=squared if finite else float("nan"),
-        standard_error=error / (2 * value) if value > 0 else error,
+        standard_error=error / (2 * value) if error is not None and value > 0 else error,
         squared_error=error,
         labels=labels,
         evaluations=1 if labels == "data" else 2,
@@ -107,7 +111,7 @@ def fisher_rao_norm(
     )
 
 
-def _output_variances(problem: Problem, w: Vector) -> Vector:
+def _output_variances(problem: Problem, w: Vector, meter: Meter) -> Vector:
     """Var_p(J w) [N] of the logits; J w as the derivative of J^T t in t, which every model has."""
     refuse_batch_statistics(problem)
     direction, rows = problem.split(torch.from_numpy(w)), []
@@ -125,6 +129,7 @@ def _output_variances(problem: Problem, w: Vector) -> Vector:
         p = logits.detach().double().softmax(dim=1)
         center = (p * along).sum(dim=1, keepdim=True)
         rows.append((p * (along - center).square()).sum(dim=1).cpu())
+        meter.tick(len(logits))
     return torch.cat(rows).numpy()
 
 
@@ -186,6 +191,7 @@ def relative_trace(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> RelativeTrace:
     """tr(H diag(s^2)) = sum_i s_i^2 H_ii, the trace of the Hessian in units of the weights.
 
@@ -200,13 +206,15 @@ def relative_trace(
     Args:
         probes: number of z, at least 2, one product each.
         seed: of the signs.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
         model, loss, data, params, batch_size, mode: as in `hessian`.
 
     Raises:
         ValueError: wrong input.
     """
-    if isinstance(probes, bool) or not isinstance(probes, int) or probes < 2:
-        raise ValueError(f"probes is {probes!r}: at least 2 are needed for a standard error")
+    check_count("probes", probes, "32", least=2)
+    check_choice("scale", scale, ("element", "filter", "tensor"))
+    meter = Meter(progress, "relative_trace: products", probes)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     s, rng = weight_scales(problem, scale), np.random.default_rng(seed)
     op = hessian(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
@@ -215,6 +223,7 @@ def relative_trace(
     for j in range(probes):
         z = s * rng.choice((-1.0, 1.0), size=problem.n)
         shares[j] = [part.sum() for part in np.split(z * (op @ z), ends)]
+        meter.tick()
     finite = bool(np.isfinite(shares).all())
     sums = shares.sum(axis=1) if finite else np.full(probes, np.nan)
     means = shares.mean(axis=0) if finite else np.full(len(problem.names), np.nan)
@@ -232,8 +241,6 @@ def relative_trace(
 
 def weight_scales(problem: Problem, scale: Scale) -> Vector:
     """s [n] as in `relative_trace`."""
-    if scale not in ("element", "filter", "tensor"):
-        raise ValueError(f"scale is {scale!r}: it must be 'element', 'filter' or 'tensor'")
     parts = []
     for parameter in problem.parameters:
         w = parameter.detach().double()
@@ -251,7 +258,8 @@ class NormScaled(Result):
 
     Attributes:
         values: [k] in the order of the eigenvalues. residuals: [k] theirs times ||w||^2, or None.
-        norm_squared: ||w||^2. n: number of scalars in w. status: "ok", or "nonfinite".
+        norm_squared: ||w||^2. n: number of scalars in w.
+        status: that of the eigenvalues, where it says that they do not stand; else "ok", or "nonfinite".
     """
 
     values: Vector
@@ -275,20 +283,24 @@ def norm_scaled(
         params: names of w, the same as for the operator; None: all with `requires_grad`.
 
     Raises:
-        ValueError: unknown names, or nothing selected.
+        ValueError: unknown names, nothing selected, or eigenvalues of another number of parameters.
     """
-    known = dict(model.named_parameters(remove_duplicate=False))
-    names = [k for k, p in model.named_parameters() if p.requires_grad] if params is None else list(params)
-    if not names or not set(names) <= set(known):
-        raise ValueError(f"params {names} must name parameters of the model, such as {list(known)[:4]}")
-    w = [known[name].detach().double() for name in names]
-    squared = float(sum(part.square().sum() for part in w))
+    check_model(model)
+    w = [p.detach().double() for p in select_parameters(model, params)[1]]
+    squared, n = float(sum(part.square().sum() for part in w)), sum(part.numel() for part in w)
     spectrum = isinstance(eigenvalues, Eigenvalues)
-    values = np.atleast_1d(np.asarray(eigenvalues.values if spectrum else eigenvalues, np.float64)) * squared
+    if spectrum and eigenvalues.n != n:
+        raise ValueError(f"eigenvalues are of n = {eigenvalues.n} parameters and params select {n}: pass the operator's own")
+    given = numbers_of("eigenvalues", eigenvalues.values if spectrum else eigenvalues, "top_eigenvalues(op, k), or numbers [k]")
+    values, status = np.atleast_1d(given) * squared, "ok"
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"eigenvalues has shape {given.shape}: pass top_eigenvalues(op, k), or numbers [k]")
+    if spectrum and eigenvalues.status not in ("converged", "precision"):
+        status = eigenvalues.status
     return NormScaled(
         values=values,
         residuals=eigenvalues.residuals * squared if spectrum else None,
         norm_squared=squared,
-        n=sum(part.numel() for part in w),
-        status="ok" if np.isfinite(values).all() else "nonfinite",
+        n=n,
+        status=status if np.isfinite(values).all() else "nonfinite",
     )

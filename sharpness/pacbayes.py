@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import check_choice, check_positive
 from sharpness.guard import Mode
 from sharpness.perturbation import (
     Scaling,
     check_draws,
-    check_positive,
     check_scaling,
     flat_weights,
     mean_and_error,
@@ -24,6 +24,7 @@ from sharpness.perturbation import (
 )
 from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result, certificate
 
 Quantity = Literal["accuracy", "loss"]
@@ -98,6 +99,7 @@ def pac_bayes_sigma(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> PacBayesSigma:
     """max {sigma : E_d [accuracy(w) - accuracy(w + d)] <= accuracy_drop}, reported as 1 / sigma^2.
 
@@ -114,6 +116,7 @@ def pac_bayes_sigma(
             loss, with the limit `loss_rise` on E_d f(w + d) - f(w), in the loss's units.
         draws, scaling, epsilon, antithetic, seed: as in `random_perturbation`.
         tolerance: upper / lower - 1 of the final bracket.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
         params, data, loss, batch_size, mode: as in `hessian`.
 
     Raises:
@@ -125,6 +128,7 @@ def pac_bayes_sigma(
     check_positive("tolerance", tolerance, "0.01")
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     tried: dict[float, Vector] = {}
+    meter = Meter(progress, "pac_bayes_sigma: passes")
 
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
@@ -137,7 +141,7 @@ def pac_bayes_sigma(
 
         def mean_drop(sigma: float) -> float:
             spread = standard_deviations(w, sigma, scaling, epsilon)
-            rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0))
+            rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0), meter)
             tried[sigma] = drops if quantity == "accuracy" else rises
             return float(tried[sigma].mean())
 
@@ -218,8 +222,7 @@ def _first(w: Tensor, scaling: Scaling) -> float:
 
 
 def _limit(quantity: Quantity, accuracy_drop: float, loss_rise: float | None) -> float:
-    if quantity not in ("accuracy", "loss"):
-        raise ValueError(f"quantity is {quantity!r}: it must be 'accuracy' or 'loss'")
+    check_choice("quantity", quantity, ("accuracy", "loss"))
     if quantity == "loss":
         if loss_rise is None:
             raise ValueError("quantity is 'loss' and loss_rise is None: pass the rise of the loss to allow")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sharpness.arguments import check_count, check_seed, shown
 from sharpness.batches import TensorBatches, as_batches
+from sharpness.consistency import contradictions
 from sharpness.guard import Mode
 from sharpness.metrics import TABLE, Metric, Subject, headline
 from sharpness.nested import take
 from sharpness.problem import Data, Loss, make_problem
+from sharpness.progress import Progress
 from sharpness.result import Result
 
 
@@ -28,8 +31,9 @@ class Measured(Result):
         standard_error: of value, where the metric estimates one.
         seconds: that it took. An operator's recording counts for the first metric that uses it.
         status: the result's own; "not applicable" (it has no meaning for this model, loss or data);
-            "nonfinite" (NaN or infinity met); or "failed" (an exception: see sentence).
-        sentence: why there is no result; None with one.
+            "nonfinite" (NaN or infinity met); "impossible" (the result's own, or beside an earlier metric of the same
+            Hessian it cannot be true: see sentence); or "failed" (an exception: see sentence).
+        sentence: why there is no result, or what it contradicts; else None.
         result: what the metric's own function returned, or None.
     """
 
@@ -57,6 +61,8 @@ def choose(metrics: str | Sequence[str]) -> tuple[Metric, ...]:
 
     Raises ValueError for a name that is not in it.
     """
+    if not isinstance(metrics, (str, list, tuple)) or not all(isinstance(name, str) for name in metrics):
+        raise ValueError(f"metrics is {shown(metrics)}: pass 'all', a name, or a list of names")
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     known = [metric.name for metric in TABLE]
     if unknown := [name for name in names if name != "all" and name not in known]:
@@ -77,6 +83,7 @@ def panel(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> Iterator[Measured]:
     """Measure the metrics of the table one after the other, and yield each as soon as it is there.
 
@@ -91,6 +98,7 @@ def panel(
         metrics: "all", or names; they are measured in the table's order.
         examples: for all metrics instead of the table's numbers; None: the table's.
         seed: of all that is drawn; the same for each metric.
+        progress: passed on to each metric's own function; how long they will take, says `cost_estimate`.
         model, loss, data, params, batch_size, mode: as in `hessian`. Data in batches stay in these, of which
             the last one taken may be cut.
 
@@ -99,28 +107,65 @@ def panel(
             in spite of that is "not applicable", another exception "failed". Running out of memory ends the panel.
     """
     chosen = choose(metrics)
-    if examples is not None and (isinstance(examples, bool) or not isinstance(examples, int) or examples < 1):
-        raise ValueError(f"examples is {examples!r}: it must be a positive integer, or None for the table's")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}: it must be an integer of at least 0")
-    most = examples or max(metric.examples for metric in chosen)
-    taken = _first(data, batch_size, most, seed)
-    make_problem(model, loss, taken, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    subject_of = subjects(
+        model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, seed=seed, progress=progress
+    )
 
     def entries() -> Iterator[Measured]:
-        subject, key = None, None
+        subject, key, seen = None, None, list[Result]()
         for metric in chosen:
             start, wanted = time.perf_counter(), (examples or metric.examples, metric.shares)
             if subject is None or key != wanted:
-                subject = None  # what the last ones shared may be large
-                few = _first(taken, batch_size, wanted[0], seed)
-                problem = make_problem(
-                    model, loss, few, params=params, batch_size=batch_size, mode=mode, seed=seed
-                )
-                subject, key = Subject(problem, few, batch_size), wanted
-            yield _measured(metric, subject, start)
+                subject, seen = None, []  # what the last ones shared may be large
+                subject, key = subject_of(wanted[0]), wanted
+            entry = _measured(metric, subject, start)
+            if metric.shares and entry.result is not None:
+                if said := contradictions(entry.result, *seen) if entry.status != "nonfinite" else ():
+                    entry = replace(entry, status="impossible", sentence="; ".join(said))
+                seen.append(entry.result)
+            yield entry
 
     return entries()
+
+
+def subjects(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    metrics: str | Sequence[str],
+    examples: int | None,
+    *,
+    progress: Progress = None,
+    **options: Any,
+) -> Callable[[int], Subject]:
+    """(examples) -> what metrics are measured on, the first so many; everything that can be wrong is wrong here."""
+    chosen = choose(metrics)
+    if examples is not None:
+        check_count("examples", examples, "128 (or None for the table's)")
+    check_seed(options["seed"])
+    taken, whole = _taken(model, loss, data, examples or max(metric.examples for metric in chosen), options)
+
+    def subject_of(count: int) -> Subject:
+        few = taken if whole else _first(taken, options["batch_size"], count, options["seed"])
+        return Subject(make_problem(model, loss, few, **options), few, options["batch_size"], progress)
+
+    return subject_of
+
+
+def _taken(model: nn.Module, loss: Loss, data: Data, count: int, options: dict[str, Any]) -> tuple[Data, bool]:
+    """The first examples, and False; or all of them, and True, where the model takes nothing less (a graph)."""
+    few = _first(data, options["batch_size"], count, options["seed"])
+    try:
+        make_problem(model, loss, few, **options)
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not isinstance(few, tuple) or len(few[1]) == len(data[1]):  # pyright: ignore
+            raise
+        try:
+            make_problem(model, loss, data, **options)
+        except (ValueError, RuntimeError):
+            raise error from None
+        return data, True
+    return few, False
 
 
 def _measured(metric: Metric, subject: Subject, start: float) -> Measured:

@@ -9,13 +9,16 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from sharpness.arguments import check_choice, check_count, check_positive, numbers_of
 from sharpness.guard import Mode
 from sharpness.points import Mover, Weights, check_weights, evaluate, flat_weights, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.recalibration import BnMode
 from sharpness.result import Result, certificate
 
 Above = Literal["larger end", "mean of ends", "line"]
+_AT = 1e-9  # of 0 and 1, where sums of steps end
 
 
 def barrier(
@@ -31,22 +34,24 @@ def barrier(
     points misses what lies between them: it is a lower bound.
 
     Args:
-        alphas, losses: [m] each, in any order; 0 and 1 must be among the alphas.
+        alphas, losses: [m] each, in any order; 0 and 1 must be among the alphas (to 1e-9).
 
-    Returns NaN when a loss in [0, 1] is not finite. Raises ValueError for shapes that differ, or without
-    ends.
+    Returns NaN when a loss in [0, 1] is not finite. Raises ValueError for shapes that differ, without
+    ends, or with two losses at one end.
     """
-    a, f = np.asarray(alphas, dtype=np.float64), np.asarray(losses, dtype=np.float64)
+    check_choice("above", above, ("larger end", "mean of ends", "line"))
+    a, f = numbers_of("alphas", alphas, "numbers [m]"), numbers_of("losses", losses, "numbers [m]")
     if a.shape != f.shape or a.ndim != 1:
         raise ValueError(f"alphas has shape {a.shape} and losses {f.shape}: both must be [m]")
-    if not ((a == 0).any() and (a == 1).any()):
+    ends = [f[np.abs(a - end) <= _AT] for end in (0, 1)]
+    if not all(map(len, ends)):
         raise ValueError("alphas lacks 0 or 1: a barrier is measured against both ends of the path")
-    if above not in ("larger end", "mean of ends", "line"):
-        raise ValueError(f"above is {above!r}: it must be 'larger end', 'mean of ends' or 'line'")
-    inside = (a >= 0) & (a <= 1)
-    first, last = f[a == 0][0], f[a == 1][0]
+    inside = (a >= -_AT) & (a <= 1 + _AT)
+    first, last = (float(end[0]) for end in ends)
     if not np.isfinite(f[inside]).all():
         return float("nan")
+    if any(float(np.ptp(end)) > 1e-6 * float(np.abs(end).max()) for end in ends):
+        raise ValueError("losses has two values at one end of the path: they are not of one path")
     if above == "larger end":
         return float(f[inside].max() - max(first, last))
     if above == "mean of ends":
@@ -116,6 +121,7 @@ def connect(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> Connection:
     """Barriers between `start` and `end` on the line, and on a curve that is fitted around what stands
     between.
@@ -134,16 +140,16 @@ def connect(
         start, end: state dicts, or mappings with at least all parameters.
         points: number of equidistant t in [0, 1] at which both paths are measured.
         bn_mode, recalibrate, calibration: as in `slice_1d`; by default recalibrated at every point and step.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
         data, loss, batch_size, mode, seed: as in `epsilon_sharpness`. The model itself is left as it came.
 
     Raises:
         ValueError: wrong input, as in `slice_1d`, or ends that are equal.
     """
-    for label, value, least in (("steps", steps, 0), ("points", points, 3)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{label} is {value!r}: it must be an integer of at least {least}")
-    if not (np.isfinite(learning_rate) and learning_rate > 0):
-        raise ValueError(f"learning_rate is {learning_rate!r}: it must be a positive number, such as 0.1")
+    check_count("steps", steps, "100", least=0)
+    check_count("points", points, "21", least=3)
+    check_positive("learning_rate", learning_rate, "0.1")
+    meter = Meter(progress, "connect: passes, of the fit's with gradients", steps + 2 * points - 2)
     check_weights(model, "start", start)
     check_weights(model, "end", end)
     every = [name for name, _ in model.named_parameters()]
@@ -156,9 +162,9 @@ def connect(
         raise ValueError("start and end are the same weights: pass two different minima")
     ts = np.linspace(0.0, 1.0, points)
     with problem.guard(), problem.movable():
-        bend, fit_losses = _fit(mover, a, b, steps, learning_rate * spread, seed)
-        curve = np.array([_measure(mover, _bezier(t, a, bend, b), t) for t in ts])
-        inner = [_measure(mover, (1 - t) * a + t * b, t) for t in ts[1:-1]]
+        bend, fit_losses = _fit(mover, a, b, steps, learning_rate * spread, seed, meter)
+        curve = np.array([_measure(mover, _bezier(t, a, bend, b), t, meter) for t in ts])
+        inner = [_measure(mover, (1 - t) * a + t * b, t, meter) for t in ts[1:-1]]
         line = np.array([curve[0], *inner, curve[-1]])
     value, linear_value = barrier(ts, curve[:, 0]), barrier(ts, line[:, 0])
     finite = (
@@ -191,12 +197,16 @@ def _bezier(t: float, a: Vector, bend: Vector, b: Vector) -> Vector:
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
 
 
-def _measure(mover: Mover, w: Vector, t: float) -> tuple[float, float]:
+def _measure(mover: Mover, w: Vector, t: float, meter: Meter) -> tuple[float, float]:
     mover.move(w, t)
-    return evaluate(mover.problem)
+    found = evaluate(mover.problem)
+    meter.tick()
+    return found
 
 
-def _fit(mover: Mover, a: Vector, b: Vector, steps: int, rate: float, seed: int) -> tuple[Vector, Vector]:
+def _fit(
+    mover: Mover, a: Vector, b: Vector, steps: int, rate: float, seed: int, meter: Meter
+) -> tuple[Vector, Vector]:
     """The bend after `steps` of Adam, and the loss at each; ends early, at the last finite bend, where the
     loss or gradient is not finite."""
     rng = np.random.default_rng(seed)
@@ -207,6 +217,7 @@ def _fit(mover: Mover, a: Vector, b: Vector, steps: int, rate: float, seed: int)
         t = float(rng.uniform())
         mover.move(_bezier(t, a, bend, b), t)
         value, gradient = mover.problem.mean_loss_and_gradient()
+        meter.tick()
         if not (np.isfinite(value) and np.isfinite(gradient).all()):
             losses.append(float("nan"))
             break

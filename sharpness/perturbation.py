@@ -12,9 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import check_choice, check_count, check_flag, check_positive, check_seed, is_real, shown
 from sharpness.guard import Mode
 from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.progress import SILENT, Meter, Progress
 from sharpness.result import Result, certificate
 
 Scaling = Literal["plain", "magnitude"]
@@ -40,7 +42,8 @@ class RandomPerturbation(Result):
         evaluations: passes over all data, draws + 1.
         examples, n: numbers of examples and of perturbed weights.
         dtype: of the parameters; losses are accumulated over batches in float64.
-        status: "ok" or "nonfinite".
+        status: "ok"; "nonfinite"; "unresolved" (no draw moves the loss by more than its rounding, so that neither value
+            nor standard_error says anything: a larger sigma, or float64).
     """
 
     left_out: ClassVar[frozenset[str]] = frozenset({"rises"})
@@ -80,6 +83,7 @@ def random_perturbation(
     batch_size: int | None = None,
     mode: Mode = "eval",
     seed: int = 0,
+    progress: Progress = None,
 ) -> RandomPerturbation:
     """Mean rise of the loss under Gaussian noise on the weights: E_d f(w + d) - f(w).
 
@@ -99,6 +103,7 @@ def random_perturbation(
         params: names of the weights to perturb; None means all with `requires_grad`.
         data, loss, batch_size, mode: as in `hessian`.
         seed: of the draws, made on the model's device: another device gives other draws.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
 
     Raises:
         ValueError: wrong input (see `make_problem`).
@@ -106,12 +111,13 @@ def random_perturbation(
     check_positive("sigma", sigma, "0.01")
     check_draws(draws, antithetic, seed)
     check_scaling(scaling, epsilon)
+    meter = Meter(progress, "random_perturbation: passes", draws)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
         origin = evaluate(problem, finite=True)
         spread = standard_deviations(w, sigma, scaling, epsilon)
-        rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0))
+        rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0), meter)
     finite = math.isfinite(origin[0]) and bool(np.isfinite(rises).all())
     value, error = mean_and_error(rises)
     drop, drop_error = mean_and_error(drops) if finite else (math.nan, None)
@@ -131,7 +137,7 @@ def random_perturbation(
         evaluations=draws + 1,
         n=problem.n,
         **certificate(problem),
-        status="ok" if finite else "nonfinite",
+        status="nonfinite" if not finite else "ok" if resolved(problem, rises, origin[0]) else "unresolved",
     )
 
 
@@ -143,6 +149,7 @@ def sample(
     draws: int,
     antithetic: bool,
     entropy: tuple[int, ...],
+    meter: Meter = SILENT,
 ) -> tuple[Vector, Vector]:
     """Rises of the loss and drops of the accuracy [units] at w + spread * z, z ~ N(0, I) from `entropy`.
 
@@ -160,7 +167,13 @@ def sample(
             loss, accuracy = evaluate(problem, finite=True)
             rises[unit] += (loss - origin[0]) / len(signs)
             drops[unit] += (origin[1] - accuracy) / len(signs)
+            meter.tick()
     return rises, drops
+
+
+def resolved(problem: Problem, rises: Vector, loss: float) -> bool:
+    """Whether some rise is more than what rounding of the loss alone makes."""
+    return bool(np.abs(rises).max() > 4 * np.finfo(problem.dtype).eps * abs(loss))
 
 
 def mean_and_error(units: Vector) -> tuple[float, float | None]:
@@ -201,30 +214,15 @@ def unit_normal(problem: Problem, generator: torch.Generator) -> Tensor:
     return torch.randn(problem.n, generator=generator, device=generator.device, dtype=dtype).double()
 
 
-def check_positive(name: str, value: float, example: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-        raise ValueError(f"{name} is {value!r}: it must be a positive finite number, such as {example}")
-
-
-def check_count(name: str, value: int, example: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} is {value!r}: it must be a positive integer, such as {example}")
-
-
 def check_draws(draws: int, antithetic: bool, seed: int) -> None:
     check_count("draws", draws, "20")
+    check_flag("antithetic", antithetic)
     if antithetic and draws % 2:
         raise ValueError(f"draws is {draws}: antithetic pairs need an even number, or pass antithetic=False")
     check_seed(seed)
 
 
-def check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"seed is {seed!r}: it must be a non-negative integer")
-
-
 def check_scaling(scaling: Scaling, epsilon: float) -> None:
-    if scaling not in ("plain", "magnitude"):
-        raise ValueError(f"scaling is {scaling!r}: it must be 'plain' or 'magnitude'")
-    if isinstance(epsilon, bool) or not isinstance(epsilon, (int, float)) or not 0 <= epsilon < math.inf:
-        raise ValueError(f"epsilon is {epsilon!r}: it must be a finite number, at least 0, such as 1e-3")
+    check_choice("scaling", scaling, ("plain", "magnitude"))
+    if not is_real(epsilon) or not 0 <= epsilon < math.inf:
+        raise ValueError(f"epsilon is {shown(epsilon)}: it must be a finite number, at least 0, such as 1e-3")

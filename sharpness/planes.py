@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from sharpness.arguments import check_choice, check_count, numbers_of, shown
 from sharpness.problem import Vector
 from sharpness.result import Result
 
@@ -120,10 +121,8 @@ def trajectory_directions(
         ValueError: fewer than two checkpoints, shapes that differ, numbers that are not finite, an unknown
             `about`, or k above the number of dimensions that the checkpoints span.
     """
-    if about not in ("final", "mean"):
-        raise ValueError(f"about is {about!r}: it must be 'final' or 'mean'")
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"k is {k!r}: it must be a positive integer")
+    check_choice("about", about, ("final", "mean"))
+    check_count("k", k, "2")
     points = _flat("checkpoints", checkpoints)
     if len(points) < 2:
         raise ValueError("checkpoints has one entry: pass at least two, the last one final")
@@ -160,9 +159,11 @@ def _gram(rows: Vector) -> Vector:
 
 
 def _flat(label: str, points: Sequence[Any] | Vector) -> Vector:
+    if not hasattr(points, "__len__") or isinstance(points, (str, Mapping)):
+        raise ValueError(f"{label} is {shown(points)}: pass vectors [n], as flat_weights makes them")
     if any(isinstance(p, Mapping) for p in points):
         raise ValueError(f"{label} holds a mapping: make it a vector [n] with flat_weights(model, weights)")
-    arrays = [np.asarray(p, dtype=np.float64) for p in points]
+    arrays = [numbers_of(label, p, "vectors [n] of finite weights, as flat_weights makes them") for p in points]
     shapes = {p.shape for p in arrays}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or not arrays[0].size:
         raise ValueError(f"{label} has shapes {sorted(shapes)}: pass vectors of one length [n]")

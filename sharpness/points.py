@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sharpness.arguments import check_choice, check_model, numbers_of, shown
 from sharpness.guard import seed_generators
 from sharpness.problem import Data, Problem, Vector, make_problem, select_parameters
 from sharpness.recalibration import BN_MODES, BnMode, recalibrate, refuse_unknown_statistics
@@ -39,11 +40,16 @@ def flat_weights(
 
 def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
     """Raise ValueError unless `weights` has all parameters of `model`, nothing unknown, and is finite."""
+    check_model(model)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{label} is {shown(weights)}: pass a state dict, as model.state_dict() or a loaded file is")
+    if odd := [name for name, t in weights.items() if not isinstance(t, Tensor)]:
+        raise ValueError(f"{label}[{odd[0]!r}] is {shown(weights[odd[0]])}: a state dict holds tensors")
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     shapes = {name: t.shape for name, t in named}
     needed = {name for name, _ in model.named_parameters()}
     missing = sorted(needed - weights.keys())
-    unknown = sorted(weights.keys() - model.state_dict().keys() - shapes.keys())
+    unknown = sorted(map(str, weights.keys() - model.state_dict().keys() - shapes.keys()))
     if missing or unknown:
         raise ValueError(
             f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights"
@@ -90,8 +96,11 @@ class Mover:
                 _interpolate_buffers(model, *self.ends, fraction)
             if self.hook is not None:
                 seed_generators(problem.parameters, problem.seed)
+                before = problem.weights()
                 self.hook(model)
                 model.train(problem.mode == "train")
+                if not np.array_equal(problem.weights(), before):
+                    raise ValueError("recalibrate changed the weights, which are the point measured: let it move buffers only")
             elif self.calibration is not None:
                 recalibrate(model, (x for x, _, _ in self.calibration.passes(restore=False)), self.calibration.outputs)
 
@@ -111,8 +120,9 @@ def make_mover(
     `batch_size`, or into equal batches of at most 256 examples, whatever chunks the loss is measured in:
     statistics depend on it.
     """
-    if bn_mode not in BN_MODES:
-        raise ValueError(f"bn_mode is {bn_mode!r}: it must be one of {', '.join(BN_MODES)}")
+    check_choice("bn_mode", bn_mode, BN_MODES)
+    if hook is not None and not callable(hook):
+        raise ValueError(f"recalibrate is {shown(hook)}: it must be a function of the model, or None")
     if bn_mode != "recalibrate" and (hook is not None or calibration is not None):
         raise ValueError(
             f"bn_mode is {bn_mode!r} and recalibrate or calibration is given: they belong to 'recalibrate'"
@@ -193,7 +203,7 @@ def _batch_accuracy(outputs: Any, targets: Any, finite: bool) -> float:
 
 def grid_axis(name: str, values: Sequence[float] | Vector) -> Vector:
     """`values` as float64 [m]; raises ValueError unless they are a non-empty list of finite numbers."""
-    points = np.array(values, dtype=np.float64)
+    points = numbers_of(name, values, "a sequence of finite numbers")
     if points.ndim != 1 or not len(points) or not np.isfinite(points).all():
         raise ValueError(f"{name} must be a non-empty one-dimensional sequence of finite numbers")
     return points

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from sharpness.arguments import check_model, shown
+
 BnMode = Literal["keep", "interpolate", "recalibrate"]
 """What becomes of buffers at moved weights. keep: those of the centre or the model. interpolate: between the
 two ends of a path. recalibrate: running statistics recomputed at every point."""
@@ -37,6 +39,7 @@ def recalibrate_batch_norm(model: nn.Module, batches: Iterable[tuple[Any, Any]])
         ValueError: no batch, something else than pairs, a batch with one value per channel, or a layer that
             keeps running statistics without deriving from torch's (pass your own hook for those).
     """
+    check_model(model)
     recalibrate(model, _inputs(batches), model)
 
 
@@ -87,6 +90,8 @@ def _layers(model: nn.Module) -> list[_NormBase]:
 
 
 def _inputs(batches: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
+    if not hasattr(batches, "__iter__"):
+        raise ValueError(f"batches is {shown(batches)}: pass a list or DataLoader of pairs (inputs, targets)")
     empty = True
     for batch in batches:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:

@@ -10,11 +10,13 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
+from sharpness.arguments import check_choice
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
 from sharpness.paths import barrier
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
+from sharpness.progress import Meter, Progress
 from sharpness.recalibration import BnMode
 from sharpness.result import Result, certificate
 
@@ -82,6 +84,7 @@ def slice_1d(
     mode: Mode = "eval",
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress = None,
 ) -> Slice1D:
     """Loss and accuracy of `model` over `data` at x(alpha) between two sets of weights.
 
@@ -108,14 +111,14 @@ def slice_1d(
         calibration: data for the statistics, best training data; None: `data` itself. A pair of tensors is
             split by `batch_size`, or into equal batches of at most 256 examples.
         checkpoint: path of a file in which finished points are kept, as in `slice_2d`.
+        progress: True for lines on stderr, a function of (done, total, what), or None.
         data, loss, batch_size, mode, seed: as in `epsilon_sharpness`. The model itself is left as it came.
 
     Raises:
         ValueError: wrong input, unknown or missing names, shapes that differ, ends that are not finite, or a
             checkpoint of something else.
     """
-    if curve not in ("linear", "arc"):
-        raise ValueError(f"curve is {curve!r}: it must be 'linear' or 'arc'")
+    check_choice("curve", curve, ("linear", "arc"))
     points = grid_axis("alphas", alphas)
     check_weights(model, "start", start)
     check_weights(model, "end", end)
@@ -131,7 +134,8 @@ def slice_1d(
         return first * a + second * b
 
     where = [(float(alpha),) for alpha in points]
-    losses, accuracies, resumed = measure_points(mover, where, weights, [curve, a, b], checkpoint)
+    meter = Meter(progress, "slice_1d: points", len(where))
+    losses, accuracies, resumed = measure_points(mover, where, weights, [curve, a, b], checkpoint, meter)
     return Slice1D(
         alphas=points,
         losses=losses,
