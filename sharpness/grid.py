@@ -154,8 +154,10 @@ def slice_2d(
 
 def _directions(directions: Sequence[Vector] | Vector, n: int) -> tuple[list[Vector], float]:
     """Both, and the cosine of their angle."""
-    if not hasattr(directions, "__len__") or isinstance(directions, (str, Mapping)) or len(directions) != 2:
+    if not hasattr(directions, "__len__") or isinstance(directions, (str, Mapping)):
         raise ValueError(f"directions is {shown(directions)}: pass two vectors [{n}]")
+    if len(directions) != 2:
+        raise ValueError(f"directions has {len(directions)} entries: pass two vectors [{n}]")
     given = [numbers_of(f"directions[{i}]", d, f"a finite vector [{n}]") for i, d in enumerate(directions)]
     for i, d in enumerate(given):
         if d.shape != (n,) or not np.isfinite(d).all() or not d.any():

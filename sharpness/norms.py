@@ -94,7 +94,7 @@ def fisher_rao_norm(
     total, squared = len(squares), float(squares.mean())
     finite = bool(np.isfinite(squares).all())
     value = float(np.sqrt(squared)) if finite else float("nan")
-    error = float(squares.std(ddof=1) / np.sqrt(total)) if finite and total > 1 else None
+    error = float("nan") if not finite else float(squares.std(ddof=1) / np.sqrt(total)) if total > 1 else None
     return FisherRaoNorm(
         value=value,
         squared=squared if finite else float("nan"),

@@ -38,6 +38,23 @@ def flat_weights(
     return torch.cat([t.detach().reshape(-1).double().cpu() for t in found]).numpy()
 
 
+def named_tensors(
+    model: nn.Module, v: Vector | Tensor, *, params: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """A vector [n], such as an eigenvector or a diagonal, as {parameter name: float64 tensor of its shape}.
+
+    The inverse of `flat_weights` with the same `params`; an operator's are `op.names`. Raises ValueError for another
+    length.
+    """
+    check_model(model)
+    names, parameters = select_parameters(model, params)
+    flat = torch.from_numpy(numbers_of("v", v, "a vector [n], such as vectors[0] of top_eigenvalues"))
+    sizes = [p.numel() for p in parameters]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(f"v has shape {tuple(flat.shape)}: pass one number for each of the n = {sum(sizes)} weights")
+    return {k: part.reshape(p.shape) for k, p, part in zip(names, parameters, flat.split(sizes), strict=True)}
+
+
 def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
     """Raise ValueError unless `weights` has all parameters of `model`, nothing unknown, and is finite."""
     check_model(model)

@@ -10,8 +10,7 @@ import numpy as np
 
 from sharpness.guard import Mode
 from sharpness.problem import Problem
-
-_SHOWN = 6  # entries of an array in a repr
+from sharpness.shown import short
 
 
 class Result:
@@ -31,8 +30,7 @@ class Result:
 
     def __repr__(self) -> str:
         assert is_dataclass(self)
-        shown = (f"{f.name}={_short(getattr(self, f.name))}" for f in fields(self) if f.repr)
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return short(self)
 
 
 class Certificate(TypedDict):
@@ -64,16 +62,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return value
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        if value.ndim != 1:
-            return f"array{list(value.shape)}"
-        parts = [_short(v) for v in value[:_SHOWN].tolist()]
-        return f"[{', '.join(parts)}{', ...' if len(value) > _SHOWN else ''}]"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)) and len(value) > _SHOWN:
-        return f"{type(value).__name__} of {len(value)}"
-    return repr(value)

@@ -94,11 +94,11 @@ def trace(
         ValueError: unknown method, too small a budget, or an operator that is not square.
     """
     check_choice("method", method, tuple(MINIMUM))
-    probes = _Probes(op, matvecs, MINIMUM[method], f"method {method!r}", seed, progress, "trace")
+    probes = Probes(op, matvecs, MINIMUM[method], f"method {method!r}", seed, progress, "trace")
     used = "unit vectors" if probes.exact else method
     try:
         value, error, df = {"hutch++": _hutchpp, "xtrace": _xtrace}.get(used, _hutchinson)(probes)
-    except _NonFiniteError:
+    except NonFiniteError:
         value, error, df = _NAN, _NAN, None
     return Trace(**probes.certificate(value, error), degrees_of_freedom=df, method=used)
 
@@ -138,10 +138,10 @@ def frobenius_norm(
     is too small by about standard_error^2 / (2 value), and the spread is often too small. `op`, `seed`,
     `progress` and errors: as in `trace`; minimum 2, or n.
     """
-    probes = _Probes(op, matvecs, 2, "frobenius_norm", seed, progress, "frobenius_norm")
+    probes = Probes(op, matvecs, 2, "frobenius_norm", seed, progress, "frobenius_norm")
     try:
         return FrobeniusNorm(**probes.certificate(*_norm(probes.sample()[1], probes.exact)))
-    except _NonFiniteError:
+    except NonFiniteError:
         return FrobeniusNorm(**probes.certificate(_NAN, _NAN))
 
 
@@ -174,14 +174,14 @@ def effective_rank(
     cancel in the numerator, and a matrix of full rank may have effective rank 0; `FrobeniusNorm.stable_rank`
     is free of signs. Exact where matvecs >= n. `op`, `seed`, `progress` and errors: as in `trace`; minimum 3, or n.
     """
-    probes = _Probes(op, matvecs, 3, "effective_rank", seed, progress, "effective_rank")
+    probes = Probes(op, matvecs, 3, "effective_rank", seed, progress, "effective_rank")
     total = norm = value = error = _NAN
     try:
         forms, norms = probes.sample()
         norm, total = _norm(norms, probes.exact)[0], float(forms.sum() if probes.exact else forms.mean())
         if norm > 0:
             value, error = _squared_ratio(forms / norm, norms / norm, probes.exact)
-    except _NonFiniteError:
+    except NonFiniteError:
         pass
     facts: dict[str, Any] = probes.certificate(value, error)
     least = 1.0 if probes.facts.semidefinite else -np.inf
@@ -194,10 +194,10 @@ def effective_rank(
     return EffectiveRank(**facts, trace=total, frobenius_norm=norm)
 
 
-class _NonFiniteError(ArithmeticError): ...
+class NonFiniteError(ArithmeticError): ...
 
 
-class _Probes:
+class Probes:
     """Random vectors, and the operator's products with them, counted and checked."""
 
     def __init__(
@@ -227,7 +227,7 @@ class _Probes:
         image = self._product(v) if v.shape[1] else np.zeros_like(v)
         self.matvecs += v.shape[1]
         if not np.isfinite(image).all():
-            raise _NonFiniteError
+            raise NonFiniteError
         if self.facts.semidefinite and v.shape[1]:
             with np.errstate(over="ignore", invalid="ignore"):
                 ratios = np.linalg.norm(image, axis=0) / np.maximum(np.linalg.norm(v, axis=0), np.finfo(float).tiny)
@@ -253,12 +253,12 @@ class _Probes:
         return np.concatenate(forms), np.concatenate(norms)
 
 
-def _hutchinson(probes: _Probes) -> tuple[float, float, int | None]:
+def _hutchinson(probes: Probes) -> tuple[float, float, int | None]:
     forms, _ = probes.sample()
     return (float(forms.sum()), 0.0, None) if probes.exact else (*_mean(forms), len(forms) - 1)
 
 
-def _hutchpp(probes: _Probes) -> tuple[float, float, int]:
+def _hutchpp(probes: Probes) -> tuple[float, float, int]:
     sketch = probes.budget // 3
     q, _ = np.linalg.qr(probes.apply(probes.signs(sketch)))
     inside = float(np.einsum("ij,ij->", q, probes.apply(q)))
@@ -268,7 +268,7 @@ def _hutchpp(probes: _Probes) -> tuple[float, float, int]:
     return inside + mean, error, z.shape[1] - 1
 
 
-def _xtrace(probes: _Probes) -> tuple[float, float, int]:
+def _xtrace(probes: Probes) -> tuple[float, float, int]:
     """Mean over i of t_i, the estimate with probe i against the basis of Y = H Omega without column i.
 
     t_ij, with the basis without columns i and j, is free of probe j. Given all other probes, t_i has mean

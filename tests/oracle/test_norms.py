@@ -181,7 +181,7 @@ def test_norm_scaled(make_case):
     named = norm_scaled(2.0, case.model, params=["0.weight"])
     assert named.values[0] == pytest.approx(2 * case.model[0].weight.square().sum().item())
     assert norm_scaled([np.nan], case.model).status == "nonfinite"
-    with pytest.raises(ValueError, match="must name"):
+    with pytest.raises(ValueError, match="names no parameter"):
         norm_scaled(top, case.model, params=["nonsense"])
 
 
