@@ -20,6 +20,7 @@ from sharpness.arguments import check_choice, check_count, check_flag, check_pos
 from sharpness.ascent import BallMaximum, Norm, maximise_in_ball, one_step
 from sharpness.guard import Mode
 from sharpness.mbatches import batches_of, normalised
+from sharpness.means import Weight
 from sharpness.perturbation import flat_weights, generator_for, move, unit_normal
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.progress import Meter, Progress
@@ -86,6 +87,7 @@ def worst_case_sharpness(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> WorstCaseSharpness:
@@ -135,7 +137,7 @@ def worst_case_sharpness(
     if starts > 1 and steps == 1:
         raise ValueError("one step starts at w: pass starts=1, or more steps")
     criterion = normalised(loss) if logit_normalised else loss
-    problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     several = 1 if m is None else -(-problem.examples // m)
     meter = Meter(progress, "worst_case_sharpness: evaluations of a batch", several * (2 if steps == 1 else starts * (steps + 1)))
     values, shares, losses, evaluations = list[float](), list[float](), list[float](), 0.0

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.arguments import check_count, check_seed, is_whole, numbers_of, shown
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.operator import Operator, contradicts_semidefinite, facts_of, product_of
 from sharpness.per_example import gradient_spread
 from sharpness.problem import Data, Loss, Problem, make_problem
@@ -78,6 +79,7 @@ def gradient_hessian_overlap(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> GradientHessianOverlap:
@@ -98,7 +100,7 @@ def gradient_hessian_overlap(
     Raises:
         ValueError: wrong input, vectors that are linearly dependent, or examples that influence each other.
     """
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     n, total, facts = problem.n, problem.examples, facts_of(op)
     basis = _orthonormal(vectors, n)
     check_seed(seed)
@@ -207,6 +209,7 @@ def batch_sharpness(
     batches: int | None = None,
     params: Sequence[str] | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> BatchSharpness:
@@ -234,7 +237,7 @@ def batch_sharpness(
     for name, count, example in (("batch", batch, "64"), ("batches", batches, "32")):
         if count is not None:
             check_count(name, count, example)
-    problem = make_problem(model, loss, data, params=params, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, mode=mode, weight=weight, seed=seed)
     if batch is not None and batch > problem.examples:
         raise ValueError(f"batch is {batch} and data has {problem.examples} examples: draw at most these")
     expected = batches or (32 if pair else problem.batches)

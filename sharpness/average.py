@@ -14,6 +14,7 @@ from torch import nn
 from sharpness.arguments import check_count, check_flag, check_positive
 from sharpness.guard import Mode
 from sharpness.mbatches import batches_of, normalised
+from sharpness.means import Weight
 from sharpness.perturbation import check_draws, flat_weights, mean_and_error, move, resolved, sample
 from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, make_problem
@@ -78,6 +79,7 @@ def average_case_sharpness(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> AverageCaseSharpness:
@@ -106,7 +108,7 @@ def average_case_sharpness(
     if m is not None:
         check_count("m", m, "128")
     criterion = normalised(loss) if logit_normalised else loss
-    problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, criterion, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     several = 1 if m is None else -(-problem.examples // m)
     meter = Meter(progress, "average_case_sharpness: passes over a batch", several * draws)
     rows, shares, losses = list[Vector](), list[float](), list[float]()

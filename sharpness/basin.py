@@ -14,6 +14,7 @@ from torch import nn
 
 from sharpness.arguments import check_choice, check_count, check_fraction, check_positive, check_seed, is_whole, shown
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.norms import weight_scales
 from sharpness.problem import Data, Loss, make_problem
 from sharpness.progress import Meter, Progress
@@ -70,6 +71,7 @@ def local_entropy(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> LocalEntropy:
@@ -97,7 +99,7 @@ def local_entropy(
         raise ValueError(f"samples is {shown(samples)}: an even number of at least 4 is needed")
     check_seed(seed)
     meter = Meter(progress, "local_entropy: passes", samples)
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     w, rng = problem.weights(), np.random.default_rng(seed)
     losses = np.empty((samples // 2, 2))
     with problem.guard(), problem.movable():
@@ -188,6 +190,7 @@ def basin_radius(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> BasinRadius:
@@ -217,7 +220,7 @@ def basin_radius(
     check_fraction("tolerance", tolerance, "a width in log r")
     check_seed(seed)
     meter = Meter(progress, "basin_radius: directions", directions)
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     w, rng, count = problem.weights(), np.random.default_rng(seed), 1
     s = np.ones(problem.n) if scale == "unit" else weight_scales(problem, scale)
     moving = int(np.count_nonzero(s))

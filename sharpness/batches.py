@@ -79,11 +79,13 @@ def telling_rows(targets: Any, examples: int, few: int) -> Tensor:
 
 
 class OutputBytes(TorchDispatchMode):
-    """Counts the bytes that operations write anew; views of what is there already cost nothing."""
+    """Counts the bytes that operations write anew; views of what is there already cost nothing. `coarse` is a floating type
+    of less than 32 bits that was written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
+        self.coarse: torch.dtype | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -95,12 +97,17 @@ class OutputBytes(TorchDispatchMode):
         for part in tree_flatten(result)[0]:
             if isinstance(part, Tensor) and _place(part) not in given:
                 self.total += part.numel() * part.element_size()
+                if part.is_floating_point() and part.element_size() < 4:
+                    self.coarse = part.dtype
         return result
 
 
 def _place(t: Tensor) -> int:
     """Where its numbers are; 0 for a sparse tensor, which has no place of its own."""
-    return t.untyped_storage().data_ptr() if t.layout == torch.strided and not t.is_nested else 0
+    try:
+        return t.untyped_storage().data_ptr() if t.layout == torch.strided and not t.is_nested else 0
+    except RuntimeError:  # inside torch.func
+        return 0
 
 
 def as_batches(data: Data, batch_size: int | None) -> Batches:

@@ -182,6 +182,16 @@ def _failed(what: str, error: Exception, given: Any, targets: Any) -> Exception:
     return ValueError(f"{what} fails on the first batch, {shapes}: {said(error)}")
 
 
+def refusal(error: Exception, what: str) -> Exception:
+    """Another's error as one sentence of this library's; its own refusals and bugs, and a lack of memory, as they are."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
+    if own or "out of memory" in str(error):
+        return error
+    remedy = ": checkpoint with use_reentrant=False" if "heckpoint" in str(error) else ""
+    return ValueError(f"{what} ({said(error)}){remedy}")
+
+
 def is_own(error: BaseException) -> bool:
     """Whether this library raised it."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -11,6 +11,7 @@ from torch import nn
 
 from sharpness.curvature_operator import CurvatureOperator
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.metrics import TOP_WORK, Work
 from sharpness.panels import choose, subjects
 from sharpness.problem import Data, Loss
@@ -55,6 +56,7 @@ def cost_estimate(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
 ) -> CostEstimate:
     """How long `panel` with these arguments will take, at the cost of some eight gradients.
@@ -64,7 +66,7 @@ def cost_estimate(
     """
     chosen = choose(metrics)
     subject_of = subjects(
-        model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, seed=seed
+        model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed
     )
     problem = subject_of(min(_TIMED, examples or _TIMED)).problem
     op, v = CurvatureOperator(problem), np.random.default_rng(seed).standard_normal(problem.n)

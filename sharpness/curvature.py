@@ -7,9 +7,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from sharpness.calls import length_of
 from sharpness.curvature_operator import MEMORY, CurvatureOperator, Method
 from sharpness.guard import Mode
-from sharpness.means import Weight
+from sharpness.means import Weight, rules_of
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.products import Kind, likelihood_of
 
@@ -137,8 +138,22 @@ def fisher(
             f"loss is neither the cross-entropy of logits nor the mean squared error, so that its likelihood is "
             f"unknown to the {kind} Fisher: use kind='empirical' or ggn"
         )
+    _require_plain_mean(problem)
     name: Kind = "fisher-true" if kind == "true" else "fisher-empirical"
     return CurvatureOperator(problem, name, sampled=kind == "sampled", memory=memory, devices=devices, method=method)
+
+
+def _require_plain_mean(problem: Problem) -> None:
+    """Raise ValueError where a batch's loss is not the mean of its examples' own."""
+    with problem.guard(), problem.without_gradients():
+        for inputs, targets, _ in problem.passes():
+            outputs = problem.outputs(inputs)
+            rules = rules_of(problem.loss, outputs, targets, length_of(inputs, targets))
+            if len(outputs) != length_of(inputs, targets) or (rules is not None and "examples" not in rules):
+                raise ValueError(
+                    "loss is no plain mean over examples with outputs of their own (class weights, ignored targets, pairs), so "
+                    "that no Fisher matrix counts them: drop these examples, or use ggn"
+                )
 
 
 def _require_one_output(problem: Problem) -> tuple[Tensor, Tensor]:

@@ -375,7 +375,7 @@ class CurvatureOperator:
         return list({id(t): t for t in held}.values())
 
     def _present_stamp(self) -> list[tuple[int, int]]:
-        return [(t.data_ptr(), t._version) for t in self._live_state()]
+        return [(_place(t), 0 if t.is_inference() else t._version) for t in self._live_state()]
 
     def _require_same_weights(self) -> None:
         """Compare values: writes through `.data` raise no version. Rewritten tensors need a new graph."""
@@ -391,6 +391,10 @@ class CurvatureOperator:
         if stamp != self._stamp:
             self._kept, self.route, self._recorded, self._stamp = [], None, False, stamp
             self._first = None
+
+
+def _place(t: Tensor) -> int:
+    return t.data_ptr() if t.layout == torch.strided else id(t)
 
 
 def _relative(a: Any, b: Any) -> float:

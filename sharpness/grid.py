@@ -12,6 +12,7 @@ from torch import nn
 from sharpness.arguments import numbers_of, shown
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
+from sharpness.means import Weight
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Problem, Vector, make_problem
 from sharpness.progress import Meter, Progress
@@ -79,6 +80,7 @@ def slice_2d(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = None,
@@ -120,7 +122,7 @@ def slice_2d(
     first_axis, second_axis = grid_axis("alphas", alphas), grid_axis("betas", betas)
     if bn_mode == "interpolate":
         raise ValueError("bn_mode is 'interpolate' and a plane has no two ends: use 'keep' or 'recalibrate'")
-    moving = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    moving = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     given, cosine = _directions(directions, moving.n)
     named = dict(model.named_parameters())
     problem = replace(moving, names=tuple(named), parameters=tuple(named.values()))

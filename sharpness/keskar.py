@@ -15,6 +15,7 @@ from sharpness.box import Start, maximise_in_box
 from sharpness.curvature_operator import CurvatureOperator
 from sharpness.eigen import top_eigenvalues
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.progress import Meter, Progress
 from sharpness.result import Result
@@ -94,6 +95,7 @@ def epsilon_sharpness(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> EpsilonSharpness:
@@ -130,7 +132,7 @@ def epsilon_sharpness(
     """
     _check(epsilon, subspace, iterations, starts, seed)
     meter = Meter(progress, "epsilon_sharpness: gradients")
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     x = problem.weights()
     vector, products = _checked(eigenvector, problem.n), 0
     if vector is None and "eigenvector" in starts:

@@ -21,6 +21,7 @@ from sharpness.density import SpectralDensity, spectral_density
 from sharpness.directions import random_direction
 from sharpness.eigen import Eigenvalues, top_eigenvalues
 from sharpness.keskar import epsilon_sharpness
+from sharpness.means import Weight
 from sharpness.noise import gradient_noise
 from sharpness.norms import NormScaled, fisher_rao_norm, norm_scaled, relative_trace
 from sharpness.pacbayes import pac_bayes_sigma
@@ -39,13 +40,16 @@ _ROUGHLY: dict[str, Any] = {"tol": 0.05, "max_matvecs": 40}
 class Subject:
     """What a metric is measured on: the problem, cut to its examples, and what metrics share."""
 
-    def __init__(self, problem: Problem, data: Data, batch_size: int | None, progress: Progress = None) -> None:
+    def __init__(
+        self, problem: Problem, data: Data, batch_size: int | None, weight: Weight | None = None, progress: Progress = None
+    ) -> None:
         self.problem, self.data, self.progress = problem, data, progress
         self.pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         self.options: dict[str, Any] = {
             "params": problem.names,
             "batch_size": batch_size,
             "mode": problem.mode,
+            "weight": weight,
         }
 
     def on(self, function: Callable[..., Any], **options: Any) -> Any:

@@ -50,7 +50,7 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 def to_device(value: Any, device: torch.device) -> Any:
     """`value` with its tensors there, cut off from what computed them; objects that know `.to` are asked."""
     if isinstance(value, (Tensor, Mapping, list, tuple)) or not hasattr(value, "to"):
-        return mapped(lambda t: t.detach().to(device), value)
+        return mapped(lambda t: (t.clone() if t.is_inference() else t.detach()).to(device), value)
     return value.to(device)
 
 
@@ -125,7 +125,8 @@ def _stored(t: Tensor) -> list[Tensor]:
     """The dense tensors that a tensor consists of."""
     t = t.detach()
     if t.is_nested:
-        return [t.values(), t.offsets()] if t.layout == torch.jagged else list(t.unbind())
+        parts: Any = t
+        return [parts.values(), parts.offsets()] if t.layout == torch.jagged else list(t.unbind())
     if t.layout == torch.sparse_coo:
         return [t._indices(), t._values()]
     if t.layout in (torch.sparse_csr, torch.sparse_bsr):

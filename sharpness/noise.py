@@ -12,6 +12,7 @@ from torch import nn
 
 from sharpness.arguments import is_whole, numbers_of, shown
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.per_example import gradient_spread
 from sharpness.problem import Data, Loss, make_problem
 from sharpness.progress import Meter, Progress
@@ -74,6 +75,7 @@ def gradient_noise(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     progress: Progress = None,
 ) -> GradientNoise:
     """tr(Sigma), |G|^2 and the simple noise scale B_simple = tr(Sigma) / |G|^2 from all examples' gradients.
@@ -94,7 +96,7 @@ def gradient_noise(
         ValueError: wrong input, fewer than 3 examples, or examples that influence each other (batch
             statistics in train mode, dropout in train mode, a loss that is not the mean over examples).
     """
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight)
     total = problem.examples
     if total < 3:
         raise ValueError(f"data has {total} examples: an interval needs at least 3")

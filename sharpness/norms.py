@@ -15,6 +15,7 @@ from sharpness.arguments import check_choice, check_count, check_model, numbers_
 from sharpness.curvature import hessian
 from sharpness.eigen import Eigenvalues
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.nested import take
 from sharpness.per_example import example_slopes, refuse_batch_statistics
 from sharpness.problem import Data, Loss, Problem, make_problem, select_parameters
@@ -62,6 +63,7 @@ def fisher_rao_norm(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     progress: Progress = None,
 ) -> FisherRaoNorm:
     """The Fisher-Rao norm ||w||_fr^2 = w^T I(w) w = E <w, grad_w l(f_w(x), y)>^2 (Liang et al. 2019,
@@ -84,7 +86,7 @@ def fisher_rao_norm(
             other than those above.
     """
     check_choice("labels", labels, ("data", "model"))
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight)
     meter = Meter(progress, "fisher_rao_norm: examples", problem.examples)
     with problem.guard():
         if labels == "data":
@@ -190,6 +192,7 @@ def relative_trace(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> RelativeTrace:
@@ -215,9 +218,9 @@ def relative_trace(
     check_count("probes", probes, "32", least=2)
     check_choice("scale", scale, ("element", "filter", "tensor"))
     meter = Meter(progress, "relative_trace: products", probes)
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     s, rng = weight_scales(problem, scale), np.random.default_rng(seed)
-    op = hessian(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    op = hessian(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     ends = np.cumsum([p.numel() for p in problem.parameters])[:-1]
     shares = np.empty((probes, len(problem.names)))
     for j in range(probes):

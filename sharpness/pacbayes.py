@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sharpness.arguments import check_choice, check_positive
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.perturbation import (
     Scaling,
     check_draws,
@@ -98,6 +99,7 @@ def pac_bayes_sigma(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> PacBayesSigma:
@@ -126,7 +128,7 @@ def pac_bayes_sigma(
     check_draws(draws, antithetic, seed)
     check_scaling(scaling, epsilon)
     check_positive("tolerance", tolerance, "0.01")
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     tried: dict[float, Vector] = {}
     meter = Meter(progress, "pac_bayes_sigma: passes")
 

@@ -14,6 +14,7 @@ from sharpness.arguments import check_count, check_seed, shown
 from sharpness.batches import TensorBatches, as_batches
 from sharpness.consistency import contradictions
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.metrics import TABLE, Metric, Subject, headline
 from sharpness.nested import take
 from sharpness.problem import Data, Loss, make_problem
@@ -82,6 +83,7 @@ def panel(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> Iterator[Measured]:
@@ -108,7 +110,8 @@ def panel(
     """
     chosen = choose(metrics)
     subject_of = subjects(
-        model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, seed=seed, progress=progress
+        model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed,
+        progress=progress,
     )
 
     def entries() -> Iterator[Measured]:
@@ -147,7 +150,7 @@ def subjects(
 
     def subject_of(count: int) -> Subject:
         few = taken if whole else _first(taken, options["batch_size"], count, options["seed"])
-        return Subject(make_problem(model, loss, few, **options), few, options["batch_size"], progress)
+        return Subject(make_problem(model, loss, few, **options), few, options["batch_size"], options["weight"], progress)
 
     return subject_of
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from sharpness.arguments import check_choice, check_count, check_positive, numbers_of
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.points import Mover, Weights, check_weights, evaluate, flat_weights, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
 from sharpness.progress import Meter, Progress
@@ -120,6 +121,7 @@ def connect(
     calibration: Data | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> Connection:
@@ -153,7 +155,7 @@ def connect(
     check_weights(model, "start", start)
     check_weights(model, "end", end)
     every = [name for name, _ in model.named_parameters()]
-    problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     ends = None if bn_mode == "keep" else (start, end)
     mover = make_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
     a, b = flat_weights(model, start, params=every), flat_weights(model, end, params=every)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sharpness.arguments import check_choice, check_count, check_flag, check_positive, check_seed, is_real, shown
 from sharpness.guard import Mode
+from sharpness.means import Weight
 from sharpness.points import evaluate
 from sharpness.problem import Data, Loss, Problem, make_problem
 from sharpness.progress import SILENT, Meter, Progress
@@ -82,6 +83,7 @@ def random_perturbation(
     params: Sequence[str] | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     progress: Progress = None,
 ) -> RandomPerturbation:
@@ -112,7 +114,7 @@ def random_perturbation(
     check_draws(draws, antithetic, seed)
     check_scaling(scaling, epsilon)
     meter = Meter(progress, "random_perturbation: passes", draws)
-    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     with problem.guard(), problem.movable():
         w = flat_weights(problem)
         origin = evaluate(problem, finite=True)

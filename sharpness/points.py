@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sharpness.arguments import check_choice, check_model, numbers_of, shown
 from sharpness.guard import seed_generators
-from sharpness.problem import Data, Problem, Vector, make_problem, select_parameters
+from sharpness.problem import Data, Problem, Vector, make_problem, refuse_model, select_parameters
 from sharpness.recalibration import BN_MODES, BnMode, recalibrate, refuse_unknown_statistics
 
 Weights = Mapping[str, Tensor]
@@ -62,6 +62,7 @@ def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
         raise ValueError(f"{label} is {shown(weights)}: pass a state dict, as model.state_dict() or a loaded file is")
     if odd := [name for name, t in weights.items() if not isinstance(t, Tensor)]:
         raise ValueError(f"{label}[{odd[0]!r}] is {shown(weights[odd[0]])}: a state dict holds tensors")
+    refuse_model(model)
     named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
     shapes = {name: t.shape for name, t in named}
     needed = {name for name, _ in model.named_parameters()}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sharpness.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
-from sharpness.calls import Call, as_pair, length_of, with_weights
+from sharpness.calls import Call, as_pair, length_of, refusal, with_weights
 from sharpness.guard import (
     Mode,
     generator_states,
@@ -59,7 +59,7 @@ class Problem:
     total: float  # S
     weight: Weight
     call: Call
-    copies: bool = False  # whether the model writes into its inputs, so that it must get copies
+    copies: bool = False  # whether model or loss write into inputs or targets, so that they must get copies
     writes: bool = False  # whether it writes into its parameters
     observed: bool = True  # whether forward hooks take part
     differentiates: bool = False  # whether the model takes derivatives itself, so that gradients must be on
@@ -81,11 +81,19 @@ class Problem:
         """Where the first selected parameter is."""
         return self.parameters[0].device
 
-    def guard(self) -> AbstractContextManager[None]:
-        """The context in which everything is computed, and after which the model is as before."""
-        return untouched(
-            self.model, self.parameters, self.mode, loss=self.criterion, writes=self.writes, observed=self.observed
-        )
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """The context in which everything is computed, and after which the model is as before.
+
+        Raises ValueError, in one sentence, for what torch or the model raises inside.
+        """
+        try:
+            with untouched(
+                self.model, self.parameters, self.mode, loss=self.criterion, writes=self.writes, observed=self.observed
+            ):
+                yield
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError, AssertionError) as error:
+            raise refusal(error, "model or loss fails while it is measured") from error
 
     def movable(self) -> AbstractContextManager[None]:
         """The context, inside `guard`, in which `move_to` may be called."""
@@ -157,8 +165,8 @@ class Problem:
                 size = share(inputs, targets)
                 for module, name, buffer in buffers:  # each batch finds the same, whatever forward writes to them
                     module._buffers[name] = buffer.clone()
-                if self.copies:
-                    inputs = cloned(inputs)
+                if self.copies or self.prints is not None:  # a loader may write the next batch into the same tensors
+                    inputs, targets = cloned(inputs), cloned(targets)
                 # The model draws from a stream of its own for each batch, so that what the data draw next
                 # does not depend on whether, and how, the model was run.
                 state = generator_states(self.parameters)
@@ -259,15 +267,16 @@ def make_problem(
     batches = as_batches(data, batch_size)
     if weight is not None:
         share_of(weight)
+    originals = [p.data for p in model.parameters()]
     with untouched(model, parameters, mode, loss=loss, writes=True):
         given, prints = read(batches, lambda: seed_generators(parameters, seed))
         draft = Problem(model, loss, given if prints is None else batches, names, parameters, mode, seed, 0, 0, 1.0,
                         weight or "examples", Call(), prints=prints)  # fmt: skip
         whole = isinstance(batches, TensorBatches) and batch_size is None and mode == "eval"
-        draft = met(draft, whole)
+        draft = met(draft, whole, originals)
         if whole and isinstance(batches, TensorBatches):
             parts = chunks(draft, batches)
-            if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), weight, apart=True)):
+            if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), None, apart=True)):
                 return found
         try:
             found = surveyed(draft, weight)
@@ -296,7 +305,8 @@ def in_chunks(problem: Problem, parts: int) -> Problem:
     if problem.mode != "eval" or not isinstance(data, TensorBatches) or data.batch_size < 2 * parts:
         return problem
     smaller = replace(data, batch_size=-(-data.batch_size // parts))
-    return surveyed(replace(problem, data=smaller), problem.weight, apart=True) or problem
+    found = surveyed(replace(problem, data=smaller), None, apart=True)
+    return found if found and (problem.batches == 1 or found.weight == problem.weight) else problem
 
 
 def select_parameters(
@@ -306,7 +316,7 @@ def select_parameters(
 
     Raises ValueError for what is no model or cannot be measured.
     """
-    _refuse_model(model)
+    refuse_model(model)
     known = dict(model.named_parameters(remove_duplicate=False))
     own = {f"loss.{name}": p for name, p in loss.named_parameters()} if isinstance(loss, nn.Module) else {}
     if isinstance(params, str):
@@ -327,16 +337,6 @@ def select_parameters(
         chosen = {name: known[name] for name in params}
         if len({id(p) for p in chosen.values()}) < len(params):
             raise ValueError("params names the same parameter twice: name each (a tied one too) once")
-    for name, p in known.items():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the (lazy) model once before measuring")
-        if p.is_meta:
-            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers: load the weights first")
-        if p.is_inference():
-            raise ValueError(
-                f"parameter {name!r} was made in inference mode, without a way to derivatives: build the model outside of it, "
-                "or pass copy.deepcopy(model)"
-            )
     for name, p in chosen.items():
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
@@ -348,7 +348,8 @@ def select_parameters(
     return tuple(chosen), tuple(chosen.values())
 
 
-def _refuse_model(model: Any) -> None:
+def refuse_model(model: Any) -> None:
+    """Raise ValueError for what is no module, or has weights without numbers."""
     if not isinstance(model, nn.Module):
         what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
         raise ValueError(f"model is {what}: pass an nn.Module with its weights loaded")
@@ -358,3 +359,13 @@ def _refuse_model(model: Any) -> None:
             raise ValueError(f"{where} is TorchScript, whose state cannot be put back: pass the module that it was made from")
         if hasattr(module, "_orig_mod"):
             raise ValueError(f"{where} is compiled, which leaves no second derivative: pass its _orig_mod, the module itself")
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the (lazy) model once before measuring")
+        if p.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers: load the weights first")
+        if p.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made in inference mode, without a way to derivatives: build the model outside of it, "
+                "or pass copy.deepcopy(model)"
+            )

@@ -13,6 +13,7 @@ from torch import nn
 from sharpness.arguments import check_choice
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
+from sharpness.means import Weight
 from sharpness.paths import barrier
 from sharpness.points import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 from sharpness.problem import Data, Loss, Vector, make_problem
@@ -82,6 +83,7 @@ def slice_1d(
     calibration: Data | None = None,
     batch_size: int | None = None,
     mode: Mode = "eval",
+    weight: Weight | None = None,
     seed: int = 0,
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = None,
@@ -124,7 +126,7 @@ def slice_1d(
     check_weights(model, "end", end)
     chosen: BnMode = bn_mode or ("interpolate" if recalibrate is None else "recalibrate")
     every = [name for name, _ in model.named_parameters()]
-    problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, seed=seed)
+    problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     ends = None if chosen == "keep" else (start, end)
     mover = make_mover(problem, data, chosen, recalibrate, calibration, ends, batch_size)
     a, b = flat_weights(model, start, params=every), flat_weights(model, end, params=every)

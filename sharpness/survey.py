@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sharpness.batches import TensorBatches, chunk_length, telling_rows
-from sharpness.calls import as_pair, find_call, is_own, length_of, said
+from sharpness.batches import OutputBytes, TensorBatches, chunk_length, telling_rows
+from sharpness.calls import as_pair, find_call, is_own, length_of, refusal
 from sharpness.guard import has_observers, seed_generators, untouched
 from sharpness.means import Rule, Weight, counted, is_summed, rules_of
 from sharpness.nested import cloned, fingerprint, identical, take, tensors_of, to_device
@@ -23,12 +23,13 @@ if TYPE_CHECKING:
 
 _FEW = 8  # examples that are enough to see how a model takes its inputs
 _TOGETHER = 32  # examples that are looked at in other company, to see whether they influence each other
+_CHUNKS = 64  # up to which all examples are also looked at as one batch
 _ROUNDING = 1e-5  # relative, of weights that a model normalises again
 
 
-def met(draft: Problem, whole: bool) -> Problem:
+def met(draft: Problem, whole: bool, originals: Sequence[Tensor]) -> Problem:
     """How model and loss take the first batch, and what the model writes to on the way. With `whole` a few rows of it will
-    do, if the model takes them. Inside a guard that shields the parameters.
+    do, if the model takes them. Inside a guard that shields the parameters, which were `originals` outside.
 
     Raises ValueError where they do not fit, or where forward changes the weights.
     """
@@ -37,13 +38,12 @@ def met(draft: Problem, whole: bool) -> Problem:
         raise ValueError("data has no examples: pass at least one")
     length = length_of(inputs, targets)
     attempt = _Attempts(draft)
-    before = [p.detach().clone() for p in draft.model.parameters()]
     looks = [torch.arange(_FEW), None] if whole and length > _FEW else [None]
     for index in looks:
         try:
             some = (inputs, targets) if index is None else take((inputs, targets), index, length)
-            x, t = to_device(cloned(some[0]), draft.device), to_device(some[1], draft.device)
-            stamp = fingerprint(x)
+            x, t = (to_device(cloned(part), draft.device) for part in some)
+            stamp = fingerprint((x, t))
             call = find_call(draft.model, draft.loss, x, t, attempt)
             break
         except ValueError:
@@ -52,15 +52,15 @@ def met(draft: Problem, whole: bool) -> Problem:
             attempt.gradients = False
     else:
         raise AssertionError  # the last look returns or raises
-    copies = fingerprint(x) != stamp
+    copies = fingerprint((x, t)) != stamp
     writes = False
-    for (name, p), b in zip(draft.model.named_parameters(), before, strict=True):
+    for (name, p), b in zip(draft.model.named_parameters(), originals, strict=True):
         if not identical(p.detach(), b):
             writes = True
             if not torch.allclose(p.detach(), b, rtol=_ROUNDING, atol=0):
                 raise ValueError(
-                    f"forward changes parameter {name!r} (as Embedding(max_norm=...) does): run the model on the data once, so "
-                    "that the weights are those that it uses, and measure then"
+                    f"the model changes parameter {name!r} when it is run or put in {draft.mode} mode (as Embedding(max_norm=...)"
+                    " and merged adapters do): bring the weights into the state that it uses, and measure then"
                 )
     found = replace(draft, call=call, copies=copies, writes=writes, differentiates=attempt.gradients)
     if not has_observers(modules_of([draft.model])):
@@ -131,19 +131,24 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
     how, and DataChangedError where data read anew are not those of the first pass.
     """
     trial = replace(draft, total=1.0, weight=weight or "examples")
-    data, looks, company = draft.data, list[_Look](), None
+    data, looks, kinds = draft.data, list[_Look](), dict[float, tuple[Any, Any]]()
     single = isinstance(data, (list, tuple, TensorBatches)) and len(data) == 1
-    if apart and isinstance(data, TensorBatches):
-        company = _Company(data)
+    company = _Company(data) if apart and isinstance(data, TensorBatches) else None
     for index, inputs, targets, share in trial.walk():
         length = length_of(inputs, targets)
         if not share:
             looks.append(_Look(length, 0, 0.0, None))
             continue
         try:
-            with trial.without_gradients():
+            with trial.without_gradients(), contextlib.nullcontext() if looks else OutputBytes() as written:
                 outputs = trial.outputs(inputs)
                 value = scalar(trial.loss(outputs, targets)).item()
+            if written is not None and written.coarse is not None:
+                raise ValueError(
+                    f"the model computes in {written.coarse} (autocast inside?), too coarse for differences and curvature: "
+                    "compute in float32 or float64"
+                )
+            with trial.without_gradients():
                 rules = None if single else rules_of(trial.loss, outputs, targets, length)
                 if not looks and math.isfinite(value) and is_summed(trial.loss, outputs, targets, value):
                     raise ValueError(
@@ -152,9 +157,7 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
         except Exception as error:
             if company is not None:
                 return None
-            if is_own(error) or "out of memory" in str(error):
-                raise
-            raise ValueError(f"model or loss fails on batch {index}: {said(error)}") from error
+            raise refusal(error, f"model or loss fails on batch {index}") from error
         if not math.isfinite(value):
             if company is not None:
                 return None
@@ -164,12 +167,15 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
                 f"{why if not counted(targets) else 'measure where the loss is finite'}"
             )
         looks.append(_Look(length, counted(targets), share, rules))
+        if rules is not None:
+            few = torch.arange(min(length, _FEW))
+            kinds.setdefault(looks[-1].counted / length, (take(outputs, few, length), take(targets, few, length)))
         if company is not None:
             company.saw(outputs, length)
     if company is not None and not company.unmoved(trial):
         return None
-    rule = weight or ("examples" if single else _rule(looks, apart))
-    if rule is None or (apart and (callable(rule) or any(k.rules is not None and rule not in k.rules for k in looks))):
+    rule = weight or ("examples" if single else _rule(looks, _across(trial, list(kinds.values())), apart))
+    if rule is None:
         return None
     shares = [float(k.counted if rule == "tokens" else k.rows if rule == "examples" else k.share) for k in looks]
     if not sum(shares) > 0:
@@ -189,31 +195,47 @@ class _Look:
     rules: set[str] | None
 
 
-def _rule(looks: Sequence[_Look], apart: bool) -> Rule | None:
-    """How batches count: "examples" where nothing speaks against it, "tokens" where the losses say so. `apart`: None where
-    neither is true of all; else ValueError where the loss is some other weighted mean."""
-    told = [k.rules for k in looks if k.rules is not None]
-    alike = len({k.counted / k.rows for k in looks}) == 1
-    common = set[str].intersection(*told) if told else {"examples"} if alike or apart else set[str]()
-    if "examples" in common and (alike or len(told) > 0):
-        return "examples"
-    if "tokens" in common:
-        return "tokens"
-    if apart:
+def _across(trial: Problem, kinds: Sequence[tuple[Any, Any]]) -> set[str] | None:
+    """The rules that hold over a few examples of each kind of batch together: batches in each of which the same share of
+    targets is left out do not tell by themselves. None where they cannot be joined, or there is one kind only."""
+    if len(kinds) < 2:
         return None
-    if told and "within" not in common and len({k.rows for k in looks[:-1]}) <= 1:
-        return "examples"  # the examples of a batch are set against each other: no part has a loss of its own
-    raise ValueError(
-        "loss is no plain mean over the examples of a batch (class weights, ignored targets, weights of examples), so that "
-        "batches may count in several ways: pass weight='examples', 'tokens' or a function of (inputs, targets)"
-    )
+    try:
+        pairs = [[list(tensors_of(part)) for part in kind] for kind in kinds]
+        if any(len(part) != 1 for pair in pairs for part in pair):
+            return set()
+        outputs, targets = (torch.cat([pair[i][0] for pair in pairs]) for i in (0, 1))
+        with trial.without_gradients():
+            return rules_of(trial.loss, outputs, targets, len(targets)) or set()
+    except RuntimeError:  # of other shapes
+        return set()
+
+
+def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule | None:
+    """How batches count: "examples" where nothing speaks against it. `apart`: "tokens" too, where parts of one batch make up
+    the whole by it, and None where neither is true of all; else ValueError where batches may count in several ways."""
+    told = [k.rules for k in looks if k.rules is not None] + ([] if across is None else [across])
+    common = set[str].intersection(*told) if told else {"examples"}
+    alike = len({k.counted / k.rows for k in looks}) == 1
+    if "examples" in common and (alike or across is not None):
+        return "examples"
+    if apart:
+        return "tokens" if "tokens" in common and told else None
+    coupled = told and "within" not in common  # the examples of a batch are set against each other
+    if alike and (coupled or not told) and len({k.rows for k in looks[:-1]}) <= 1:
+        return "examples"
+    way = "a mean over the targets that count: pass weight='tokens' (all of them count alike) or 'examples'"
+    other = "no plain mean over examples (class weights, weighted examples): pass weight='examples', or a function"
+    raise ValueError(f"loss of a batch is {way if 'tokens' in common else other} of (inputs, targets) for each batch's share")
 
 
 class _Company:
     """Some examples of a pair of tensors: their outputs among the others of their chunk, and together."""
 
     def __init__(self, data: TensorBatches) -> None:
-        self._data, self._chosen = data, telling_rows(data.targets, data.examples, _TOGETHER)
+        everyone = len(data) <= _CHUNKS
+        self._data = data
+        self._chosen = torch.arange(data.examples) if everyone else telling_rows(data.targets, data.examples, _TOGETHER)
         self._start, self._found = 0, list[Any]()
 
     def saw(self, outputs: Any, length: int) -> None:

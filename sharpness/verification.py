@@ -190,6 +190,7 @@ class _Spot:
             return double_backward("hessian", self.problem, inputs, self.targets)[0](v)
 
         exact = self.at(None, 0.0, product)
+        _require_finite(exact)
 
         def look(step: float) -> _Look:
             (up, g), (down, h) = (self.loss_and_gradient(v, s) for s in (step, -step))
@@ -215,6 +216,7 @@ class _Spot:
             return double_backward(kind, problem, inputs, self.targets)[0](v)
 
         image = self.at(None, 0.0, product)
+        _require_finite(image)
         exact = [torch.tensor([_dot(u, image)]), torch.tensor([_dot(v, image)])]
 
         def outputs(moved: Vectors | None, step: float) -> Tensor:
@@ -314,6 +316,14 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vectors:
         return [torch.zeros_like(p) for p in parameters]
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters, strict=True)]
+
+
+def _require_finite(product: Vectors) -> None:
+    if not all(bool(torch.isfinite(part).all()) for part in product):
+        raise ValueError(
+            "a product is not finite: an operation has no second derivative at these weights (such as a root or a norm at "
+            "0), or overflows: pass method='differences', or keep away from that point by a small constant"
+        )
 
 
 def _relative(difference: float, a: float, b: float, noise: float) -> float:
