@@ -18,6 +18,8 @@ from typing import Any
 import torch
 import toy_sweep
 
+HANG = 600
+"""seconds after which a process hangs: at least ten times what any needs on a machine five times as slow"""
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lives"])
 
@@ -49,7 +51,7 @@ def start(target: Callable[..., None], *args: Any) -> ForkServerProcess:
     return process
 
 
-def run(target: Callable[..., None], *args: Any, seconds: float = 120) -> int:
+def run(target: Callable[..., None], *args: Any, seconds: float = HANG) -> int:
     """The exit status of a process that runs `target(*args)`; minus the signal that killed it."""
     process = start(target, *args)
     process.join(seconds)

@@ -15,6 +15,7 @@ from typing import Any
 
 import lives
 import pytest
+from lives import HANG
 
 from experiments.lab.check import check
 from experiments.lab.store import Store
@@ -48,7 +49,7 @@ class Sweep:
         return [lease.parent for lease in leases if not (lease.parent / "summary.json").exists()]
 
     def wait_for_training(self) -> list[Path]:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG
         while not (found := self.under_way()) and self.wait(0.005) is None and time.monotonic() < deadline:
             pass
         return found
@@ -61,10 +62,10 @@ class Sweep:
 
     def end(self) -> int:
         """Wait for the end; its exit status. Nothing of it may be left, and nobody may have seen a traceback."""
-        status = self.wait(120)
+        status = self.wait(HANG)
         assert status is not None, "it hangs"
         assert "Traceback" not in self.messages.read_text(), self.messages.read_text()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG
         while (left := self.members()) and time.monotonic() < deadline:
             time.sleep(0.02)
         assert not left, "orphans"
