@@ -200,18 +200,21 @@ def test_workers_do_not_outlive_their_parent(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("number", "status", "whole_group"), [(signal.SIGTERM, 143, False), (signal.SIGINT, 130, True)])
 def test_stopped_by_signals(number: int, status: int, whole_group: bool, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """SIGTERM to the command alone, Ctrl-C to its whole group: checkpoints, the agreed exit status, and on it goes."""
-    chance, root, left, stops = random.Random(3), tmp_path / "store", 0, 0
+    chance, left, stops, stores = random.Random(3), 0, 0, 0
     while stops < STOPS:
-        sweep = Sweep(root)
-        sweep.wait_for_training()
-        time.sleep(chance.uniform(0, 0.1))
-        with contextlib.suppress(ProcessLookupError):
-            (os.killpg if whole_group else os.kill)(sweep.process.pid, number)
-        if (ended := sweep.end()) == 0:  # it was faster
-            break
-        assert ended == status and not list(root.glob("runs/*/lease.json"))
-        left, stops = left + len(list(root.glob("runs/*/checkpoint.*"))), stops + 1
-    assert stops > 1 and left and Sweep(root).end() == 0 and results(root) == undisturbed
+        root, stores = tmp_path / f"store{stores}", stores + 1
+        while stops < STOPS:
+            sweep = Sweep(root)
+            sweep.wait_for_training()
+            time.sleep(chance.uniform(0, 0.1))
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if whole_group else os.kill)(sweep.process.pid, number)
+            if (ended := sweep.end()) == 0:  # it was faster
+                break
+            assert ended == status and not list(root.glob("runs/*/lease.json"))
+            left, stops = left + len(list(root.glob("runs/*/checkpoint.*"))), stops + 1
+        assert Sweep(root).end() == 0 and results(root) == undisturbed
+    assert left
     print(f"survived {stops}/{stops} stops")
 
 
