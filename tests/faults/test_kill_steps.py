@@ -87,16 +87,21 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "record_after"), list(zip(CASES, (30, 5), strict=True)))
-def test_killed_at_every_step(case: str, record_after: int, tmp_path: Path, drawn: dict[int, set[str]],
-                              monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.verify)])
+@pytest.mark.parametrize(("first", "case", "record_after"), list(zip((0, 1), CASES, (30, 5), strict=True)))
+def test_killed_at_every_step(first: int, case: str, record_after: int, every: int, tmp_path: Path,
+                              drawn: dict[int, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """A resumed run would be another run: other examples, crops, masks, moments, layout, or a repeated row of history;
-    its updates are eager where the undisturbed run's were replayed."""
+    its updates are eager where the undisturbed run's were replayed.
+
+    Each step in one of the two cases, in `make verify` in both.
+    """
     monkeypatch.setattr(gradient, "RECORD_AFTER", record_after)
     config = toy_config(**CASES[case])
     expected, log = run(config, size=SIZE)
     before = torch.get_rng_state()
-    for step in range(18):
+    steps = range(min(first, every - 1), 18, every)
+    for step in steps:
         root = tmp_path / str(step)
         assert lives.run(toy_lives.train_until, root, CASES[case], SIZE, step, 4, record_after) == -signal.SIGKILL
         found = resume(root, config)
@@ -104,7 +109,7 @@ def test_killed_at_every_step(case: str, record_after: int, tmp_path: Path, draw
         assert_equal(found, expected, log)
     assert len(drawn) == 18 and all(len(digests) == 1 for digests in drawn.values())
     assert torch.equal(torch.get_rng_state(), before)
-    print("survived 18/18 kills")
+    print(f"survived {len(steps)}/{len(steps)} kills")
 
 
 @pytest.mark.slow
@@ -143,8 +148,12 @@ def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.slow
-def test_killed_at_every_call_that_changes_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An instant between two calls would lose the run, or leave what nobody removes; random kills rarely meet it."""
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.verify)])
+def test_killed_at_every_call_that_changes_a_file(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instant between two calls would lose the run, or leave what nobody removes; random kills rarely meet it.
+
+    Every second call, in `make verify` each.
+    """
     for where, name in toy_lives.CHANGED:
         monkeypatch.setattr(where, name, getattr(where, name))
     config, told = toy_lives.disk_config(), tmp_path / "calls"
@@ -152,7 +161,8 @@ def test_killed_at_every_call_that_changes_a_file(tmp_path: Path, monkeypatch: p
     assert lives.run(toy_lives.dying, tmp_path / "counted", 0, told) == 0
     calls = int(told.read_text())
     names = {path.name for path in Store(tmp_path / "counted").folder(config.run_id).iterdir()}
-    for call in range(1, calls + 1):
+    tried = range(1, calls + 1, every)
+    for call in tried:
         root = tmp_path / str(call)
         assert lives.run(toy_lives.dying, root, call) == -signal.SIGKILL
         assert toy_lives.toy_task(root) == "done"
@@ -162,5 +172,5 @@ def test_killed_at_every_call_that_changes_a_file(tmp_path: Path, monkeypatch: p
         loaded = load_tensors(folder / "final.safetensors")
         assert loaded is not None and identical(loaded[0], expected.weights)
         assert (folder / "history.jsonl").read_bytes() == log.text and not check(Store(root)).damaged
-    print(f"survived {calls}/{calls} calls")
+    print(f"survived {len(tried)}/{len(tried)} calls")
     assert calls > 40

@@ -129,11 +129,9 @@ def test_a_long_evaluation_keeps_its_lease(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(leases, "TOUCH", 0.01)
     folder = start(Store(tmp_path), toy_config())
     os.utime(folder.lease.path, (0, 0))
-    deadline = time.monotonic() + 10
-    while folder.lease.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+    while folder.lease.path.stat().st_mtime == 0:  # for ever, without the touch
         time.sleep(0.01)
     folder.close()
-    assert time.monotonic() < deadline
 
 
 def test_what_a_kill_after_publication_left_is_removed(tmp_path: Path) -> None:

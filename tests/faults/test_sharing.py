@@ -16,6 +16,7 @@ from pathlib import Path
 import lives
 import pytest
 import toy_owners
+from lives import HANG
 from toy_store import overwrite_lease
 
 from experiments.lab.check import check
@@ -53,7 +54,7 @@ def test_eight_processes_share_two_hundred_runs(tmp_path: Path) -> None:
     root, told, runs = tmp_path / "store", tmp_path / "told", 200
     shared = [lives.start(toy_owners.share, root, runs, number, told, 0.0) for number in range(PROCESSES)]
     for process in shared:
-        process.join(120)
+        process.join(HANG)
     assert [process.exitcode for process in shared] == [0] * PROCESSES
     done = trainings(told)
     assert_recorded(root, runs)
@@ -72,7 +73,7 @@ def test_machines_that_stand_still_at_any_call(tmp_path: Path) -> None:
     """An owner that wakes up after its lease went to another machine would mix its files with the other one's."""
     root, told, runs = tmp_path / "store", tmp_path / "told", 40
     shared = [lives.start(toy_owners.share, root, runs, number, told, 0.01) for number in range(PROCESSES)]
-    deadline, stops, chance = time.monotonic() + 120, 0, random.Random(0)
+    deadline, stops, chance = time.monotonic() + HANG, 0, random.Random(0)
     while (live := [process for process in shared if process.is_alive()]) and time.monotonic() < deadline:
         time.sleep(0.1)
         still = [process for process in live if stands_still(process.pid)]
@@ -114,7 +115,7 @@ def race(root: Path, kinds: list[str], *, locks: bool) -> collections.Counter[st
     barrier, wins = lives.CONTEXT.Barrier(PROCESSES), [root / f"wins{number}" for number in range(PROCESSES)]
     racing = [lives.start(toy_owners.contend, folders, n, wins[n], barrier, locks) for n in range(PROCESSES)]
     for runner in racing:
-        runner.join(120)
+        runner.join(HANG)
     assert [runner.exitcode for runner in racing] == [0] * PROCESSES
     return collections.Counter(name for win in wins for name in json.loads(win.read_text()))
 

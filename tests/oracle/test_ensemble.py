@@ -12,6 +12,8 @@ from experiments.lab.training import gradient
 from experiments.lab.training.train import Outcome, train_group
 
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
+ONCE = [(model, norm) for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH]
+"""keskar-c1 tries the same layers with every norm, in a hundredth of the time"""
 
 
 def fused(configs: list[RunConfig], size: int = 8, **machine: Any) -> tuple[list[Outcome], list[Memory]]:
@@ -25,7 +27,7 @@ def difference(first: Outcome, second: Outcome) -> float:
     return max(((a - b).abs().max() / b.abs().max().clamp(min=1e-9)).item() for a, b in pairs)
 
 
-@pytest.mark.parametrize(("model", "norm"), NETWORKS)
+@pytest.mark.parametrize(("model", "norm"), ONCE)
 def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> None:
     """Seeds that learn from each other's examples, masks or statistics would not be seeds."""
     base = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, augment=Augment.CROP_FLIP, batch_size=8,
@@ -38,7 +40,7 @@ def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> Non
         assert outcome.values["test_loss"] == pytest.approx(alone.values["test_loss"], rel=1e-9)
 
 
-@pytest.mark.parametrize(("model", "norm"), NETWORKS)
+@pytest.mark.parametrize(("model", "norm"), ONCE)
 def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     """When recording starts, or resumes, would change the weights."""
     config = toy_config(model=model, **NORMS[norm], augment=Augment.CROP_FLIP, batch_size=8, lr=0.01, steps=2,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -41,17 +40,24 @@ def trained() -> nn.Module:
     return model.eval()
 
 
+class Counting(nn.CrossEntropyLoss):
+    calls = 0
+
+    def forward(self, *given):
+        self.calls += 1
+        return super().forward(*given)
+
+
 @pytest.fixture(scope="module")
 def everything():
-    started = time.monotonic()
-    entries = list(panel(trained(), nn.CrossEntropyLoss(), classes()))
-    return entries, time.monotonic() - started
+    loss = Counting()
+    return list(panel(trained(), loss, classes())), loss.calls
 
 
 def test_all_metrics_in_the_tables_order(everything):
-    entries, seconds = everything
+    entries, calls = everything
     assert [e.metric for e in entries] == NAMES
-    assert seconds < 10
+    assert calls < 1000  # 421 when this was written: a search that never ends would take the time of a training
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import subprocess
 import sys
-import time
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from benchmarks.grid import configs, fill, study
 from benchmarks.table_scale import markdown
 from toy_runs import toy_config
 from toy_store import finish
@@ -22,12 +27,14 @@ from analysis import history as histories
 from analysis.__main__ import main
 from analysis.load import HISTORY, from_store
 from experiments import keskar2017
-from experiments.lab.config import SCIENCE_VERSION, ConfigError, Norm, Optimizer, RunConfig
+from experiments.lab.config import SCIENCE_VERSION, ConfigError, Machine, Norm, Optimizer, RunConfig
 from experiments.lab.files import StoreError
 from experiments.lab.history import COLUMNS, columns, columns_of, history, pack, unpack
-from experiments.lab.plan import find_study
+from experiments.lab.launch import Result, Worker, Workers, execute
+from experiments.lab.plan import find_study, measurements_due, plan, select
 from experiments.lab.store import Store
-from experiments.lab.study import Record, Request
+from experiments.lab.study import Record, Request, measure
+from experiments.lab.worker import Report, Train
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "benchmarks" / "bench_scale.py"
@@ -189,22 +196,81 @@ def test_an_empty_store_has_empty_histories(tmp_path: Path) -> None:
 # --- no step is quadratic
 
 
+MANY, FEW = 1600, 200
+
+
+def lines(work: Callable[[], object]) -> int:
+    """Lines of Python that this thread passes, each turn of a loop anew: the same on a slow or busy machine."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal count
+        count += event == "line"
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    store = Store(tmp_path_factory.mktemp("grid"))
+    fill(store, configs(MANY), 40)
+    return store
+
+
+def planned(store: Store, runs: int) -> None:
+    (stage,) = plan(study(runs, lambda config: (measure("lambda_max", examples=100),)), Request("quick"), store)
+    assert stage.runs is not None and not stage.missing() and select(stage.runs, ["batch_size=32"])
+    assert len(measurements_due(stage, Request("quick"), store)) == runs
+
+
+def exported(store: Store, runs: int) -> None:
+    histories.export(store, [record for record in store.records(configs(runs)) if record is not None], store.root / "out")
+
+
+def given_out(store: Store, runs: int) -> None:
+    result = Result()
+    with Answering(store.root, Machine(), 2) as pool:
+        execute(pool, [Train(config) for config in configs(runs)], "runs", result, quiet=True)
+    assert result.trained == runs and not result.failures
+
+
+class Answering(Workers):
+    """Workers that are threads, for which every run is done at once."""
+
+    def start(self) -> Worker:
+        ours, theirs = multiprocessing.Pipe()
+        thread = threading.Thread(target=self.answer, args=(theirs,))
+        thread.start()
+        self.workers.append(Worker(cast(Any, thread), ours))
+        return self.workers[-1]
+
+    @staticmethod
+    def answer(pipe: Connection) -> None:
+        while pipe.recv() is not None:
+            pipe.send(Report("done"))
+
+
+@pytest.mark.parametrize("work", [planned, exported, given_out])
+def test_nothing_is_quadratic(work: Callable[[Store, int], None], grid: Store) -> None:
+    """A loop over runs inside a loop over runs, which no small study shows: 64 times the lines for eight times the runs."""
+    assert lines(lambda: work(grid, MANY)) < 10 * lines(lambda: work(grid, FEW))
+
+
 @pytest.mark.slow
-def test_a_fiftieth_of_the_benchmark(tmp_path: Path) -> None:
-    """A loop over runs inside a loop over runs, which no small study shows. Limits are a fiftieth of the goals, threefold."""
-    began = time.monotonic()
-    argv = [sys.executable, str(BENCH), "--share", "50", "--json", str(tmp_path / "scale.json"), "--folder", str(tmp_path)]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=250)
+def test_benchmark_fills_every_row(tmp_path: Path) -> None:
+    """A benchmark that breaks with the harness; goals for seconds are its own, and met on a quiet machine."""
+    argv = [sys.executable, str(BENCH), "--share", "1000", "--json", str(tmp_path / "scale.json"), "--folder", str(tmp_path)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "scale.json").read_text())
-    goals = found["goals"]
-    for name in ("half finished", "all finished"):
-        assert found[name]["plan"]["processor seconds"] < 3 * goals["plan, s"] / 50
     assert found["half finished"]["missing"] == found["half finished"]["runs"] - found["half finished"]["runs"] // 2
-    assert found["histories"]["processor seconds"] < 3 * goals["histories, s"] / 50
-    assert found["histories"]["rows"]["history"] == 3363 * 424 and found["histories"]["GB"] < goals["histories, GB"]
-    for sweep in found["scheduling"].values():
-        assert sweep["scheduler's own processor ms a run"] < 3 * goals["scheduler, ms a run"] / 10
+    assert found["histories"]["rows"]["history"] == 168 * 424 and found["histories"]["GB"] < found["goals"]["histories, GB"]
     text = markdown(found)
     assert text.count("\n| ") == 8 and "nan" not in text, text
-    print(f"{time.monotonic() - began:.0f} s")

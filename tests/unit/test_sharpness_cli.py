@@ -272,7 +272,7 @@ def test_stopped(number, as_json, folder, tmp_path):
                 break
         time.sleep(0.3)
         process.send_signal(number)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate()
     finally:
         process.kill()
     assert process.returncode == 128 + number
