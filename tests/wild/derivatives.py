@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-
 from wild.situation import Case, case, mlp, points, situation
 
 KIND = "second derivatives"
@@ -538,9 +537,7 @@ def _() -> Case:
                 (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
             return z, slope.square().sum(1)
 
-    return case(
-        Penalty(), lambda z, t: F.cross_entropy(z[0], t) + 0.1 * z[1].mean(), points(), outputs=lambda z: z[0]
-    )
+    return case(Penalty(), lambda z, t: F.cross_entropy(z[0], t) + 0.1 * z[1].mean(), points(), outputs=lambda z: z[0])
 
 
 @situation(KIND, "no second derivative at zero", expected="right or refused")

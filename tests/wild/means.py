@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
+from torch.nn import functional as F  # noqa: N812
 from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
 KIND = "means that are not plain"
@@ -42,7 +41,9 @@ def _() -> Case:
     return case(mlp(), masked, (x, t), coupled=True)
 
 
-@situation(KIND, "labels that are NaN in batches of a list", expected="right or refused", measures=("product", "sam", "slice", "noise"))
+@situation(
+    KIND, "labels that are NaN in batches of a list", expected="right or refused", measures=("product", "sam", "slice", "noise")
+)
 def _() -> Case:
     x, t = torch.randn(12, 4), torch.randn(12, 3)
     t[3:9, :2] = float("nan")
@@ -65,7 +66,9 @@ def late_class() -> tuple[Tensor, Tensor]:
 @situation(KIND, "class weights", measures=ALL)
 def _() -> Case:
     x, y = points(13)
-    return case(mlp(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 10])), (x, y), clean_loss=weighted([1, 2, 10]), coupled=True)
+    return case(
+        mlp(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 10])), (x, y), clean_loss=weighted([1, 2, 10]), coupled=True
+    )
 
 
 def weighted(weights: list[float]) -> Any:
@@ -141,7 +144,9 @@ def _() -> Case:
     return case(Tagger(), F.cross_entropy, ragged(), coupled=True)
 
 
-@situation(KIND, 'token means over ragged batches, weight="tokens"', measures=("product", "eigenvalues", "trace", "sam", "slice", "ggn"))
+@situation(
+    KIND, 'token means over ragged batches, weight="tokens"', measures=("product", "eigenvalues", "trace", "sam", "slice", "ggn")
+)
 def _() -> Case:
     data = ragged()
     counts = [int((y >= 0).sum()) for _, y in data]
@@ -164,9 +169,7 @@ def _() -> Case:
     data.append((data[0][0], torch.full_like(data[0][1], -100)))
     counts = [int((y >= 0).sum()) for _, y in data[:-1]]
     shares = [c / sum(counts) for c in counts]
-    return case(
-        Tagger(), F.cross_entropy, data, batches=data[:-1], shares=shares, coupled=True, options={"weight": "tokens"}
-    )
+    return case(Tagger(), F.cross_entropy, data, batches=data[:-1], shares=shares, coupled=True, options={"weight": "tokens"})
 
 
 @situation(KIND, "labels smoothed", measures=("product", "ggn", "fisher", "empirical", "noise"))
@@ -353,7 +356,7 @@ def _() -> Case:
 
 ROWS = {"measures": ("product", "sam", "ggn", "noise")}
 for _name, _loss, _targets in (
-    ("binary cross-entropy with pos_weight", lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=torch.tensor(7.0).to(z)), "bits"),
+    ("binary cross-entropy with pos_weight", lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=7 * torch.ones_like(z[0])), "bits"),
     ("multi-label margin, soft", F.multilabel_soft_margin_loss, "bits"),
     ("Huber", F.huber_loss, "reals"),
     ("smooth L1", F.smooth_l1_loss, "reals"),
@@ -393,7 +396,11 @@ def bad(value: float, batch: int) -> Case:
     return Case(Shown(), loss, data, nothing)
 
 
-NOT_FINITE = {"expected": "refused", "examples": "refused", "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise")}
+NOT_FINITE = {
+    "expected": "refused",
+    "examples": "refused",
+    "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise"),
+}
 
 
 @situation(KIND, "loss of the third batch is NaN", **NOT_FINITE)

@@ -120,9 +120,7 @@ class Oracle:
             result = self.call(self.model, inputs)
             z = self.outputs(result)
             jacobian = self._rows(z.reshape(-1))
-            inner = torch.autograd.functional.hessian(
-                lambda outputs, t=targets: self.loss(outputs, t), z.detach()
-            )
+            inner = torch.autograd.functional.hessian(lambda outputs, t=targets: self.loss(outputs, t), z.detach())
             middle = inner.reshape(z.numel(), z.numel()).numpy()  # pyright: ignore[reportAttributeAccessIssue]
             total += share * jacobian.T @ middle @ jacobian
         return total
