@@ -356,7 +356,8 @@ def _() -> Case:
 
 ROWS = {"measures": ("product", "sam", "ggn", "noise")}
 for _name, _loss, _targets in (
-    ("binary cross-entropy with pos_weight", lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=7 * torch.ones_like(z[0])), "bits"),
+    ("binary cross-entropy with pos_weight",
+     lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=7 * torch.ones_like(z[0])), "bits"),
     ("multi-label margin, soft", F.multilabel_soft_margin_loss, "bits"),
     ("Huber", F.huber_loss, "reals"),
     ("smooth L1", F.smooth_l1_loss, "reals"),

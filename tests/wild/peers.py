@@ -1,6 +1,6 @@
 """What other tools do in the same situations: one product with the Hessian, as their manuals show. Writes peers.json.
 
-From the project's root, with the tools of tests/peers.txt installed:   python tests/wild/peers.py
+From the project's root, with the tools of tests/peers.txt installed:   python tests/wild/peers.py [part of a name ...]
 """
 
 from __future__ import annotations
@@ -119,8 +119,10 @@ def asked(product: Callable[[Case], np.ndarray], c: Case, tolerance: float) -> s
 def main() -> None:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    outcomes: dict[str, dict[str, str]] = {}
+    outcomes: dict[str, dict[str, str]] = json.loads(RECORD.read_text())["outcomes"] if sys.argv[1:] else {}
     for s in SITUATIONS:
+        if sys.argv[1:] and not any(part in s.name for part in sys.argv[1:]):
+            continue
         if s.make().oracles is None:
             continue  # nothing to compare with
         outcomes[s.name] = {name: asked(product, s.make(), s.tolerance) for name, product in PRODUCTS.items()}
