@@ -19,6 +19,15 @@ def masked(z: Tensor, t: Tensor) -> Tensor:
     return (z - t.nan_to_num())[known].square().mean()
 
 
+def either(net: nn.Module, loss: Any, data: list[tuple[Tensor, Tensor]], counts: list[int]) -> Case:
+    """Right is the mean over all that counts, or that of the batches by their rows."""
+    shares = [c / sum(counts) for c in counts]
+    by_counts, by_rows = case(net, loss, data, shares=shares, coupled=True), case(net, loss, data, coupled=True)
+    assert by_counts.oracles and by_rows.oracles
+    oracles = [*by_counts.oracles(), *by_rows.oracles()]
+    return Case(net, loss, data, lambda: oracles)
+
+
 class Wide(nn.Module):
     """Activations of 200 kB per example, so that a pair is computed in chunks where that leaves it the same."""
 
@@ -47,7 +56,7 @@ def _() -> Case:
 def _() -> Case:
     x, t = torch.randn(12, 4), torch.randn(12, 3)
     t[3:9, :2] = float("nan")
-    return case(mlp(), masked, [(x[:4], t[:4]), (x[4:], t[4:])], coupled=True)
+    return either(mlp(), masked, [(x[:4], t[:4]), (x[4:], t[4:])], [int((~part.isnan()).sum()) for part in (t[:4], t[4:])])
 
 
 @situation(KIND, "labels that are NaN from row 200 on", measures=LATE)
@@ -140,8 +149,8 @@ def ragged() -> list[tuple[Tensor, Tensor]]:
 
 @situation(KIND, "token means over ragged batches", expected="right or refused", measures=("product", "sam", "noise"))
 def _() -> Case:
-    """By rows, as documented, or refused: the mean over all tokens needs weight="tokens"."""
-    return case(Tagger(), F.cross_entropy, ragged(), coupled=True)
+    data = ragged()
+    return either(Tagger(), F.cross_entropy, data, [int((y >= 0).sum()) for _, y in data])
 
 
 @situation(
@@ -372,7 +381,9 @@ for _name, _loss, _targets in (
     ("multi-class hinge", lambda z, t: F.multi_margin_loss(z, t[:, 0].long()), "bits"),
 ):  # fmt: skip
 
-    @situation(KIND, f"a plain mean: {_name}", **ROWS)
+    @situation(
+        KIND, f"a plain mean: {_name}", **ROWS, expected="right or refused" if "hinge" in _name else "right", first="right"
+    )
     def _(loss: Any = _loss, kind: str = _targets) -> Case:
         x = torch.randn(12, 4)
         return case(mlp(), loss, (x, torch.randn(12, 3) if kind == "reals" else (torch.rand(12, 3) < 0.4).float()))

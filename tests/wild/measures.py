@@ -196,8 +196,8 @@ def outcome(s: Situation, measure: str, c: Case | None = None) -> str:
         changed = changes(before, snapshot(c.model, c.loss, held))
         if changed:
             return f"changed: {', '.join(changed[:3])}"
-        if numbers is None:
-            return word
+        if numbers is None or (isinstance(numbers, np.ndarray) and not np.isfinite(numbers).all()):
+            return word or "refused"  # a vector that holds NaN says itself that it is none
         if c.oracles is None:
             again = _attempt(c, ours)[1]
             return "right" if again is not None and _off(numbers, again) <= 1e-5 else "wrong: another number each time"
