@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
-from wild.situation import ALL, Case, case, mlp, nothing, points, situation
+from wild.situation import ALL, FIRST, SECOND, Case, case, mlp, nothing, points, situation
 
 KIND = "hooks and state"
 
@@ -342,7 +342,9 @@ class Fresh(Stateful):
         return self.o(self.cell(x, 0.5 * torch.ones(len(x), 3).to(x)))
 
 
-@situation(KIND, "hidden state in an attribute", measures=ALL, examples="right or refused")
+@situation(
+    KIND, "hidden state in an attribute", measures=(*SECOND, *FIRST, "ggn", "fisher", "noise"), examples="right or refused"
+)
 def _() -> Case:
     return case(Stateful(), F.cross_entropy, [points()], clean=Fresh(), coupled=True)
 
@@ -427,7 +429,7 @@ def _() -> Case:
             self.register_buffer("step", torch.ones(()), persistent=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            z = super().forward(x) / self.step
+            z = super().forward(x) / self.step.clone()
             self.step += 1
             return z
 
@@ -675,7 +677,13 @@ def _() -> Case:
     return case(torch.jit.trace(mlp(), torch.randn(12, 4)), F.cross_entropy, points(), clean=mlp())  # pyright: ignore
 
 
-@situation(KIND, "lazy layer that has no weights yet", expected="refused", examples="refused")
+@situation(
+    KIND,
+    "lazy layer that has no weights yet",
+    expected="refused",
+    examples="refused",
+    measures=("product", "eigenvalues", "sam", "ggn", "noise"),
+)
 def _() -> Case:
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3))
     return Case(net, F.cross_entropy, points(), nothing)
