@@ -9,9 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset, WeightedRandomSampler
-
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 from wild.oracle import Oracle, by_rows, double
 from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
@@ -285,7 +292,9 @@ for _name, _once in {
     "iterator of a loader": lambda: iter(DataLoader(set_of_points(), batch_size=5)),
 }.items():
 
-    @situation(KIND, f"can be gone through once: {_name}", expected="refused", examples="refused", measures=("product", "sam", "noise"))
+    @situation(
+        KIND, f"can be gone through once: {_name}", expected="refused", examples="refused", measures=("product", "sam", "noise")
+    )
     def _(once: Any = _once) -> Case:
         return Case(mlp(), F.cross_entropy, once(), nothing)
 

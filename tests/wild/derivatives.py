@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
-
 from wild.situation import Case, case, mlp, points, situation
 
 KIND = "second derivatives"
@@ -538,9 +537,7 @@ def _() -> Case:
                 (slope,) = torch.autograd.grad(z.sum(), x, create_graph=True)
             return z, slope.square().sum(1)
 
-    return case(
-        Penalty(), lambda z, t: F.cross_entropy(z[0], t) + 0.1 * z[1].mean(), points(), outputs=lambda z: z[0]
-    )
+    return case(Penalty(), lambda z, t: F.cross_entropy(z[0], t) + 0.1 * z[1].mean(), points(), outputs=lambda z: z[0])
 
 
 @situation(KIND, "no second derivative at zero", expected="right or refused")
@@ -550,3 +547,85 @@ def _() -> Case:
     nn.init.zeros_(model[0].weight)  # pyright: ignore
     nn.init.zeros_(model[0].bias)  # pyright: ignore
     return case(model, lambda z, t: F.cross_entropy(z, t) + z.norm(dim=1).mean(), points())
+
+
+class Penalised(nn.Module):
+    """Logits, and the sum of the squared norms of all weights, of which the biases are 0 at first."""
+
+    def __init__(self, squared: Any) -> None:
+        super().__init__()
+        self.net, self.squared = mlp(), squared
+        for layer in (self.net[0], self.net[2]):
+            nn.init.zeros_(layer.bias)  # pyright: ignore
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(x), torch.stack([self.squared(p) for p in self.net.parameters()]).sum()
+
+
+@situation(KIND, "squared norm of weights that are zero", expected="right or refused")
+def _() -> Case:
+    """norm(w) ** 2 at w = 0: its gradient is right, its second derivative 0 in place of 2."""
+
+    def loss(z: Any, t: Tensor) -> Tensor:
+        return F.cross_entropy(z[0], t) + z[1]
+
+    net, plain = Penalised(lambda p: p.norm() ** 2), Penalised(lambda p: p.square().sum())
+    return case(net, loss, points(), clean=plain, outputs=lambda z: z[0])
+
+
+@situation(KIND, "product of features, some of them zero", expected="right or refused")
+def _() -> Case:
+    class Product(nn.Module):
+        def __init__(self, multiplied: Any) -> None:
+            super().__init__()
+            self.a, self.b, self.multiplied = nn.Linear(4, 4), nn.Linear(5, 3), multiplied
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.a(x)
+            return self.b(torch.cat([h, self.multiplied(h)], 1))
+
+    def one_by_one(h: Tensor) -> Tensor:
+        return (h[:, 0] * h[:, 1] * h[:, 2] * h[:, 3])[:, None]
+
+    net = Product(lambda h: h.prod(1, keepdim=True))
+    with torch.no_grad():
+        net.a.weight[:2].zero_()
+        net.a.bias[:2].zero_()
+    return case(net, F.cross_entropy, points(), clean=Product(one_by_one))
+
+
+@situation(KIND, "spatial transformer (grid_sample)", expected="right or refused")
+def _() -> Case:
+    """Its second derivative does not exist in torch; by hand it is interpolation by products of hat functions."""
+
+    class Transformer(nn.Module):
+        def __init__(self, sample: Any) -> None:
+            super().__init__()
+            self.grid, self.o, self.sample = nn.Parameter(1.2 * torch.rand(1, 3, 3, 2) - 0.6), nn.Linear(9, 3), sample
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.o(torch.tanh(self.sample(x, self.grid.expand(len(x), -1, -1, -1)).flatten(1)))
+
+    def by_torch(x: Tensor, grid: Tensor) -> Tensor:
+        return F.grid_sample(x, grid, align_corners=True)
+
+    def by_hand(x: Tensor, grid: Tensor) -> Tensor:
+        at = (grid + 1) / 2 * 4
+        hats = (1 - (at[..., None] - torch.arange(5).to(x)).abs()).clamp(min=0)  # [b, h, w, 2, 5]
+        return torch.einsum("bcyx,bijx,bijy->bcij", x, hats[..., 0, :], hats[..., 1, :])
+
+    net = Transformer(by_torch)
+    return case(net, F.cross_entropy, (torch.randn(6, 1, 5, 5), torch.arange(6) % 3), clean=Transformer(by_hand))
+
+
+@situation(KIND, "parameters that the loss does not use")
+def _() -> Case:
+    class Spare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.spare, self.scale = mlp(), nn.Linear(3, 2), nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x)
+
+    return case(Spare(), F.cross_entropy, points())

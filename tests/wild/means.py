@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-
+from torch.nn import functional as F  # noqa: N812
 from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
 KIND = "means that are not plain"
@@ -18,6 +17,15 @@ def masked(z: Tensor, t: Tensor) -> Tensor:
     """The mean over the labels that there are."""
     known = ~t.isnan()
     return (z - t.nan_to_num())[known].square().mean()
+
+
+def either(net: nn.Module, loss: Any, data: list[tuple[Tensor, Tensor]], counts: list[int]) -> Case:
+    """Right is the mean over all that counts, or that of the batches by their rows."""
+    shares = [c / sum(counts) for c in counts]
+    by_counts, by_rows = case(net, loss, data, shares=shares, coupled=True), case(net, loss, data, coupled=True)
+    assert by_counts.oracles and by_rows.oracles
+    oracles = [*by_counts.oracles(), *by_rows.oracles()]
+    return Case(net, loss, data, lambda: oracles)
 
 
 class Wide(nn.Module):
@@ -42,11 +50,13 @@ def _() -> Case:
     return case(mlp(), masked, (x, t), coupled=True)
 
 
-@situation(KIND, "labels that are NaN in batches of a list", expected="right or refused", measures=("product", "sam", "slice", "noise"))
+@situation(
+    KIND, "labels that are NaN in batches of a list", expected="right or refused", measures=("product", "sam", "slice", "noise")
+)
 def _() -> Case:
     x, t = torch.randn(12, 4), torch.randn(12, 3)
     t[3:9, :2] = float("nan")
-    return case(mlp(), masked, [(x[:4], t[:4]), (x[4:], t[4:])], coupled=True)
+    return either(mlp(), masked, [(x[:4], t[:4]), (x[4:], t[4:])], [int((~part.isnan()).sum()) for part in (t[:4], t[4:])])
 
 
 @situation(KIND, "labels that are NaN from row 200 on", measures=LATE)
@@ -65,7 +75,9 @@ def late_class() -> tuple[Tensor, Tensor]:
 @situation(KIND, "class weights", measures=ALL)
 def _() -> Case:
     x, y = points(13)
-    return case(mlp(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 10])), (x, y), clean_loss=weighted([1, 2, 10]), coupled=True)
+    return case(
+        mlp(), nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2, 10])), (x, y), clean_loss=weighted([1, 2, 10]), coupled=True
+    )
 
 
 def weighted(weights: list[float]) -> Any:
@@ -137,11 +149,13 @@ def ragged() -> list[tuple[Tensor, Tensor]]:
 
 @situation(KIND, "token means over ragged batches", expected="right or refused", measures=("product", "sam", "noise"))
 def _() -> Case:
-    """By rows, as documented, or refused: the mean over all tokens needs weight="tokens"."""
-    return case(Tagger(), F.cross_entropy, ragged(), coupled=True)
+    data = ragged()
+    return either(Tagger(), F.cross_entropy, data, [int((y >= 0).sum()) for _, y in data])
 
 
-@situation(KIND, 'token means over ragged batches, weight="tokens"', measures=("product", "eigenvalues", "trace", "sam", "slice", "ggn"))
+@situation(
+    KIND, 'token means over ragged batches, weight="tokens"', measures=("product", "eigenvalues", "trace", "sam", "slice", "ggn")
+)
 def _() -> Case:
     data = ragged()
     counts = [int((y >= 0).sum()) for _, y in data]
@@ -164,9 +178,7 @@ def _() -> Case:
     data.append((data[0][0], torch.full_like(data[0][1], -100)))
     counts = [int((y >= 0).sum()) for _, y in data[:-1]]
     shares = [c / sum(counts) for c in counts]
-    return case(
-        Tagger(), F.cross_entropy, data, batches=data[:-1], shares=shares, coupled=True, options={"weight": "tokens"}
-    )
+    return case(Tagger(), F.cross_entropy, data, batches=data[:-1], shares=shares, coupled=True, options={"weight": "tokens"})
 
 
 @situation(KIND, "labels smoothed", measures=("product", "ggn", "fisher", "empirical", "noise"))
@@ -353,7 +365,8 @@ def _() -> Case:
 
 ROWS = {"measures": ("product", "sam", "ggn", "noise")}
 for _name, _loss, _targets in (
-    ("binary cross-entropy with pos_weight", lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=torch.tensor(7.0).to(z)), "bits"),
+    ("binary cross-entropy with pos_weight",
+     lambda z, t: F.binary_cross_entropy_with_logits(z, t, pos_weight=7 * torch.ones_like(z[0])), "bits"),
     ("multi-label margin, soft", F.multilabel_soft_margin_loss, "bits"),
     ("Huber", F.huber_loss, "reals"),
     ("smooth L1", F.smooth_l1_loss, "reals"),
@@ -368,7 +381,9 @@ for _name, _loss, _targets in (
     ("multi-class hinge", lambda z, t: F.multi_margin_loss(z, t[:, 0].long()), "bits"),
 ):  # fmt: skip
 
-    @situation(KIND, f"a plain mean: {_name}", **ROWS)
+    @situation(
+        KIND, f"a plain mean: {_name}", **ROWS, expected="right or refused" if "hinge" in _name else "right", first="right"
+    )
     def _(loss: Any = _loss, kind: str = _targets) -> Case:
         x = torch.randn(12, 4)
         return case(mlp(), loss, (x, torch.randn(12, 3) if kind == "reals" else (torch.rand(12, 3) < 0.4).float()))
@@ -393,7 +408,11 @@ def bad(value: float, batch: int) -> Case:
     return Case(Shown(), loss, data, nothing)
 
 
-NOT_FINITE = {"expected": "refused", "examples": "refused", "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise")}
+NOT_FINITE = {
+    "expected": "refused",
+    "examples": "refused",
+    "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise"),
+}
 
 
 @situation(KIND, "loss of the third batch is NaN", **NOT_FINITE)

@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # takes seconds, and an alarm must not interrupt it
+from wild.oracle import Oracle
+from wild.situation import Case, Situation
+from wild.snapshot import changes, snapshot
 
 import sharpness
 from sharpness import (
@@ -29,12 +33,9 @@ from sharpness import (
     trace,
     worst_case_sharpness,
 )
-from wild.oracle import Oracle
-from wild.situation import Case, Situation
-from wild.snapshot import changes, snapshot
 
 LIBRARY = str(Path(sharpness.__file__).parent)
-SECONDS = 10  # after which a measure counts as never ending
+SECONDS = 20  # after which a measure counts as never ending
 ALPHAS = (-0.5, 0.0, 0.5, 1.0)
 DUMMY = [(torch.zeros(1, 1), torch.zeros(1))]
 
@@ -195,13 +196,13 @@ def outcome(s: Situation, measure: str, c: Case | None = None) -> str:
         changed = changes(before, snapshot(c.model, c.loss, held))
         if changed:
             return f"changed: {', '.join(changed[:3])}"
-        if numbers is None:
-            return word
+        if numbers is None or (isinstance(numbers, np.ndarray) and not np.isfinite(numbers).all()):
+            return word or "refused"  # a vector that holds NaN says itself that it is none
         if c.oracles is None:
             again = _attempt(c, ours)[1]
             return "right" if again is not None and _off(numbers, again) <= 1e-5 else "wrong: another number each time"
         oracles = known(s.make) if s.fixed else c.oracles()
-        return _judged(numbers, [right(o) for o in oracles], s.tolerance)
+        return judged(numbers, [right(o) for o in oracles], s.tolerance)
 
 
 @cache
@@ -212,14 +213,14 @@ def known(make: Callable[[], Case]) -> Sequence[Oracle]:
     return found()
 
 
-def _size(c: Case) -> int:
+def size(c: Case) -> int:
     return sum(p.numel() for p in c.model.parameters() if p.requires_grad and not torch.nn.parameter.is_lazy(p))
 
 
 def _attempt(c: Case, ours: Callable[[Case, int], Numbers]) -> tuple[str, Numbers | None]:
     try:
         with limited(SECONDS):
-            return "", ours(c, _size(c))
+            return "", ours(c, size(c))
     except TooLong:
         return f"no answer within {SECONDS} s", None
     except Said:
@@ -228,7 +229,7 @@ def _attempt(c: Case, ours: Callable[[Case, int], Numbers]) -> tuple[str, Number
         return ("refused" if one_sentence(error) else f"{type(error).__name__}: {str(error)[:100]!r}"), None
 
 
-def _judged(numbers: Numbers, candidates: Sequence[Numbers | None], tolerance: float) -> str:
+def judged(numbers: Numbers, candidates: Sequence[Numbers | None], tolerance: float) -> str:
     if not candidates or any(right is None for right in candidates):
         return "wrong: a number where there is none"
     off = min(_off(numbers, right) for right in candidates if right is not None)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
-
+from wild.oracle import double
 from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
 KIND = "models of today"
@@ -137,7 +137,7 @@ def _() -> Case:
             return self.net(x) * (2.0 if mask is None else mask)
 
     x, y = points()
-    return case(Optional(), F.cross_entropy, [((x, None), y)], coupled=True, call=two)
+    return case(Optional(), F.cross_entropy, [((x, None), y)], call=two)
 
 
 @dataclass
@@ -313,7 +313,7 @@ def _() -> Case:
             return F.cross_entropy(self.net(x), y)
 
     x, y = points()
-    return case(Own(), lambda z, t: z, [((x, y), y)], call=two, coupled=True)
+    return case(Own(), lambda z, t: z, [((x, y), y)], call=two)
 
 
 @situation(KIND, "model that returns its loss", measures=("product", "eigenvalues", "sam", "slice"))
@@ -414,7 +414,9 @@ def _() -> Case:
     return case(PINN(), F.mse_loss, (x, torch.sin(3 * x)))
 
 
-@situation(KIND, "derivatives inside, by torch.func", measures=("product", "sam", "slice", "ggn", "noise"))
+@situation(
+    KIND, "derivatives inside, by torch.func", expected="right or refused", measures=("product", "sam", "slice", "ggn", "noise")
+)
 def _() -> Case:
     class Func(PINN):
         def forward(self, x: Tensor) -> Tensor:
@@ -510,7 +512,12 @@ for _name, _sparse, _inside in (
     ("CSR in a buffer", lambda a: a.to_sparse_csr(), True),
 ):
 
-    @situation(KIND, f"sparse adjacency: {_name}", expected="right or refused", measures=("product", "eigenvalues", "sam", "slice", "ggn", "noise"))
+    @situation(
+        KIND,
+        f"sparse adjacency: {_name}",
+        expected="right or refused",
+        measures=("product", "eigenvalues", "sam", "slice", "ggn", "noise"),
+    )
     def _(sparse: Any = _sparse, inside: bool = _inside) -> Case:
         links, (x, y) = graph(), points()
         net = GCN(sparse(links) if inside else None)
@@ -562,8 +569,9 @@ def _() -> Case:
         def forward(self, images: list[Tensor]) -> Tensor:
             return self.o(torch.stack([torch.tanh(self.c(i)).mean((1, 2)) for i in images]))
 
-    images = [torch.randn(1, 3 + i % 3, 4) for i in range(6)]
-    return case(Images(), F.cross_entropy, [(images, torch.arange(6) % 3)], coupled=True)
+    images, y = [torch.randn(1, 3 + i % 3, 4) for i in range(6)], torch.arange(6) % 3
+    one = [([double(image)], y[i : i + 1]) for i, image in enumerate(images)]
+    return case(Images(), F.cross_entropy, [(images, y)], examples=one)
 
 
 def ctc(z: Tensor, t: Tensor) -> Tensor:
@@ -592,7 +600,9 @@ def ctc_by_hand(z: Tensor, t: Tensor) -> Tensor:
     return torch.stack(total).mean()
 
 
-@situation(KIND, "connectionist temporal classification", expected="right or refused", measures=("product", "eigenvalues", "sam", "ggn"))
+@situation(
+    KIND, "connectionist temporal classification", expected="right or refused", measures=("product", "eigenvalues", "sam", "ggn")
+)
 def _() -> Case:
     net = nn.Linear(3, 4)
     return case(net, ctc, (torch.randn(4, 6, 3), torch.randint(1, 4, (4, 2))), clean_loss=ctc_by_hand)
@@ -632,7 +642,7 @@ def _() -> Case:
     return case(Distances(), F.cross_entropy, points(), clean=Distances(True))
 
 
-@situation(KIND, "weights on the meta device", expected="refused", examples="refused", measures=("product", "sam", "slice", "noise"))
+@situation(KIND, "weights on the meta device", expected="refused", examples="refused", measures=("product", "sam", "noise"))
 def _() -> Case:
     with torch.device("meta"):
         net = mlp()
@@ -672,7 +682,13 @@ def _() -> Case:
 
 for _dtype in (torch.bfloat16, torch.float16):
 
-    @situation(KIND, f"{str(_dtype)[6:]} weights", expected="right or refused", tolerance=0.1, measures=("product", "sam", "slice", "noise"))
+    @situation(
+        KIND,
+        f"{str(_dtype)[6:]} weights",
+        expected="right or refused",
+        tolerance=0.1,
+        measures=("product", "sam", "slice", "noise"),
+    )
     def _(dtype: torch.dtype = _dtype) -> Case:
         net, (x, y) = mlp().to(dtype), points()
         return case(net, F.cross_entropy, (x.to(dtype), y), clean=mlp())
@@ -691,7 +707,7 @@ def _() -> Case:
     return case(Mixed(), F.cross_entropy, points(), clean=Mixed())
 
 
-@situation(KIND, "autocast inside forward", expected="right or refused", tolerance=0.1, measures=("product", "sam"))
+@situation(KIND, "autocast inside forward", expected="right or refused", tolerance=0.1, measures=("product", "slice"))
 def _() -> Case:
     class Cast(nn.Module):
         def __init__(self) -> None:
@@ -720,7 +736,14 @@ class Complex(nn.Module):
         return self.o(torch.tanh((x.to(self.w.dtype) @ self.w).abs()))
 
 
-@situation(KIND, "complex weights", expected="refused", first="refused", examples="refused", measures=("product", "sam", "slice", "noise"))
+@situation(
+    KIND,
+    "complex weights",
+    expected="refused",
+    first="refused",
+    examples="refused",
+    measures=("product", "sam", "slice", "noise"),
+)
 def _() -> Case:
     return Case(Complex(), F.cross_entropy, points(), nothing)
 
@@ -740,7 +763,9 @@ def _() -> Case:
     return case(net, F.cross_entropy, points())
 
 
-@situation(KIND, "dynamically quantised model", expected="right or refused", first="right or refused", measures=("product", "sam"))
+@situation(
+    KIND, "dynamically quantised model", expected="right or refused", first="right or refused", measures=("product", "sam")
+)
 def _() -> Case:
     net = torch.ao.quantization.quantize_dynamic(mlp(), {nn.Linear}, dtype=torch.qint8)
     return Case(net, F.cross_entropy, points(), nothing)
@@ -776,11 +801,7 @@ def _() -> Case:
     padding[::2, 2:] = True
     inputs = dict(x=2 * torch.randn(6, 4, 4), src_key_padding_mask=padding)
     net = Encoder()
-    torch.backends.mha.set_fastpath_enabled(True)
-    made = case(net, F.cross_entropy, [(inputs, torch.arange(6) % 3)], call=named)
-    (right,) = made.oracles() if made.oracles else ()
-    object.__setattr__(right, "call", lambda model, given: named(model.train(False), given))
-    return made
+    return case(net, F.cross_entropy, [(inputs, torch.arange(6) % 3)], call=named)
 
 
 @situation(KIND, "recurrent layers", measures=("product", "eigenvalues", "sam", "slice", "ggn", "noise"))
@@ -912,7 +933,12 @@ def _() -> Case:
     return case(Bytes(), F.cross_entropy, (torch.randint(256, (12, 4), dtype=torch.uint8), points()[1]))
 
 
-BAD: dict[str, Any] = {"expected": "refused", "first": "refused", "examples": "refused", "measures": ("product", "sam", "slice", "noise")}
+BAD: dict[str, Any] = {
+    "expected": "refused",
+    "first": "refused",
+    "examples": "refused",
+    "measures": ("product", "sam", "slice", "noise"),
+}
 
 
 @situation(KIND, "wrong: images for a model of rows", **BAD)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Batch = tuple[Any, Any, float]  # inputs, targets, share of the mean
 
@@ -43,6 +44,8 @@ def singles(pairs: Sequence[tuple[Any, Tensor]]) -> list[tuple[Any, Tensor]]:
 def row_of(inputs: Any, i: int) -> Any:
     if isinstance(inputs, Tensor):
         return inputs[i : i + 1]
+    if inputs is None:
+        return None
     if isinstance(inputs, dict):
         return {key: row_of(part, i) for key, part in inputs.items()}
     return tuple(row_of(part, i) for part in inputs)
@@ -86,8 +89,12 @@ class Oracle:
 
     def objective(self, model: nn.Module | None = None) -> Tensor:
         model = model or self.model
-        parts = [share * self.loss(self.call(model, inputs), targets) for inputs, targets, share in self.batches]
+        parts = [share * self.loss(self.result(inputs, model), targets) for inputs, targets, share in self.batches]
         return torch.stack(parts).sum()
+
+    def result(self, inputs: Any, model: nn.Module | None = None) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):  # the only one with second derivatives
+            return self.call(model or self.model, inputs)
 
     def at(self, w: np.ndarray, parameters: Sequence[Tensor] | None = None) -> float:
         """f at other weights."""
@@ -117,12 +124,9 @@ class Oracle:
     def ggn(self) -> np.ndarray:
         total = np.zeros((self.n, self.n))
         for inputs, targets, share in self.batches:
-            result = self.call(self.model, inputs)
-            z = self.outputs(result)
+            z = self.outputs(self.result(inputs))
             jacobian = self._rows(z.reshape(-1))
-            inner = torch.autograd.functional.hessian(
-                lambda outputs, t=targets: self.loss(outputs, t), z.detach()
-            )
+            inner = torch.autograd.functional.hessian(lambda outputs, t=targets: self.loss(outputs, t), z.detach())
             middle = inner.reshape(z.numel(), z.numel()).numpy()  # pyright: ignore[reportAttributeAccessIssue]
             total += share * jacobian.T @ middle @ jacobian
         return total
@@ -131,7 +135,7 @@ class Oracle:
     def example_gradients(self) -> np.ndarray:
         """[N, n]"""
         assert self.examples is not None
-        rows = [self.loss(self.call(self.model, inputs), targets) for inputs, targets in self.examples]
+        rows = [self.loss(self.result(inputs), targets) for inputs, targets in self.examples]
         return np.stack([self._flat(self._grad(value, False)).detach().numpy() for value in rows])
 
     @property

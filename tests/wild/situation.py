@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-
 from wild.oracle import Oracle, by_rows, double, singles
 
 Expected = Literal["right", "refused", "right or refused"]
@@ -83,13 +82,15 @@ def case(
     batches: Sequence[tuple[Any, Tensor]] | None = None,
     shares: Sequence[float] | None = None,
     coupled: bool = False,
+    examples: list[tuple[Any, Tensor]] | None = None,
     mode: Literal["eval", "train"] = "eval",
     options: dict[str, Any] | None = None,
     order: Sequence[int] | None = None,
     **oracle: Any,
 ) -> Case:
     """A case whose right numbers are those of `clean` (by default a copy of the model), which gets the model's
-    weights, in order, with `clean_loss` (the loss) on `batches` (the data: a pair is one batch)."""
+    weights, in order, with `clean_loss` (the loss) on `batches` (the data: a pair is one batch). `coupled`: no single
+    examples."""
     plain = copy.deepcopy(model if clean is None else clean).double()
     if clean is not None:
         theirs = list(plain.parameters())
@@ -100,7 +101,7 @@ def case(
     given = batches if batches is not None else [data] if isinstance(data, tuple) else data
     pairs = double(list(given))
     weighted = by_rows(pairs) if shares is None else [(x, y, s) for (x, y), s in zip(pairs, shares, strict=True)]
-    rows = None if coupled else singles(pairs)
+    rows = examples or (None if coupled else singles(pairs))
     right = Oracle(plain, clean_loss or loss, weighted, rows, order=order, **oracle)
     return Case(model, loss, data, lambda: [right], mode, options or {})
 

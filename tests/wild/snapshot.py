@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import weakref
 from collections import deque
 from typing import Any
 
@@ -18,7 +19,7 @@ def snapshot(model: nn.Module, *others: Any) -> dict[str, Any]:
     """All there is to see of a model, of other things of its owner (a loss, data), and of global generators."""
     found: dict[str, Any] = {
         "torch's generator": torch.get_rng_state().clone(),
-        "numpy's generator": str(np.random.get_state()),
+        "numpy's generator": np.random.get_state(),
         "Python's generator": random.getstate(),
         "gradients enabled": torch.is_grad_enabled(),
         "attention's fast path": torch.backends.mha.get_fastpath_enabled(),
@@ -85,6 +86,8 @@ def frozen(value: Any, seen: set[int]) -> Any:
         return value
     if isinstance(value, nn.Module):
         return ("module", id(value))
+    if isinstance(value, weakref.ref):
+        return ("reference", id(value()))
     seen = seen | {id(value)}
     if isinstance(value, dict):
         return [(key if isinstance(key, (str, int)) else id(key), frozen(part, seen)) for key, part in value.items()]

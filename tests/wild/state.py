@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
-
-from wild.situation import ALL, Case, case, mlp, nothing, points, situation
+from wild.situation import ALL, FIRST, SECOND, Case, case, mlp, nothing, points, situation
 
 KIND = "hooks and state"
 
@@ -159,7 +158,9 @@ def _() -> Case:
     return case(net, F.cross_entropy, (torch.randint(12, (12, 5)), points()[1]), clean=Renormed())
 
 
-@situation(KIND, "embedding with max_norm, rows too long", expected="right or refused", measures=("product", "slice", "ggn", "noise"))
+@situation(
+    KIND, "embedding with max_norm, rows too long", expected="right or refused", measures=("product", "slice", "ggn", "noise")
+)
 def _() -> Case:
     """Right: at the weights that the first forward pass would leave, as in training."""
     net, plain = MaxNorm(), Renormed()
@@ -269,7 +270,9 @@ class Spectral(Net):
         return self.b(torch.tanh(F.linear(x, w / torch.linalg.matrix_norm(w, 2), self.a.bias)))
 
 
-@situation(KIND, "new spectral norm in train mode, converged", expected="right or refused", measures=("product", "eigenvalues", "sam"))
+@situation(
+    KIND, "new spectral norm in train mode, converged", expected="right or refused", measures=("product", "eigenvalues", "sam")
+)
 def _() -> Case:
     """Power iteration follows the weights, but no derivative goes through it: the curvature of the norm is missing."""
     net = Net()
@@ -279,7 +282,9 @@ def _() -> Case:
     return _renamed(net, Spectral(), [inner.original, net.a.bias, net.b.weight, net.b.bias], mode="train")
 
 
-@situation(KIND, "old spectral norm in train mode, converged", expected="right or refused", measures=("product", "eigenvalues", "sam"))
+@situation(
+    KIND, "old spectral norm in train mode, converged", expected="right or refused", measures=("product", "eigenvalues", "sam")
+)
 def _() -> Case:
     net = Net()
     spectral_norm(net.a, n_power_iterations=30)
@@ -337,12 +342,16 @@ class Fresh(Stateful):
         return self.o(self.cell(x, 0.5 * torch.ones(len(x), 3).to(x)))
 
 
-@situation(KIND, "hidden state in an attribute", measures=ALL, examples="right or refused")
+@situation(
+    KIND, "hidden state in an attribute", measures=(*SECOND, *FIRST, "ggn", "fisher", "noise"), examples="right or refused"
+)
 def _() -> Case:
     return case(Stateful(), F.cross_entropy, [points()], clean=Fresh(), coupled=True)
 
 
-@situation(KIND, "hidden state with its history", expected="right or refused", measures=("product", "eigenvalues", "sam", "slice"))
+@situation(
+    KIND, "hidden state with its history", expected="right or refused", measures=("product", "eigenvalues", "sam", "slice")
+)
 def _() -> Case:
     """Truncated backpropagation that forgot to cut: the state holds the graph of the pass before."""
 
@@ -420,7 +429,7 @@ def _() -> Case:
             self.register_buffer("step", torch.ones(()), persistent=False)
 
         def forward(self, x: Tensor) -> Tensor:
-            z = super().forward(x) / self.step
+            z = super().forward(x) / self.step.clone()
             self.step += 1
             return z
 
@@ -612,7 +621,12 @@ def _() -> Case:
     return case(mlp(), Tempered(), points(), clean_loss=lambda z, t: F.cross_entropy(torch.tensor(1.7).to(z) * z, t))
 
 
-@situation(KIND, "generator in an attribute, noise in forward", expected="right or refused", measures=("product", "eigenvalues", "sam", "slice"))
+@situation(
+    KIND,
+    "generator in an attribute, noise in forward",
+    expected="right or refused",
+    measures=("product", "eigenvalues", "sam", "slice"),
+)
 def _() -> Case:
     class Noisy(Net):
         def __init__(self) -> None:
@@ -663,7 +677,13 @@ def _() -> Case:
     return case(torch.jit.trace(mlp(), torch.randn(12, 4)), F.cross_entropy, points(), clean=mlp())  # pyright: ignore
 
 
-@situation(KIND, "lazy layer that has no weights yet", expected="refused", examples="refused")
+@situation(
+    KIND,
+    "lazy layer that has no weights yet",
+    expected="refused",
+    examples="refused",
+    measures=("product", "eigenvalues", "sam", "ggn", "noise"),
+)
 def _() -> Case:
     net = nn.Sequential(nn.LazyLinear(4), nn.Tanh(), nn.Linear(4, 3))
     return Case(net, F.cross_entropy, points(), nothing)
