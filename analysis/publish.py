@@ -128,6 +128,9 @@ def _fill(text: str, name: str, block: str) -> str:
 
 
 def _parquet(table: pa.Table) -> bytes:
+    """As small as Parquet gets: without statistics, and with dictionaries only where values recur."""
+    recurring = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=9)
+    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=19,
+                   use_dictionary=recurring, write_statistics=False, store_schema=False)  # fmt: skip
     return buffer.getvalue()
