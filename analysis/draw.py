@@ -1,10 +1,11 @@
-"""Figures as files: <figure>.pdf and .png, .csv with every plotted value, .json with what they come from.
+"""Figures as files: <figure>.pdf and .png, .csv.gz with every plotted value, .json with what they come from.
 
 Redrawing what did not change is skipped, and drawing it anyway gives the same bytes.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import importlib
 import json
@@ -25,7 +26,7 @@ SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py
 """code of more than one figure"""
 NOTE = 0.14
 """inches above the panels for a line of text"""
-FORMS = ("pdf", "png", "csv", "json")
+FORMS = ("pdf", "png", "csv.gz", "json")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
             layout.set(rect=(0, 0, 1, 1 - above))
     for form in ("pdf", "png"):
         write_atomic(paths[form], save(drawing, form))
-    write_atomic(paths["csv"], table)
+    write_atomic(paths["csv.gz"], gzip.compress(table, mtime=0))
     write_atomic(paths["json"], to_json(document))
     return Drawn(figure.name, "drawn", files)
 

@@ -5,7 +5,8 @@ runs           one row a finished run of the study: study, scale, stage, run_id,
                epochs) is called target_train_loss, target_steps, target_epochs: there it is what was asked for.
 history        one row an observation, up to the step the run ended at
 measurements   one row a measurement that the study declares; run_id_b is the second run of a pair, else missing
-predictions    one row a run and test example: run_id, example, prediction, label
+correct        one row a run that left predictions: `test_set` is a hash of the labels, `bits` holds a bit per test example, in
+               their order, 1 where the run was right. Published only of runs that a verdict resamples over test examples
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Record, Request, Stage, Study
 
-TABLES = ("runs", "history", "measurements", "predictions")
+TABLES = ("runs", "history", "measurements", "correct")
 
 SUMMARY = {
     "status": "str", "reason": "str", "steps": "Int64", "examples": "Int64", "epochs": "float64", "seconds": "float64",
@@ -67,7 +68,7 @@ MEASUREMENTS = {
     "standard_error": "float64", "residual": "float64", "products": "Int64", "examples": "Int64", "bn_mode": "str",
     "dtype": "str", "seed": "Int64", "status": "str", "details": "str",
 }  # fmt: skip
-PREDICTIONS = {"run_id": "str", "example": "int32", "prediction": "int32", "label": "int32"}
+CORRECT = {"run_id": "str", "test_set": "str", "examples": "int64", "bits": "object"}
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Tables:
     runs: pd.DataFrame
     history: pd.DataFrame
     measurements: pd.DataFrame
-    predictions: pd.DataFrame
+    correct: pd.DataFrame
 
     @property
     def missing_runs(self) -> int:
@@ -163,7 +164,7 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
         runs=[_run_row(study, scale, stage, config, record) for stage, config, record in records],
         history=frame(store, list(once.values())),
         measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
-        predictions=_predictions(store, list(once)),
+        correct=_correct(store, list(once)),
     )  # fmt: skip
 
 
@@ -216,7 +217,7 @@ class Published:
 
 def _assemble(
     study: Study, scale: str, source: str, stages: Sequence[PlannedStage], missing_measurements: int, *,
-    runs: Any, history: Any, measurements: Any, predictions: Any,
+    runs: Any, history: Any, measurements: Any, correct: Any,
 ) -> Tables:  # fmt: skip
     planned = tuple(
         Planned(stage.stage.name, config, tuple(m.metric for m in stage.stage.measures(config)))
@@ -233,7 +234,7 @@ def _assemble(
         runs=runs[runs["run_id"].isin(known)].reset_index(drop=True),
         history=_tidy(history, HISTORY, ["run_id", "step", "kind"]),
         measurements=_tidy(measurements, MEASUREMENTS, ["metric", "run_id", "run_id_b", "options"]),
-        predictions=_tidy(predictions, PREDICTIONS, ["run_id", "example"]),
+        correct=_tidy(correct, CORRECT, ["run_id"]),
     )  # fmt: skip
 
 
@@ -281,11 +282,17 @@ def _measurement_row(ids: tuple[str, ...], found: dict[str, Any]) -> dict[str, A
     return {**found, **texts, "run_id": ids[0], "run_id_b": ids[1] if len(ids) > 1 else None}
 
 
-def _predictions(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
+def right(correct: pd.DataFrame) -> np.ndarray:
+    """Rows of one test set as an array [runs, examples] of 0 and 1."""
+    bits = np.array([np.frombuffer(row, np.uint8) for row in correct["bits"]])
+    return np.unpackbits(bits, axis=1, count=int(correct["examples"].iloc[0]))
+
+
+def _correct(store: Store, run_ids: Sequence[str]) -> list[dict[str, Any]]:
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    parts = []
+    rows = []
     for run_id in run_ids:
         if (content := store.recorded(run_id, "predictions.safetensors")) is not None:
             try:
@@ -294,9 +301,10 @@ def _predictions(store: Store, run_ids: Sequence[str]) -> pd.DataFrame:
             except (SafetensorError, KeyError) as error:
                 path = f"{store.folder(run_id)}/predictions.safetensors"
                 raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from error
-            example = np.arange(len(label), dtype=np.int32)
-            parts.append(pd.DataFrame({"run_id": run_id, "example": example, "prediction": prediction, "label": label}))
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=list(PREDICTIONS))
+            test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]
+            bits = np.packbits(prediction == label).tobytes()
+            rows.append({"run_id": run_id, "test_set": test_set, "examples": len(label), "bits": bits})
+    return rows
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -36,9 +37,10 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / settings.FILE]
     write_atomic(written[0], settings.content([(run.stage, run.config) for run in tables.planned]))
+    kept = _without_spare_bits(tables)
     for name in TABLES:
         written.append(folder / f"{name}.parquet")
-        write_atomic(written[-1], _parquet(pa.Table.from_pandas(getattr(tables, name), preserve_index=False)))
+        write_atomic(written[-1], _parquet(pa.Table.from_pandas(getattr(kept, name), preserve_index=False)))
     published = from_published(folder)
     found = verdicts(published)
     written.append(folder / "verdicts.json")
@@ -58,6 +60,12 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
         write_atomic(written[-1], content)
     write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
     return [*written, readme]
+
+
+def _without_spare_bits(tables: Tables) -> Tables:
+    """Bits per test example only of the runs that a verdict resamples: they do not compress, and nothing else reads them."""
+    used = {run_id for verdict in verdicts(tables) if verdict.both_low is not None for run_id in verdict.runs}
+    return replace(tables, correct=tables.correct[tables.correct["run_id"].isin(used)])
 
 
 def full_board(found: board.Verdicts) -> str:
@@ -120,6 +128,9 @@ def _fill(text: str, name: str, block: str) -> str:
 
 
 def _parquet(table: pa.Table) -> bytes:
+    """As small as Parquet gets: without statistics, and with dictionaries only where values recur."""
+    recurring = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=9)
+    pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=19,
+                   use_dictionary=recurring, write_statistics=False, store_schema=False)  # fmt: skip
     return buffer.getvalue()

@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.cells import Cell, cells
 from analysis.cluster import CLUSTER
 from analysis.cluster import estimate as cluster_estimate
 from analysis.families import statistic
 from analysis.gates import failed_gate
-from analysis.load import Tables
+from analysis.load import Tables, right
 from analysis.stats import ALPHA, Adjusted, Estimate, contrast, crossed_bootstrap, holm, permutation_p
 from experiments.lab.claims import Claim, Kind, ValueScale
 
@@ -249,22 +250,14 @@ def _permutation(evidence: Evidence) -> float | None:
 
 
 def _both_populations(evidence: Evidence, tables: Tables) -> tuple[float | None, float | None]:
-    """The crossed bootstrap of a test accuracy, when every run left predictions for the same test examples."""
+    """The crossed bootstrap of a test accuracy, when it is known of every run which of the same test examples it got right."""
     claim = evidence.claim
     plain = claim.contrast.value == "test_accuracy" and claim.contrast.family is None
-    if not plain or evidence.estimate is None or tables.predictions.empty:
+    if not plain or evidence.estimate is None:
         return None, None
-    frame = tables.predictions
-    groups, labels = [], []
-    for cell in evidence.cells:
-        part = frame[frame["run_id"].isin(cell.run_ids)]
-        counts = part.groupby("run_id").size()
-        if len(counts) != len(cell.values) or counts.nunique() != 1:
-            return None, None
-        shape = (len(counts), int(counts.iloc[0]))
-        correct = (part["prediction"] == part["label"]).to_numpy(np.float64).reshape(shape)
-        groups.append(100 * correct)
-        labels.append(part["label"].to_numpy().reshape(shape))
-    if any(label.shape[1:] != labels[0].shape[1:] or (label != labels[0][:1]).any() for label in labels):
+    parts = [tables.correct[tables.correct["run_id"].isin(cell.run_ids)] for cell in evidence.cells]
+    counted = all(len(part) == len(cell.values) for part, cell in zip(parts, evidence.cells, strict=True))
+    if not counted or pd.concat(parts)["test_set"].nunique() != 1:
         return None, None
+    groups = [100.0 * right(part) for part in parts]
     return crossed_bootstrap(groups, [claim.contrast.sign * g.weight for g in claim.contrast.groups])

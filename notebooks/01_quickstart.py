@@ -50,7 +50,7 @@ print(
 
 # %% [markdown]
 # The records are four pandas frames. `runs` has one row a finished run: every field of its configuration and
-# every number of its summary. `history`, `measurements` and `predictions` refer to it by `run_id`.
+# every number of its summary. `history`, `measurements` and `correct` (a bit per test example) refer to it by `run_id`.
 
 # %%
 tables.runs[["run_id", "batch_size", "seed", "status", "epochs", "train_loss", "test_accuracy", "gap_accuracy"]].head()

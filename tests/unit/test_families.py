@@ -188,7 +188,7 @@ def test_tables_made_before_a_field_existed(tmp_path: Path, monkeypatch: pytest.
     _, tables = answer(tmp_path / "store", claim(Family("slope")))
     digest = tables.digest
     monkeypatch.setattr("analysis.load.find", lambda study, scale: tables.study)
-    for name in ("runs", "history", "measurements", "predictions"):
+    for name in ("runs", "history", "measurements", "correct"):
         getattr(tables, name).to_parquet(tmp_path / f"{name}.parquet")
     newer = ["sam_rho", "sam_adaptive", "ema", "noise_batch", "clip_norm", "batch_growth", "nesterov"]
     tables.runs.drop(columns=newer).to_parquet(tmp_path / "runs.parquet")

@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType
 
@@ -13,11 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import synthetic
+from matplotlib.figure import Figure
+from PIL import Image, ImageColor
 
 from analysis.draw import draw, draw_all
 from analysis.figures import NoDataError
 from analysis.load import Tables, from_store
-from analysis.style import save, style
+from analysis.style import PNG, PNG_BYTES, save, style
 from experiments.keskar2017 import STUDY
 
 FIGURES = {figure.name: figure for figure in STUDY.figures}
@@ -135,3 +138,17 @@ def test_unknown_option_is_refused(tables: Tables, tmp_path: Path) -> None:
     """A misspelt option that changes nothing."""
     with pytest.raises(ValueError, match="no option 'quantites'"):
         draw(replace(FIGURES["generalization_gap"], options=(("quantites", ("gap_accuracy",)),)), tables, tmp_path)
+
+
+def test_png_is_light_and_keeps_its_colours() -> None:
+    """A page that loads slowly, or lines in other colours than their legend."""
+    figure, rng, colours = Figure(figsize=(6, 6)), np.random.default_rng(0), ("#c81e3c", "#1e78c8", "#333333")
+    axes = figure.subplots()
+    for colour in 40 * colours[:2]:
+        axes.plot(rng.standard_normal(12), color=colour, lw=0.5, alpha=0.4)
+    for height, colour in enumerate(colours):
+        axes.axhline(height, color=colour, lw=3)
+    png = save(figure, "png")
+    found = {colour for _, colour in Image.open(BytesIO(png)).convert("RGB").getcolors()}
+    assert len(png) <= PNG_BYTES and len(found) <= PNG[0][1]
+    assert {ImageColor.getrgb(colour) for colour in ("#ffffff", *colours)} <= found
