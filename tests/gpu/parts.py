@@ -118,7 +118,8 @@ def study(job: Job) -> int:
     store = Store(job.store)
     if job.records is not None:
         print(f"{transfer.import_runs(store, job.records)} runs taken from {job.records}", flush=True)
-    settings = Machine(device=job.device, data_dir=None if job.data is None else str(job.data), fused=2 if job.rehearsal else None)
+    data_dir = None if job.data is None else str(job.data)
+    settings = Machine(device=job.device, data_dir=data_dir, fused=2 if job.rehearsal else None)
     stage = plan(wanted, request, store, settings.data_path)[0]
     launch.check_data(stage.runs or (), settings)
     measured = stage.stage.measures
@@ -206,7 +207,8 @@ def answers(wanted: Any, store: Any) -> dict[str, Any]:
     from analysis.load import from_store
     from analysis.verdicts import verdicts
 
-    names = ("claim", "claim_hash", "sentence", "primary", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds", "decided_by")
+    names = ("claim", "claim_hash", "sentence", "primary", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",
+             "decided_by")  # fmt: skip
     found = [verdict.to_dict() for verdict in verdicts(from_store(wanted, "gpu", store))]
     return {"verdicts": [{name: verdict[name] for name in names} for verdict in found]}
 
