@@ -4,8 +4,8 @@
 
 Needs what training needs (torch from 2.11 on, numpy, scipy, safetensors) and nothing installed. Without --dataset the images
 are made up: they can be learnt, but are not CIFAR-10, and the results say so. Each part is measured apart, a part that fails
-says why, and the file is written after each. --short times less of each part. --tiny --device cpu shows in a minute that the script
-runs; its numbers say nothing.
+says why, and the file is written after each. --short times less of each part. --tiny --device cpu shows in a minute that the
+script runs; its numbers say nothing.
 """
 
 from __future__ import annotations

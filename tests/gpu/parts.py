@@ -154,6 +154,18 @@ def study(job: Job) -> int:
     return int(said == "failed")
 
 
+def missing(names: Sequence[str]) -> list[str]:
+    """Packages that are not installed here."""
+    found = []
+    for name in names:
+        try:
+            if importlib.util.find_spec(name) is None:
+                found.append(name)
+        except ImportError:
+            found.append(name)
+    return found
+
+
 def rounds(missing: Sequence[RunConfig], seeds: int) -> list[tuple[RunConfig, ...]]:
     """Programs in the order of their seeds, so many seeds at a time: an early end leaves a balanced comparison."""
     every = sorted({config.seed for config in missing})
@@ -202,7 +214,7 @@ def progress(wanted: Any, request: Any, store: Any) -> dict[str, Any]:
 
 def answers(wanted: Any, store: Any) -> dict[str, Any]:
     """The verdicts as they stand: null until every declared run is there."""
-    if lacking := [name for name in ("pandas", "pyarrow") if importlib.util.find_spec(name) is None]:
+    if lacking := missing(("pandas", "pyarrow")):
         return {"verdicts": None, "why no verdicts": f"{lacking[0]} is missing here; the imported records give them elsewhere"}
     from analysis.load import from_store
     from analysis.verdicts import verdicts
@@ -215,8 +227,7 @@ def answers(wanted: Any, store: Any) -> dict[str, Any]:
 
 def published(job: Job, wanted: Any) -> dict[str, Any]:
     """Take the exported records into another store and publish them, both in a temporary folder."""
-    needed = ("pandas", "pyarrow", "matplotlib", "seaborn")
-    if lacking := [name for name in needed if importlib.util.find_spec(name) is None]:
+    if lacking := missing(("pandas", "pyarrow", "matplotlib", "seaborn")):
         return {"skipped": f"{lacking[0]} is missing here"}
     from analysis.load import from_store
     from analysis.publish import publish

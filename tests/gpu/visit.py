@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import importlib.util
 import json
 import os
 import platform
@@ -28,6 +27,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "benchmarks")]
+
+from gpu import parts  # noqa: E402
 
 NEEDED = ("torch", "numpy", "scipy", "safetensors")
 BOXES = {"machine": 40.0, "correctness": 60.0, "speed": 90.0}
@@ -58,8 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if why := refusal(chosen):
         print(f"error: {why}", file=sys.stderr)
         return 2
-    from gpu import parts
-
     store = chosen.store or chosen.out / "store"
     if chosen.part:
         job = parts.Job(chosen.out, store, chosen.device, chosen.rehearsal, chosen.data, chosen.records)
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refusal(chosen: argparse.Namespace) -> str | None:
     """Why the visit cannot begin, in a sentence."""
-    if lacking := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if lacking := parts.missing(NEEDED):
         return f"a visit needs {', '.join(NEEDED)}, but {lacking[0]} is not installed here; nothing was run"
     if not 0.5 <= chosen.minutes <= 1440:
         return f"--minutes is {chosen.minutes:g}, but must be from 0.5 to 1440"
