@@ -21,7 +21,7 @@ from experiments.lab.config import Machine, RunConfig, program
 from experiments.lab.files import finite_or_null, to_json, write_atomic
 
 HERE = Path(__file__).resolve().parent
-TOGETHER = 4
+TOGETHER = 3
 """seeds trained as one program at most: half of the declared ones, so that half of a visit still compares both batch sizes"""
 MEASURING = 7
 """processes that measure while the next program trains: much of a measurement is the CPU's"""

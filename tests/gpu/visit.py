@@ -38,6 +38,8 @@ LEAST = 25.0
 """seconds that a first import of torch may take: the box of `machine` is never shorter"""
 GRACE = 15.0
 """seconds between asking a part to stop and ending it"""
+WORTH = 3.0
+"""with fewer seconds left a part is not begun"""
 PARTS = ("machine", "correctness", "speed", "study")
 
 
@@ -155,7 +157,7 @@ class Visit:
 
     def part(self, part: str, seconds: float) -> None:
         """Run a part for so many seconds at most."""
-        if seconds < 3:
+        if seconds < WORTH:
             self.tell(part, status="skipped", sentence="no time was left")
             return
         start = time.monotonic()
