@@ -69,7 +69,7 @@ class Size:
     """seconds after which the sweep is given up"""
 
 
-SHORT = Size(images=10_000, members=(8, 32), warm=32, seconds=0.5, sweep=(5000,), seeds=2, limit=60.0)
+SHORT = Size(images=10_000, members=(32,), warm=32, seconds=0.5, sweep=(5000,), seeds=2, limit=60.0)
 TINY = Size(128, 16, 4, 4, 8, (2,), 4, 0.01, (4, 8), (128,), (32, 64), 2, 2.0, 30.0)
 
 

@@ -127,11 +127,13 @@ def study(job: Job) -> int:
     result, said = launch.Result(), "running"
     measuring = 1 if job.rehearsal else max(1, min(MEASURING, (os.cpu_count() or 1) - 2))
 
+    launch.STOP_SECONDS = 8.0  # less than a visit waits for this part, so that it still exports
+
     def tell() -> None:
-        exported = export(job, wanted, request, store)
-        answered = answers(wanted, store) if exported else {"verdicts": None}
-        job.write("study", {"study": wanted.name, "scale": request.scale, "said": said, "failures": result.failures,
-                            **progress(wanted, request, store), "exported": exported, **answered})  # fmt: skip
+        document = {"study": wanted.name, "scale": request.scale, "said": said, "failures": result.failures,
+                    "exported": export(job, wanted, request, store), **progress(wanted, request, store)}  # fmt: skip
+        job.write("study", document)
+        job.write("study", document | answers(wanted, store))
 
     tell()
     try:
