@@ -213,7 +213,7 @@ def test_scale_gpu_is_published_from_imported_records(tmp_path: Path, monkeypatc
     publish(from_store(study, "gpu", elsewhere), tmp_path / "figures", tmp_path / "README.md")
     page = (tmp_path / "figures" / "keskar2017" / "gpu" / "README.md").read_text()
     assert "12 runs" in page and "on A GPU of 80 GB" in page and "C1, matched training loss: batch size 5000" in page
-    assert "keskar2017/gpu/README.md" in (tmp_path / "README.md").read_text()
+    assert "keskar2017/gpu/README.md" in (tmp_path / "figures" / "README.md").read_text()
 
 
 def test_a_rehearsal_is_marked_everywhere(tmp_path: Path) -> None:
