@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     store = chosen.store or chosen.out / "store"
     if chosen.part:
-        job = parts.Job(chosen.out, store, chosen.device, chosen.rehearsal, chosen.data, chosen.records)
+        rehearsal = chosen.rehearsal or not chosen.device.startswith("cuda")
+        job = parts.Job(chosen.out, store, chosen.device, rehearsal, chosen.data, chosen.records)
         return parts.perform(chosen.part, job)
     chosen.out.mkdir(parents=True, exist_ok=True)
     chosen.out, chosen.store = chosen.out.resolve(), store.resolve()
