@@ -34,7 +34,7 @@ class Options:
     study: tyro.conf.Positional[str]
     """name of a study, or `all`"""
     scale: str
-    """quick, laptop, overnight or paper"""
+    """quick, laptop, overnight, gpu or paper"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     published: bool = False

@@ -48,7 +48,7 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     decided = [f"**{verdict.verdict}**" for verdict in found if verdict.primary]
     parts = [f"# {study.name}", f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
-             f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}."]  # fmt: skip
+             f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]  # fmt: skip
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):
@@ -62,6 +62,13 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     if listed := deviations(study):
         parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]
     return "\n\n".join(parts) + "\n"
+
+
+def on_gpu(tables: Tables) -> str:
+    """The GPUs that made the runs, which a reader cannot guess from the scale; nothing where there are none."""
+    on = tables.runs[tables.runs["device"].str.startswith("cuda", na=False)]
+    names = sorted(on["hardware"].dropna().unique())
+    return f" on {', '.join(names)}" if names else ""
 
 
 def power_line(claim: Claim) -> str:

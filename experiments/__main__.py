@@ -39,7 +39,7 @@ class OfStudy(Common):
     study: tyro.conf.Positional[str]
     """name of a study"""
     scale: str
-    """quick, laptop, overnight or paper"""
+    """quick, laptop, overnight, gpu or paper"""
     seeds: int | None = None
     """seeds a cell (default: as the study declares; verdicts always want the declared number)"""
     dataset: str | None = None

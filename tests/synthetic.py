@@ -108,10 +108,10 @@ class Truth:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def write(root: Path, declared: Study, truth: Truth = Truth()) -> Store:
+def write(root: Path, declared: Study, truth: Truth = Truth(), scale: str = "quick") -> Store:
     """A store with every run and measurement of `declared`'s first stages that needs no records."""
     store = Store(root)
-    request = Request("quick")
+    request = Request(scale)
     for stage in declared.stages:
         configs = list(stage.runs(request, ()))
         done = {c for c in configs if _write_run(store, c, truth)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "figures"
-SCALES = ("paper", "overnight", "laptop", "quick")
+SCALES = ("paper", "gpu", "overnight", "laptop", "quick")
 """larger ones first"""
 DASH = "—"
 COLUMNS = ("study", "scale", "claim", "verdict", "effect [interval]", "n", "paper's", "how it is known")

@@ -12,7 +12,7 @@ from typing import Any
 from experiments.lab.config import SCIENCE_VERSION
 from experiments.lab.files import REPAIR, StoreError, Unreadable, read_document, sync_folder, writing
 from experiments.lab.lease import acquire
-from experiments.lab.seal import config_id, sha256_of
+from experiments.lab.seal import LIGHT, config_id, sha256_of
 from experiments.lab.store import Store
 
 ASIDE = "damaged"
@@ -93,7 +93,7 @@ def _not_given(path: Path, error: OSError) -> tuple[Path, str]:
 def _plausible(summary: dict[str, Any]) -> bool:
     """Whether the summary stands for the files of a record, and for what is in them."""
     files = summary["files"]
-    needed = set() if summary.get("schema", 1) == 1 else ALWAYS
+    needed = set() if summary.get("schema", 1) == 1 else ALWAYS - ({"final.safetensors"} if summary.get(LIGHT) is True else set())
     return needed <= files.keys() <= KNOWN and all(map(_SHA256.fullmatch, files.values()))
 
 

@@ -18,6 +18,8 @@ SCHEMA = 2
 _HEAD = b'{\n "seal": "'
 _TAIL = b'",\n'
 _BODY = len(_HEAD) + 64 + len(_TAIL)
+LIGHT = "without_weights"
+"""in the summary of a run that was exported without its final weights"""
 CHUNK = 1 << 20
 """bytes read at once"""
 

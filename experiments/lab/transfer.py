@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 import re
 import secrets
@@ -10,18 +11,20 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from experiments.lab.check import Findings, check_measurement, check_run
 from experiments.lab.datasets.tar_stream import BLOCK, CHUNK, REGULAR, ArchiveError, BoundedReader, padded, parse_header
-from experiments.lab.files import StoreError, append, sync_folder, writing
+from experiments.lab.files import StoreError, append, sync_folder, to_json, writing
 from experiments.lab.lease import acquire
+from experiments.lab.seal import LIGHT, seal
 from experiments.lab.store import Store
 
 RUN_FILES = ("config.json", "provenance.json", "history.jsonl", "final.safetensors", "predictions.safetensors")
 """of a run of schema 1, whose summary does not name them all"""
+WEIGHTS = "final.safetensors"
 _SIZES = {
     r"runs/[0-9a-f]{20}/(config|provenance|plan|summary)\.json": 1 << 20,
     r"runs/[0-9a-f]{20}/history\.jsonl": 1 << 28,
@@ -41,10 +44,11 @@ EXTENSIONS, EXTENSION_BYTES = (b"x", b"g"), 1 << 16
 ABANDONED_SECONDS = 86400.0
 
 
-def export_runs(store: Store, archive: Path) -> int:
+def export_runs(store: Store, archive: Path, *, light: Collection[str] = ()) -> int:
     """Write every finished run and every measurement of pairs to `archive` (tar); returns the number of runs.
 
-    Raises `StoreError` for a damaged record, which no store would take.
+    Of the runs `light` the final weights are left out, and their summaries say so: such a run counts in every table, but
+    cannot be measured again or continued. Raises `StoreError` for a damaged record, which no store would take.
     """
     finished = [run_id for run_id in store.run_ids() if store.finished(run_id)]
     draft, found = archive.with_name(f".{archive.name}.{secrets.token_hex(4)}.tmp"), Findings()
@@ -57,10 +61,16 @@ def export_runs(store: Store, archive: Path) -> int:
                     _refuse_damaged(found)
                     summary = store.summary(run_id) or {}
                     names = RUN_FILES if summary.get("schema", 1) == 1 else sorted(summary["files"])
+                    if left_out := run_id in light and WEIGHTS in summary["files"] and summary.get("schema", 1) > 1:
+                        names = [name for name in names if name != WEIGHTS]
                     files = [folder / name for name in names] + sorted((folder / "measurements").glob("*.json"))
-                    for path in [*files, folder / "summary.json"]:  # the summary last: it closes a run
+                    for path in files:
                         if path.exists():
                             _add(tar, path, store)
+                    if left_out:  # the summary last: it closes a run
+                        _add_content(tar, f"runs/{run_id}/summary.json", without_weights(summary))
+                    else:
+                        _add(tar, folder / "summary.json", store)
                 for path in sorted((store.root / "measurements").glob("*.json")):
                     check_measurement(path, None, found)
                     _refuse_damaged(found)
@@ -80,6 +90,19 @@ def _refuse_damaged(found: Findings) -> None:
 
 def _add(tar: tarfile.TarFile, path: Path, store: Store) -> None:
     tar.add(path, str(path.relative_to(store.root)), recursive=False, filter=_anonymous)
+
+
+def without_weights(summary: Mapping[str, Any]) -> bytes:
+    """The summary of a run as it stands for all its files except the weights."""
+    kept = {name: value for name, value in summary.items() if name != "seal"}
+    files = {name: sha256 for name, sha256 in summary["files"].items() if name != WEIGHTS}
+    return seal(to_json({**kept, "files": files, LIGHT: True}))
+
+
+def _add_content(tar: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(_anonymous(member), io.BytesIO(content))
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

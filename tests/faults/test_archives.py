@@ -46,6 +46,26 @@ def test_export_and_import_carry_every_finished_run(tmp_path: Path) -> None:
     assert len([name for name in expected if "measurements" in name]) == 2
 
 
+def test_a_run_without_its_weights_is_whole_but_for_them(tmp_path: Path) -> None:
+    """A light copy of a record would count as damaged, or give weights that are not there."""
+    from experiments.lab.training.checkpoint import final_weights
+    from experiments.lab.transfer import export_runs, import_runs
+
+    store, archive = filled(tmp_path / "a"), tmp_path / "runs.tar"
+    light, full = (toy_config(seed=seed).run_id for seed in (0, 1))
+    other, again = Store(tmp_path / "b"), Store(tmp_path / "c")
+    assert export_runs(store, archive, light=[light]) == import_runs(other, archive) == 2
+    assert export_runs(other, archive) == import_runs(again, archive) == 2
+    assert not any(vars(check(again)).values())
+    assert files(again.folder(full)) == {n: c for n, c in files(store.folder(full)).items() if n != "lease.json"}
+    lacking = files(store.folder(light)).keys() - files(again.folder(light)).keys()
+    assert lacking - {"lease.json"} == {"final.safetensors"}
+    record = again.record(toy_config(seed=0))
+    assert record is not None and record.values["test_loss"] == store.summary(light)["test_loss"]
+    with pytest.raises(StoreError, match="without its weights"):
+        final_weights(again, light)
+
+
 def test_an_archive_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power failure an empty file would stand where the copy of all runs was."""
     from experiments.lab.transfer import export_runs

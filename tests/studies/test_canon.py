@@ -23,7 +23,7 @@ STUDIES = studies()
 CASES = [(study, scale.name) for study in STUDIES.values() for scale in study.scales]
 IDS = [f"{study.name}-{scale}" for study, scale in CASES]
 FIELDS = {field.name for field in dataclasses.fields(RunConfig)}
-MINUTES = {"quick", "laptop", "overnight", "paper"}
+MINUTES = {"quick", "laptop", "overnight", "gpu", "paper"}
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 from experiments.lab.files import REPAIR, StoreError, write_atomic
+from experiments.lab.seal import LIGHT
 from experiments.lab.store import Store
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
@@ -68,6 +69,8 @@ def final_weights(store: Store, run_id: str) -> Tensors:
     name, summary = "final.safetensors", store.summary(run_id)
     if summary is None:
         raise StoreError(f"run {run_id} is not finished; run its study first")
+    if summary.get(LIGHT) is True:
+        raise StoreError(f"run {run_id} was imported without its weights; run its study again into another store")
     content = store.recorded(run_id, name)
     if content is None or (summary.get("schema", 1) == 1 and not whole(store.folder(run_id), name, summary)):
         raise StoreError(f"{store.folder(run_id)}/{name} is missing or altered; {REPAIR}")
