@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from sharpness.guard import Mode
 from sharpness.metrics import TABLE, Metric, Subject, headline
 from sharpness.nested import take
 from sharpness.problem import Data, Loss, make_problem
-from sharpness.progress import Progress
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 
@@ -66,7 +67,8 @@ def choose(metrics: str | Sequence[str]) -> tuple[Metric, ...]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     known = [metric.name for metric in TABLE]
     if unknown := [name for name in names if name != "all" and name not in known]:
-        raise ValueError(f"there is no metric {unknown[0]!r}; the metrics are all, {', '.join(known)}")
+        near = difflib.get_close_matches(unknown[0], known, 3, 0.4) or known[:3]
+        raise ValueError(f"there is no metric {unknown[0]!r}: choose all, or of {len(known)} such as {', '.join(near)}")
     if not names:
         raise ValueError(f"metrics is empty: pass 'all' or some of {', '.join(known)}")
     return tuple(metric for metric in TABLE if "all" in names or metric.name in names)
@@ -107,6 +109,7 @@ def panel(
             in spite of that is "not applicable", another exception "failed". Running out of memory ends the panel.
     """
     chosen = choose(metrics)
+    Meter(progress, "panel")  # refuses what is no progress
     subject_of = subjects(
         model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, seed=seed, progress=progress
     )
