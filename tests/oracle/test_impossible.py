@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from toy_nets import CROSS_ENTROPY, class_data, quadratic_model, relu_net
 from torch import nn
+from toy_nets import CROSS_ENTROPY, class_data, quadratic_model, relu_net
 
 from sharpness import (
     average_case_sharpness,
