@@ -122,10 +122,11 @@ def panel(
                 subject, seen = None, []  # what the last ones shared may be large
                 subject, key = subject_of(wanted[0]), wanted
             entry = _measured(metric, subject, start)
-            if metric.shares and entry.result is not None:
-                if said := contradictions(entry.result, *seen) if entry.status != "nonfinite" else ():
+            result = entry.result
+            if metric.shares and result is not None and entry.status != "nonfinite":
+                if said := contradictions(result, *seen):
                     entry = replace(entry, status="impossible", sentence="; ".join(said))
-                seen.append(entry.result)
+                seen.append(result)
             yield entry
 
     return entries()

@@ -170,7 +170,7 @@ def test_estimate_adds_up_and_top_eigenvalues_are_counted_once():
     found = cost_estimate(relu_net(), CROSS_ENTROPY, class_data(), metrics=["lambda_max", "norm_scaled_lambda", "trace"])
     assert found.metrics["lambda_max"] == pytest.approx(60 * found.product_seconds)
     assert found.metrics["norm_scaled_lambda"] == 0 and found.metrics["trace"] == pytest.approx(12 * found.product_seconds)
-    assert found.value == pytest.approx(sum(found.metrics.values()))
+    assert found.value == pytest.approx(sum(found.metrics.values())) and (found.passes, found.products) == (0, 72)
 
 
 @pytest.mark.parametrize("name", LONG)
