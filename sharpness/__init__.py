@@ -1,12 +1,16 @@
 """Sharpness and curvature of any PyTorch model: what is measured, how exactly, and with what certificate."""
 
+from sharpness.activations import add_offset
 from sharpness.adaptive import WorstCaseSharpness, worst_case_sharpness
 from sharpness.alignment import BatchSharpness, GradientHessianOverlap, batch_sharpness, gradient_hessian_overlap
 from sharpness.average import AverageCaseSharpness, average_case_sharpness
 from sharpness.basin import BasinRadius, LocalEntropy, basin_radius, local_entropy
+from sharpness.consistency import contradictions
+from sharpness.cost import CostEstimate, cost_estimate
 from sharpness.curvature import fisher, ggn, hessian
 from sharpness.curvature_operator import CurvatureOperator, OperatorCheck
 from sharpness.density import SpectralDensity, spectral_density
+from sharpness.diagonal import Diagonal, diagonal
 from sharpness.directions import filter_normalise, random_direction
 from sharpness.eigen import Eigenvalues, top_eigenvalues
 from sharpness.grid import Slice2D, slice_2d
@@ -18,7 +22,7 @@ from sharpness.panels import Measured, panel
 from sharpness.paths import Connection, barrier, connect
 from sharpness.perturbation import RandomPerturbation, random_perturbation
 from sharpness.planes import Plane, Trajectory, plane_through, trajectory_directions
-from sharpness.points import flat_weights
+from sharpness.points import flat_weights, named_tensors
 from sharpness.problem import layers
 from sharpness.recalibration import recalibrate_batch_norm
 from sharpness.result import Result
@@ -30,7 +34,9 @@ __all__ = [
     "BasinRadius",
     "BatchSharpness",
     "Connection",
+    "CostEstimate",
     "CurvatureOperator",
+    "Diagonal",
     "EffectiveRank",
     "Eigenvalues",
     "EpsilonSharpness",
@@ -55,11 +61,15 @@ __all__ = [
     "Trace",
     "Trajectory",
     "WorstCaseSharpness",
+    "add_offset",
     "average_case_sharpness",
     "barrier",
     "basin_radius",
     "batch_sharpness",
     "connect",
+    "contradictions",
+    "cost_estimate",
+    "diagonal",
     "effective_rank",
     "epsilon_sharpness",
     "filter_normalise",
@@ -73,6 +83,7 @@ __all__ = [
     "hessian",
     "layers",
     "local_entropy",
+    "named_tensors",
     "noise_scale_from_batches",
     "norm_scaled",
     "pac_bayes_sigma",

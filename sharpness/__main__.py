@@ -249,7 +249,8 @@ def _with_progress(chosen: Sequence[Metric], arguments: Arguments, planned: Cost
     console = Console(stderr=True)
     what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
     columns = (what, BarColumn(), TimeElapsedColumn(), left)
-    print(f"{len(chosen)} metrics, at most about {planned.value:.0f} s", file=sys.stderr, flush=True)
+    counts = f"{planned.passes} passes, {planned.gradients} gradients, {planned.products} products"
+    print(f"{len(chosen)} metrics, at most about {planned.value:.0f} s ({counts})", file=sys.stderr, flush=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=planned.value, left=f"about {planned.value:.0f} s left")
         lines: list[Lines] = [Lines()]

@@ -82,12 +82,12 @@ def _output(model: nn.Module, module: nn.Module, at: str, inputs: Any) -> Any:
     twin = copy.deepcopy(model).eval()
     hook = dict(twin.named_modules())[at].register_forward_hook(lambda _module, _args, output: seen.append(output))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        call(twin, inputs)
+        if isinstance(inputs, dict):
+            twin(**inputs)
+        else:
+            twin(*inputs) if isinstance(inputs, (tuple, list)) else twin(inputs)
     hook.remove()
     if len(seen) != 1:
         raise ValueError(f"module {at!r} runs {len(seen)} times in one pass: name one that runs once")
     return seen[0]
 
-
-def call(model: nn.Module, inputs: Any) -> Any:
-    return model(inputs)

@@ -100,10 +100,10 @@ def gradient_hessian_overlap(
     Raises:
         ValueError: wrong input, vectors that are linearly dependent, or examples that influence each other.
     """
+    check_seed(seed)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     n, total, facts = problem.n, problem.examples, facts_of(op)
     basis = _orthonormal(vectors, n)
-    check_seed(seed)
     if facts.n != n:
         raise ValueError(
             f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params"
@@ -237,6 +237,7 @@ def batch_sharpness(
     for name, count, example in (("batch", batch, "64"), ("batches", batches, "32")):
         if count is not None:
             check_count(name, count, example)
+    check_seed(seed)
     problem = make_problem(model, loss, data, params=params, mode=mode, weight=weight, seed=seed)
     if batch is not None and batch > problem.examples:
         raise ValueError(f"batch is {batch} and data has {problem.examples} examples: draw at most these")

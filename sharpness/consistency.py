@@ -37,11 +37,13 @@ def contradictions(*results: Result, semidefinite: bool = False) -> tuple[str, .
             if semidefinite and isinstance(r, Trace) and r.value + _ERRORS * r.standard_error < largest:
                 found.append(f"tr H is {r.value:.4g} +- {r.standard_error:.2g}, and an eigenvalue is {largest:.4g}")
             if isinstance(r, SpectralDensity) and r.nodes:
-                found += _beyond(e, min(t[0] for t in r.nodes), max(t[-1] for t in r.nodes), float(near[0]))
-    tops = [float((e.values - e.residuals)[0]) for e in sure if e.which == "SA"]
-    highs = [float((e.values + e.residuals)[0]) * (1 + np.sign(e.values[0]) * e.tol) for e in sure if e.which == "LA"]
-    if tops and highs and min(tops) > max(highs):
-        found.append(f"the smallest eigenvalue is {min(tops):.4g} and the largest {max(highs):.4g}")
+                low, high = min(float(t[0]) for t in r.nodes), max(float(t[-1]) for t in r.nodes)
+                rounding = 100 * np.finfo(e.dtype).eps * max(abs(low), abs(high))
+                found += _beyond(e, low, high, float(near[0] + rounding))
+        for other in sure:
+            gap, slack = float(e.values[0] - other.values[0]), e.tol * abs(e.values[0]) + other.tol * abs(other.values[0])
+            if (e.which, other.which) == ("SA", "LA") and gap > slack + e.residuals[0] + other.residuals[0]:
+                found.append(f"the smallest eigenvalue is {e.values[0]:.4g} and the largest {other.values[0]:.4g}")
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from sharpness.means import Weight
 from sharpness.metrics import TOP_WORK, Work
 from sharpness.panels import choose, subjects
 from sharpness.problem import Data, Loss
-from sharpness.result import Result
+from sharpness.result import Result, certificate
 
 _TIMED = 128  # examples, at most
 
@@ -27,6 +27,7 @@ class CostEstimate(Result):
     Attributes:
         value: seconds in all, an upper estimate: searches may converge early.
         metrics: seconds of each metric.
+        passes, gradients, products: how many in all, each metric's over as many examples as it takes.
         pass_seconds, gradient_seconds, product_seconds: of a pass without gradients over `examples` examples, one with,
             and a product with the Hessian, measured once each. The rest is in proportion.
         examples: the number of those, at most 128. n, dtype, mode, seed: as in `hessian`.
@@ -35,6 +36,9 @@ class CostEstimate(Result):
 
     value: float
     metrics: dict[str, float]
+    passes: int
+    gradients: int
+    products: int
     pass_seconds: float
     gradient_seconds: float
     product_seconds: float
@@ -73,16 +77,26 @@ def cost_estimate(
     with problem.guard():
         seconds = [_timed(problem.mean_loss), _timed(problem.mean_loss_and_gradient)]
     seconds.append(_timed(lambda: op @ v))
-    found, top = dict[str, float](), TOP_WORK
+    found, top, counts = dict[str, float](), TOP_WORK, np.zeros(3, dtype=int)
     for metric in chosen:
         share = (examples or metric.examples) / problem.examples if problem.examples >= _TIMED else 1.0
         work = np.array(metric.work) + (np.array(top) if metric.uses_top else 0)
         top = Work() if metric.uses_top else top  # computed once
+        counts += work
         found[metric.name] = float(work @ seconds) * share
     return CostEstimate(
-        sum(found.values()), found, *seconds, problem.examples, problem.n, problem.dtype.name,
-        mode, seed, "ok",
-    )  # fmt: skip
+        value=sum(found.values()),
+        metrics=found,
+        passes=int(counts[0]),
+        gradients=int(counts[1]),
+        products=int(counts[2]),
+        pass_seconds=seconds[0],
+        gradient_seconds=seconds[1],
+        product_seconds=seconds[2],
+        n=problem.n,
+        **certificate(problem),
+        status="ok",
+    )
 
 
 def _timed(step: Callable[[], object]) -> float:

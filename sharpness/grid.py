@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
-from sharpness.arguments import numbers_of, shown
+from sharpness.arguments import check_seed, numbers_of, shown
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
 from sharpness.means import Weight
@@ -119,6 +119,7 @@ def slice_2d(
         ValueError: wrong input, or a checkpoint that is a file of something else.
         OSError: the checkpoint cannot be written.
     """
+    check_seed(seed)
     first_axis, second_axis = grid_axis("alphas", alphas), grid_axis("betas", betas)
     if bn_mode == "interpolate":
         raise ValueError("bn_mode is 'interpolate' and a plane has no two ends: use 'keep' or 'recalibrate'")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from sharpness.arguments import check_choice, check_count, check_model, numbers_of
+from sharpness.arguments import check_choice, check_count, check_model, check_seed, numbers_of
 from sharpness.curvature import hessian
 from sharpness.eigen import Eigenvalues
 from sharpness.guard import Mode
@@ -217,6 +217,7 @@ def relative_trace(
     """
     check_count("probes", probes, "32", least=2)
     check_choice("scale", scale, ("element", "filter", "tensor"))
+    check_seed(seed)
     meter = Meter(progress, "relative_trace: products", probes)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     s, rng = weight_scales(problem, scale), np.random.default_rng(seed)

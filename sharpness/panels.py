@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from sharpness.means import Weight
 from sharpness.metrics import TABLE, Metric, Subject, headline
 from sharpness.nested import take
 from sharpness.problem import Data, Loss, make_problem
-from sharpness.progress import Progress
+from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
 
@@ -67,7 +68,8 @@ def choose(metrics: str | Sequence[str]) -> tuple[Metric, ...]:
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     known = [metric.name for metric in TABLE]
     if unknown := [name for name in names if name != "all" and name not in known]:
-        raise ValueError(f"there is no metric {unknown[0]!r}; the metrics are all, {', '.join(known)}")
+        near = difflib.get_close_matches(unknown[0], known, 3, 0.4) or known[:3]
+        raise ValueError(f"there is no metric {unknown[0]!r}: choose all, or of {len(known)} such as {', '.join(near)}")
     if not names:
         raise ValueError(f"metrics is empty: pass 'all' or some of {', '.join(known)}")
     return tuple(metric for metric in TABLE if "all" in names or metric.name in names)
@@ -109,6 +111,7 @@ def panel(
             in spite of that is "not applicable", another exception "failed". Running out of memory ends the panel.
     """
     chosen = choose(metrics)
+    Meter(progress, "panel")  # refuses what is no progress
     subject_of = subjects(
         model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed,
         progress=progress,
@@ -122,10 +125,11 @@ def panel(
                 subject, seen = None, []  # what the last ones shared may be large
                 subject, key = subject_of(wanted[0]), wanted
             entry = _measured(metric, subject, start)
-            if metric.shares and entry.result is not None:
-                if said := contradictions(entry.result, *seen) if entry.status != "nonfinite" else ():
+            result = entry.result
+            if metric.shares and result is not None and entry.status != "nonfinite":
+                if said := contradictions(result, *seen):
                     entry = replace(entry, status="impossible", sentence="; ".join(said))
-                seen.append(entry.result)
+                seen.append(result)
             yield entry
 
     return entries()

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
-from sharpness.arguments import check_choice, check_count, check_positive, numbers_of
+from sharpness.arguments import check_choice, check_count, check_positive, check_seed, numbers_of
 from sharpness.guard import Mode
 from sharpness.means import Weight
 from sharpness.points import Mover, Weights, check_weights, evaluate, flat_weights, known_or_none, make_mover
@@ -150,6 +150,7 @@ def connect(
     """
     check_count("steps", steps, "100", least=0)
     check_count("points", points, "21", least=3)
+    check_seed(seed)
     check_positive("learning_rate", learning_rate, "0.1")
     meter = Meter(progress, "connect: passes, of the fit's with gradients", steps + 2 * points - 2)
     check_weights(model, "start", start)

@@ -43,8 +43,8 @@ def named_tensors(
 ) -> dict[str, Tensor]:
     """A vector [n], such as an eigenvector or a diagonal, as {parameter name: float64 tensor of its shape}.
 
-    The inverse of `flat_weights` with the same `params`; an operator's are `op.names`. Raises ValueError for another
-    length.
+    v, of the weights of `model`, in the order of `flat_weights` with the same `params`; an operator's are `op.names`.
+    Raises ValueError for another length.
     """
     check_model(model)
     names, parameters = select_parameters(model, params)

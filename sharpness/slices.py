@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from torch import nn
 
-from sharpness.arguments import check_choice
+from sharpness.arguments import check_choice, check_seed
 from sharpness.guard import Mode
 from sharpness.kept import measure_points
 from sharpness.means import Weight
@@ -121,6 +121,7 @@ def slice_1d(
             checkpoint of something else.
     """
     check_choice("curve", curve, ("linear", "arc"))
+    check_seed(seed)
     points = grid_axis("alphas", alphas)
     check_weights(model, "start", start)
     check_weights(model, "end", end)

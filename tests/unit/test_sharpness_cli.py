@@ -75,6 +75,34 @@ def root():
 def broken():
     raise RuntimeError("no such net")
 
+def pair():
+    return data()
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 3))
+
+class Needs(Net):
+    def __init__(self, width):
+        super().__init__()
+
+a_net, a_pair = Net(), data()
+
+def absolute(outputs, targets):
+    return (outputs - targets).abs().mean()
+
+class Graph(nn.Module):
+    # forty nodes, and no other number
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+        self.register_buffer("links", torch.eye(40) + torch.eye(40).roll(1, 0))
+    def forward(self, x):
+        return self.links @ self.inner(x)
+
+def graph_batch():
+    return [data()]
+
 a_list = [1, 2]
 """
 
@@ -174,11 +202,16 @@ WRONG = {
     "cannot be imported": ["--model", "no_module_of_this_name:model"],
     "a_package_that_is_not_there": ["--model", "failing_NAME:model"],
     "no function 'models'": ["--model", "NAME:models"],
-    "not a function": ["--data", "NAME:a_list"],
+    "data holds a int": ["--data", "NAME:a_list"],
+    "not a function": ["--model", "NAME:a_list"],
+    "without path and .py": ["--model", "models/NAME.py:model"],
+    "missing 1 required": ["--model", "NAME:Needs"],
+    "no name of torch.nn.functional": ["--loss", "mse_los"],
     "no such net": ["--model", "NAME:broken"],
     "not a torch.nn.Module": ["--model", "NAME:data"],
     "data holds": ["--data", "NAME:model"],
-    "cannot be called": ["--loss", "NAME:data"],
+    "cannot be called": ["--loss", "NAME:a_list"],
+    "gave a tuple, which": ["--loss", "NAME:data"],
     "summed over examples": ["--loss", "NAME:summed"],
     "do not fit": ["--model", "NAME:tied"],
     "names no parameter": ["--params", "weight"],
@@ -195,6 +228,48 @@ def test_wrong_usage(sentence, folder, capsys):
     status, out, err = run(capsys, *(word for pair in given.items() for word in pair))
     assert (status, out) == (2, "")
     assert sentence in err and err.startswith("error: ") and len(err.splitlines()) == 1, err
+
+
+LOSSES = ["torch.nn.functional:mse_loss", "mse_loss", "MSELoss", "torch.nn:MSELoss", "NAME:mse", "NAME:absolute"]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_is_named_as_people_name_it(loss, folder, capsys):
+    """The function itself, a name of torch's, a class, or a function that returns the loss."""
+    more = ("--loss", loss.replace("NAME", folder), "--metrics", "random_slice", "--json")
+    status, out, err = run(capsys, *of(folder, *more, data="targets"))
+    assert status == 0 and json.loads(out)[0]["losses"][4] > 0, err
+
+
+@pytest.mark.parametrize("model, data", [("Net", "a_pair"), ("a_net", "pair"), ("a_net", "a_pair")])
+def test_a_class_a_model_and_data_themselves(model, data, folder, capsys):
+    assert run(capsys, *of(folder, "--metrics", "fisher_rao_norm", model=model, data=data))[0] == 0
+
+
+def test_metrics_with_commas(folder, capsys):
+    _, out, _ = run(capsys, *of(folder, "--json", "--metrics", "trace,fisher_rao_norm", "random_slice,"))
+    assert [entry["metric"] for entry in json.loads(out)] == ["trace", "fisher_rao_norm", "random_slice"]
+
+
+def test_a_graph_has_no_single_examples(folder, capsys):
+    """What has no meaning is said, and is no failure."""
+    more = ("--metrics", "trace,gradient_noise")
+    status, out, _ = run(capsys, *of(folder, *more, model="Graph", data="graph_batch"))
+    assert status == 0 and "not applicable" in out and "gradient_noise: the model does not take one example" in out
+
+
+def test_the_plan_measures_nothing(folder, capsys):
+    status, out, err = run(capsys, *of(folder, "--plan", "--metrics", "trace,phi_full"))
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["trace", "phi_full", "in", "timed"]
+    assert "of 2" not in err
+    status, out, _ = run(capsys, *of(folder, "--plan", "--json", "--metrics", "trace"))
+    assert json.loads(out)["metrics"]["trace"] == json.loads(out)["value"] > 0
+
+
+def test_what_the_users_code_prints_is_not_in_the_document(folder, capsys):
+    Path(f"{folder}.py").write_text(MODULE + "\nprint('loud')\ndef loud():\n    print('loud')\n    return model()\n")
+    _, out, err = run(capsys, *of(folder, "--json", "--metrics", "trace", model="loud"))
+    assert json.loads(out) and "loud" in err and "at most about" in err
 
 
 def test_model_and_data_are_needed(capsys):
@@ -247,12 +322,13 @@ def test_weights_that_cannot_be_used(fault, folder, capsys):
     if fault == "missing file":
         Path("w.safetensors").unlink()
     status, out, err = run(capsys, *of(folder, "--weights", "w.safetensors"))
+    damaged = fault in ("safetensors", "pickle", "NaN")  # the others are weights of something else: wrong usage
     said = {
         "missing file": "cannot be read",
         "pickle": "cannot be read",
         "safetensors": "cannot be read",
     }.get(fault, fault)
-    assert (status, out) == (1, "") and said in err and len(err.splitlines()) == 1, err
+    assert (status, out) == (1 if damaged else 2, "") and said in err and len(err.splitlines()) == 1, err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
