@@ -10,14 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.arguments import check_count, check_seed, is_whole, numbers_of, shown
+from sharpness.curvature_operator import CurvatureOperator
 from sharpness.guard import Mode
 from sharpness.means import Weight
 from sharpness.operator import Operator, contradicts_semidefinite, facts_of, product_of
 from sharpness.per_example import gradient_spread
 from sharpness.problem import Data, Loss, Problem, make_problem
+from sharpness.products import twice_differentiable
 from sharpness.progress import Meter, Progress
 from sharpness.result import Result
 
@@ -41,7 +42,7 @@ class GradientHessianOverlap(Result):
         example_curvature: sum_i g_i^T H g_i / sum_i ||g_i||^2, from the two numbers before.
         lambda_max: largest Ritz value of H in the span: the largest eigenvalue if its vector is in it.
         matvecs: k + 1 + mixtures; evaluations: passes of loss and gradient.
-        mixtures, seed: as asked; examples, n, dtype, mode: as in `hessian`.
+        mixtures, seed: as asked; examples, n, dtype, mode: as in `hessian`; curvature_check: of op.
         status: "ok"; "undefined" (a gradient or a spread of exactly zero: its shares are NaN); "nonfinite";
             "impossible" (op cannot have negative eigenvalues, as a Fisher matrix, and a product shows one).
     """
@@ -66,6 +67,7 @@ class GradientHessianOverlap(Result):
     mode: Mode
     seed: int
     status: str
+    curvature_check: float | None = None
 
 
 def gradient_hessian_overlap(
@@ -162,6 +164,7 @@ def gradient_hessian_overlap(
             mode=mode,
             seed=seed,
             status=status,
+            curvature_check=facts.curvature_check,
         )
 
 
@@ -193,6 +196,7 @@ class BatchSharpness(Result):
     mode: Mode
     seed: int | None
     status: str
+    curvature_check: float | None = None
 
     @property
     def mean_of_ratios(self) -> float:
@@ -241,6 +245,7 @@ def batch_sharpness(
     problem = make_problem(model, loss, data, params=params, mode=mode, weight=weight, seed=seed)
     if batch is not None and batch > problem.examples:
         raise ValueError(f"batch is {batch} and data has {problem.examples} examples: draw at most these")
+    verified = CurvatureOperator(problem).curvature_check
     expected = batches or (32 if pair else problem.batches)
     meter = Meter(progress, "batch_sharpness: batches", expected if pair else min(expected, problem.batches))
     curvatures, squares, sizes = [], [], []
@@ -272,6 +277,7 @@ def batch_sharpness(
         mode=mode,
         seed=seed if pair else None,
         status="ok" if defined else "undefined" if finite else "nonfinite",
+        curvature_check=verified,
     )
 
 
@@ -300,8 +306,7 @@ def _parts(
 def _gradient_and_product(problem: Problem) -> tuple[Vector, Vector]:
     """g and H g [n] of a problem of one batch, through one graph (Pearlmutter 1994)."""
     gradient, product = np.zeros(problem.n), np.zeros(problem.n)
-    # Only the plain attention kernel has a second derivative.
-    with problem.guard(), sdpa_kernel(SDPBackend.MATH):
+    with problem.guard(), twice_differentiable():
         for inputs, targets, _ in problem.passes():
             loss = problem.batch_loss(inputs, targets)
             if not loss.requires_grad:

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sharpness.batches import OutputBytes
 from sharpness.calls import is_own, said
@@ -20,7 +19,7 @@ from sharpness.guard import Mode
 from sharpness.nested import cloned, identical, to_device
 from sharpness.places import places
 from sharpness.problem import Problem, in_chunks
-from sharpness.products import Kind, PlainWeightNorm, Product, double_backward, drawn_targets, forward_over_reverse
+from sharpness.products import Kind, Product, double_backward, drawn_targets, forward_over_reverse, twice_differentiable
 from sharpness.result import Result
 from sharpness.state import modules_of
 from sharpness.tape import Tape, TapeError
@@ -219,9 +218,7 @@ class CurvatureOperator:
         with ExitStack() as stack:
             for problem in {id(p): p for p in (self._problem, *self._places)}.values():
                 stack.enter_context(problem.guard())
-            # Only the plain attention kernel has a second derivative, and only plain operations the right one.
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            stack.enter_context(PlainWeightNorm())
+            stack.enter_context(twice_differentiable())
             yield
 
     def _apply(self, v: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class SpectralDensity(Result):
         sigma: as given or chosen, in units of eigenvalue.
         nodes, weights: of each probe, Ritz values [k], ascending, and the mass each stands for, sum 1.
         probes, steps: as asked; a probe whose Krylov space is invariant has fewer nodes.
-        matvecs: products used. n, examples, dtype, mode: as in the operator. seed: as given.
+        matvecs: products used. n, examples, dtype, mode, curvature_check: as in the operator. seed: as given.
         status: "ok"; "nonfinite" (a product held NaN or infinity: values, errors, sigma unless given, and
             all integrals are NaN; no nodes; the grid is the one given or NaN); "impossible" (op cannot have negative
             eigenvalues, as a Fisher matrix, and nodes are negative beyond rounding: its products are wrong); "coarse"
@@ -60,6 +60,7 @@ class SpectralDensity(Result):
     mode: str | None
     seed: int
     status: Literal["ok", "nonfinite", "impossible", "coarse", "partial"]
+    curvature_check: float | None = None
 
     def integrate(self, f: Callable[[Vector], ArrayLike]) -> tuple[float, float]:
         """(1/n) tr f(H) = mean of f over the eigenvalues, and its standard error over probes.
@@ -163,6 +164,7 @@ def spectral_density(
         examples=facts.examples,
         dtype=facts.dtype,
         mode=facts.mode,
+        curvature_check=facts.curvature_check,
         seed=seed,
         status=_status(facts, nodes, points, density, cumulative) if finite else "nonfinite",
     )

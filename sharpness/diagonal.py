@@ -25,7 +25,7 @@ class Diagonal(Result):
         standard_error: [n], of each value over probes; 0 where exact.
         trace: the sum of values.
         method: "unit vectors" (exact) or "random signs".
-        matvecs, n, examples, dtype, mode, seed: as in `Trace`.
+        matvecs, n, examples, dtype, mode, seed, curvature_check: as in `Trace`.
         status: as in `Trace`.
     """
 
@@ -42,6 +42,7 @@ class Diagonal(Result):
     mode: str | None
     seed: int
     status: str
+    curvature_check: float | None = None
 
 
 def diagonal(

@@ -40,7 +40,8 @@ class Eigenvalues(Result):
             "nonfinite" (a product held NaN or infinity: values and residuals are NaN); "impossible" (op cannot have
             negative eigenvalues, as a Fisher matrix, and the search met one beyond rounding: its products are wrong).
         which, tol, seed: as asked.
-        n, dtype, examples, mode: of the operator, as far as it says.
+        n, dtype, examples, mode, curvature_check: of the operator, as far as it says; the last is the largest relative
+            difference between its products and what defines them (`CurvatureOperator.verified`).
     """
 
     left_out: ClassVar[frozenset[str]] = frozenset({"vectors"})
@@ -57,6 +58,7 @@ class Eigenvalues(Result):
     dtype: str
     examples: int | None
     mode: str | None
+    curvature_check: float | None = None
 
     @property
     def value(self) -> float:
@@ -150,7 +152,7 @@ def top_eigenvalues(
             status = "impossible"
     return Eigenvalues(
         values, vectors, residuals, space.products, status == "converged", status, which, tol, seed,
-        n, facts.dtype, facts.examples, facts.mode,
+        n, facts.dtype, facts.examples, facts.mode, facts.curvature_check,
     )  # fmt: skip
 
 

@@ -165,7 +165,7 @@ class RelativeTrace(Result):
         value: the estimate. standard_error: over probes.
         by_parameter: each parameter's share in the sum, estimated from the same probes.
         scale: as asked. matvecs: probes. seed: as asked.
-        examples, n, dtype, mode: as in `hessian`.
+        examples, n, dtype, mode, curvature_check: as in `trace` of the Hessian.
         status: "ok", or "nonfinite".
     """
 
@@ -180,6 +180,7 @@ class RelativeTrace(Result):
     mode: Mode
     seed: int
     status: str
+    curvature_check: float | None = None
 
 
 def relative_trace(
@@ -240,6 +241,7 @@ def relative_trace(
         n=problem.n,
         **certificate(problem),
         status="ok" if finite else "nonfinite",
+        curvature_check=op.curvature_check,
     )
 
 

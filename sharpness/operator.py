@@ -35,6 +35,7 @@ class Facts:
     examples: int | None
     mode: str | None
     semidefinite: bool = False  # whether it is so by construction
+    curvature_check: float | None = None  # how far its products are from their definition
 
     @property
     def eps(self) -> float:
@@ -60,7 +61,8 @@ def facts_of(op: Operator) -> Facts:
         raise ValueError(f"op is of dtype {dtype}: its entries must be real numbers")
     name = dtype.name if dtype.kind == "f" else "float64"
     semidefinite = bool(getattr(op, "semidefinite", False))
-    return Facts(int(shape[0]), name, getattr(op, "examples", None), getattr(op, "mode", None), semidefinite)
+    return Facts(int(shape[0]), name, getattr(op, "examples", None), getattr(op, "mode", None), semidefinite,
+                 getattr(op, "curvature_check", None))  # fmt: skip
 
 
 def product_of(op: Operator, meter: Meter = SILENT) -> Callable[[Vector], Vector]:

@@ -13,12 +13,14 @@ example i's own loss with respect to its outputs:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad, jvp, vjp
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from sharpness.functional import Functional
@@ -140,6 +142,13 @@ def likelihood_of(loss: Loss, outputs: Any, targets: Any) -> str | None:
     else:
         return None
     return name if torch.allclose(value, reference, rtol=1e-4, atol=1e-7) else None
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Only the plain attention kernel has a second derivative, and only plain weight norm the right one."""
+    with sdpa_kernel(SDPBackend.MATH), PlainWeightNorm():
+        yield
 
 
 class PlainWeightNorm(TorchFunctionMode):

@@ -33,6 +33,7 @@ class _Estimate(Result):
     mode: str | None
     seed: int
     status: str
+    curvature_check: float | None = None
 
 
 @dataclass(frozen=True, repr=False, kw_only=True)
@@ -44,7 +45,7 @@ class Trace(_Estimate):
         standard_error: of value, over probes, without rounding of the products; 0 where exact.
         degrees_of_freedom: of standard_error; None where exact or not finite.
         method: as asked, or "unit vectors" where `matvecs` sufficed for the exact trace.
-        matvecs: products used. n, examples, dtype, mode: as in the operator. seed: as given.
+        matvecs: products used. n, examples, dtype, mode, curvature_check: as in the operator (see `Eigenvalues`). seed: as given.
         status: "ok"; "exact" (unit vectors); "nonfinite" (NaN or infinity met: value and error are NaN);
             "impossible" (op cannot have negative eigenvalues, as a Fisher matrix, and a product shows one beyond
             rounding: its products are wrong).
@@ -220,7 +221,8 @@ class Probes:
         elif self._impossible:
             status = "impossible"
         own = {"value": value, "standard_error": error, "matvecs": self.matvecs, "seed": self.seed}
-        return own | {"n": f.n, "examples": f.examples, "dtype": f.dtype, "mode": f.mode, "status": status}
+        return own | {"n": f.n, "examples": f.examples, "dtype": f.dtype, "mode": f.mode, "status": status,
+                      "curvature_check": f.curvature_check}  # fmt: skip
 
     def apply(self, v: Vector) -> Vector:
         """H v for v [n, k]."""
