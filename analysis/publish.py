@@ -6,6 +6,7 @@ import io
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -129,7 +130,7 @@ def _fill(text: str, name: str, block: str) -> str:
 
 def _parquet(table: pa.Table) -> bytes:
     """As small as Parquet gets: without statistics, and with dictionaries only where values recur."""
-    recurring = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
+    recurring: Any = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=19,
                    use_dictionary=recurring, write_statistics=False, store_schema=False)  # fmt: skip
