@@ -105,7 +105,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "small_squared": ("a", [1.0], None, [[[1.0]]]), "big_squared": ("a", [1.0], None, [-1.0, 1.0, 1.0]),
     "eigenvalues": ("a", {"a": 1}, None, np.ones((2, 2))), "metrics": ("no such", 3, ["lambda_max", 3], None),
     "recalibrate": ("hook", 3), "calibration": ("train.pt", 3), "checkpoint": (3, ["a"]), "devices": ("cpu", []),
-    "memory": ("2G", -1, None), "weight": ("words", 3), "at": ("no such", 3, None), "inputs": ("x", None, DATA[1]), "semidefinite": (),
+    "memory": ("2G", -1, None), "weight": ("words", 3), "at": ("no such", 3, None), "inputs": ("x", None, DATA[1]),
+    "semidefinite": (),
 }  # fmt: skip
 OF: dict[tuple[str, str], tuple[Any, ...]] = {
     ("basin_radius", "tolerance"): (*REAL, 1.0),
