@@ -76,7 +76,10 @@ def cost_estimate(
     op, v = CurvatureOperator(problem), np.random.default_rng(seed).standard_normal(problem.n)
     with problem.guard():
         seconds = [_timed(problem.mean_loss), _timed(problem.mean_loss_and_gradient)]
-    seconds.append(_timed(lambda: op @ v))
+    try:
+        seconds.append(_timed(lambda: op @ v))
+    except (ValueError, FloatingPointError):  # each metric will say why
+        seconds.append(3 * seconds[1])
     found, top, counts = dict[str, float](), TOP_WORK, np.zeros(3, dtype=int)
     for metric in chosen:
         share = (examples or metric.examples) / problem.examples if problem.examples >= _TIMED else 1.0

@@ -184,9 +184,9 @@ def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
         status = str(getattr(result, "status", "ok"))
     except ValueError as refused:
         sentence, status = str(refused), "not applicable"
-        if sentence.startswith(("loss is nan", "loss is inf", "loss is -inf")):
+        if sentence.startswith(("loss is nan", "loss is inf", "loss is -inf", "a product is not finite")):
             status = "nonfinite"
-        elif "not symmetric" in sentence:
+        elif "not symmetric" in sentence or sentence.startswith(("second derivatives are off", "the gradient is off")):
             status = "failed"
     except FloatingPointError as met:
         sentence = str(met)

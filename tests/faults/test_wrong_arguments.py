@@ -105,7 +105,8 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "small_squared": ("a", [1.0], None, [[[1.0]]]), "big_squared": ("a", [1.0], None, [-1.0, 1.0, 1.0]),
     "eigenvalues": ("a", {"a": 1}, None, np.ones((2, 2))), "metrics": ("no such", 3, ["lambda_max", 3], None),
     "recalibrate": ("hook", 3), "calibration": ("train.pt", 3), "checkpoint": (3, ["a"]), "devices": ("cpu", []),
-    "memory": ("2G", -1, None), "at": ("no such", 3, None), "inputs": ("x", None, DATA[1]), "semidefinite": (),
+    "memory": ("2G", -1, None), "weight": ("words", 3), "at": ("no such", 3, None), "inputs": ("x", None, DATA[1]),
+    "semidefinite": (),
 }  # fmt: skip
 OF: dict[tuple[str, str], tuple[Any, ...]] = {
     ("basin_radius", "tolerance"): (*REAL, 1.0),
@@ -130,16 +131,9 @@ NEEDS: dict[tuple[str, str], dict[str, str]] = {
     ("slice_2d", "calibration"): {"bn_mode": "recalibrate"},
     ("slice_2d", "recalibrate"): {"bn_mode": "recalibrate"},
 }
-OWN_MODEL_CHECK = ("connect", "slice_1d", "add_offset", "filter_normalise", "random_direction", "named_tensors", "norm_scaled",
-                   "recalibrate_batch_norm")  # fmt: skip
-
-
 def until_the_core_refuses(name: str, argument: str, index: int) -> tuple[pytest.MarkDecorator, ...]:
-    """What `make_problem`, `select_parameters`, `layers` and the makers of operators let through today."""
-    theirs = (
-        (argument == "model" and name not in OWN_MODEL_CHECK) or argument in ("loss", "memory")
-        or (argument == "params" and index == 3) or (argument == "seed" and name in ("hessian", "ggn", "fisher") and index != 4)
-    )  # fmt: skip
+    """What `select_parameters`, `layers` and the makers of operators let through today."""
+    theirs = argument == "memory" or (argument == "params" and index == 3) or (name, argument) == ("layers", "model")
     return (pytest.mark.xfail(strict=True),) if theirs else ()
 
 
@@ -184,14 +178,7 @@ def test_wrong_arguments_are_refused_in_one_sentence(name, argument, index):
     assert "\n" not in said and 10 < len(said) < 330, said
 
 
-SWAPPED = [
-    pytest.param(n, marks=() if n in ("batch_sharpness", "connect", "slice_1d") else pytest.mark.xfail(strict=True))
-    for n in FUNCTIONS
-    if "loss" in inspect.signature(getattr(sharpness, n)).parameters
-]
-
-
-@pytest.mark.parametrize("name", SWAPPED)
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if "loss" in inspect.signature(getattr(sharpness, n)).parameters])
 def test_swapped_arguments(name):
     """Loss and data exchanged, model and loss exchanged: as people who remember another order write them."""
     for change in ({"loss": DATA, "data": CROSS_ENTROPY}, {"model": CROSS_ENTROPY, "loss": NET}, {"model": DATA, "data": NET}):

@@ -32,14 +32,8 @@ SECTIONS = ("## Equation", "## When it misleads", "## Example", "## Cost", "## S
 FUNCTIONS = [name for name in sharpness.__all__ if inspect.isfunction(getattr(sharpness, name))]
 TAKES_ANYTHING = {"layers"}  # any module has layers
 
-OF_THE_CORE_TO_COME = {"inputs-0", "inputs-1", "inputs-3"}
-
 EXAMPLES = [
-    pytest.param(
-        block,
-        id=f"{page.stem}-{number}",
-        marks=pytest.mark.xfail(strict=True) if f"{page.stem}-{number}" in OF_THE_CORE_TO_COME else (),
-    )
+    pytest.param(block, id=f"{page.stem}-{number}")
     for page in PAGES
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
 ]
