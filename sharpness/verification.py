@@ -8,10 +8,9 @@ directions, a product is compared with a central difference of gradients, and th
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,8 +27,11 @@ from sharpness.result import Result
 from sharpness.state import Attributes, modules_of
 
 _ROWS = 16  # examples of the first batch
-_DOUBLE = ((1e-6, 1e-4), (1e-4, 1e-2), (1e-2, 0.25))  # steps relative to each weight tensor's size, and what may differ there
-_SINGLE = ((1e-3, 0.25), (1e-2, 0.25))  # kinks that a step crosses are in a difference and not in the product
+_DOUBLE = ((1e-6, 1e-4), (1e-8, 1e-2), (1e-4, 1e-2), (1e-2, 0.5))  # steps relative to each weight tensor's size, and what
+# may differ there: kinks that a step crosses are in a difference and not in the product
+_SINGLE = ((1e-3, 0.02), (1e-2, 0.05))
+_TRIES = 6  # in float32: single examples and directions, of which kinks spare one, and a dropped term none
+_SHIFT = 1e-2  # relative, off the weights: they may lie on a kink, as biases of 0 do
 _FINER = 4.0  # a real disagreement stays the same at a step so much smaller
 _STEADY = 0.2  # within this share of the disagreement
 _SMALL = 1e-6  # of the whole, below which a part is not looked at
@@ -101,18 +103,41 @@ def curvature_check(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> 
     for batch in ((inputs, targets),) if few is None else (few, (inputs, targets)):
         for double in (True, False) if problem.dtype == np.float32 else (False,):
             try:
-                with in_double(problem) if double else contextlib.nullcontext():
-                    given = (mapped(wide, batch[0]), mapped(wide, batch[1])) if double else batch
-                    return _compared(problem, kind, *given)
+                if not double:
+                    return _one_by_one(problem, kind, *batch)
+                with in_double(problem):
+                    return _compared(problem, kind, mapped(wide, batch[0]), mapped(wide, batch[1]))
             except Exception as error:  # not in this precision, or not for so few examples
                 last = error
     assert last is not None
     raise last
 
 
-def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> CurvatureCheck:
+def _one_by_one(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> CurvatureCheck:
+    """In the parameters' own precision. In float32 steps are so large that they cross kinks: what differs must differ for each
+    example."""
+    if problem.dtype == np.float64:
+        return _compared(problem, kind, inputs, targets)
+    found, length = list[CurvatureCheck](), length_of(inputs, targets)
+    for k in range(_TRIES):
+        index = torch.tensor([k % length])
+        try:
+            check = _compared(problem, kind, take(inputs, index, length), take(targets, index, length), salt=k)
+        except Exception:  # not for one example
+            check = _compared(problem, kind, inputs, targets, salt=k)
+        if check.status == "ok":
+            return check
+        found.append(check)
+    least = min(found, key=lambda c: c.size)
+    told = all(c.status in ("product", "gradient") for c in found)
+    return least if told else replace(least, status="unresolved")
+
+
+def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any, *, salt: int = 0) -> CurvatureCheck:
     double = problem.dtype == np.float64
-    spot = _Spot(problem, inputs, targets)
+    spot = _Spot(problem, inputs, targets, salt)
+    spot.require_product(kind)
+    spot.step_aside()
     look = spot.hessian_looks() if kind == "hessian" else spot.form_looks(kind)
     size = slope = step = float("nan")
     status = "unresolved"
@@ -128,7 +153,8 @@ def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> Curvat
             status = "gradient"
             break
         parts = zip(first.differences(), second.differences(), first.sizes(), second.sizes(), strict=True)
-        if any(min(p, q) > tolerance and float((a - b).norm()) <= _STEADY * float(a.norm()) for a, b, p, q in parts):
+        steady = [float((a - b).norm()) <= _STEADY * float(a.norm()) for a, b, p, q in parts if max(p, q) > tolerance]
+        if min(size, max(second.sizes())) > tolerance and all(steady):
             status = "product"
             break
     return CurvatureCheck(
@@ -139,13 +165,13 @@ def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> Curvat
 class _Spot:
     """One batch at the present weights, and the same a little beside them."""
 
-    def __init__(self, problem: Problem, inputs: Any, targets: Any) -> None:
-        self.problem, self.inputs, self.targets = problem, inputs, targets
+    def __init__(self, problem: Problem, inputs: Any, targets: Any, salt: int) -> None:
+        self.problem, self.inputs, self.targets, self._salt = problem, inputs, targets, salt
         self.eps = float(np.finfo(problem.dtype).eps)
         self._modules = modules_of([problem.model, problem.criterion])
         self._attributes = Attributes(self._modules)
         self._buffers = [(m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None]
-        self._base = [p.data for p in problem.parameters]
+        self._own = self._base = [p.data for p in problem.parameters]
 
     def at(self, moved: Vectors | None, step: float, function: Callable[[Any], Any]) -> Any:
         """`function` of the inputs, at w + step moved; dropout masks, buffers and attributes are the same each time."""
@@ -153,21 +179,40 @@ class _Spot:
         try:
             for module, name, buffer in self._buffers:
                 module._buffers[name] = buffer.clone()
-            if moved is not None:
-                for p, base, v in zip(problem.parameters, self._base, moved, strict=True):
-                    p.data = torch.add(base, v, alpha=step)
+            for i, (p, base) in enumerate(zip(problem.parameters, self._base, strict=True)):
+                p.data = base if moved is None else torch.add(base, moved[i], alpha=step)
             seed_generators(problem.parameters, problem.seed + 7919)
             return function(cloned(self.inputs) if problem.copies else self.inputs)
         finally:
-            for p, base in zip(problem.parameters, self._base, strict=True):
+            for p, base in zip(problem.parameters, self._own, strict=True):
                 p.data = base
             for module, name, buffer in self._buffers:
                 module._buffers[name] = buffer
             self._attributes.restore()
 
+    def require_product(self, kind: Kind) -> None:
+        """Raise ValueError where a product at the weights themselves is not finite."""
+
+        def product(inputs: Any) -> Vectors:
+            return double_backward(kind, self.problem, inputs, self.targets)[0](self.direction(0))
+
+        if not all(bool(torch.isfinite(part).all()) for part in self.at(None, 0.0, product)):
+            raise ValueError(
+                "a product is not finite: an operation has no second derivative at these weights (such as a root or a norm at "
+                "0), or overflows: pass method='differences', or keep away from that point by a small constant"
+            )
+
+    def step_aside(self) -> None:
+        """Look a little beside the weights, where nothing lies exactly on a kink, if the loss is finite there."""
+        aside = [torch.add(base, v, alpha=_SHIFT) for base, v in zip(self._base, self.direction(3), strict=True)]
+        own, self._base = self._base, aside
+        value, gradient = self.loss_and_gradient([torch.zeros_like(v) for v in aside], 0.0)
+        if not np.isfinite([value, *(float(g.norm()) for g in gradient)]).all():
+            self._base = own
+
     def direction(self, which: int) -> Vectors:
         """Random, in each tensor as long as the tensor itself: every layer has its part."""
-        rng = np.random.default_rng([self.problem.seed, which])
+        rng = np.random.default_rng([self.problem.seed, which, self._salt])
         found = []
         for p in self.problem.parameters:
             v = torch.from_numpy(rng.standard_normal(tuple(p.shape))).to(p)
@@ -190,21 +235,33 @@ class _Spot:
             return double_backward("hessian", self.problem, inputs, self.targets)[0](v)
 
         exact = self.at(None, 0.0, product)
-        _require_finite(exact)
+        usual, outputs = self.at(None, 0.0, self._usual_gradient)
 
         def look(step: float) -> _Look:
             (up, g), (down, h) = (self.loss_and_gradient(v, s) for s in (step, -step))
             found = [(a - b) / (2 * step) for a, b in zip(g, h, strict=True)]
-            size = max(_norm(g), _norm(h))
+            size = max(_norm(g), _norm(h), usual)
             rounding, whole = 8 * self.eps * size / step, max(_norm(exact), _norm(found))
             slopes = [0.5 * float((a + b).flatten() @ c.flatten()) for a, b, c in zip(g, h, v, strict=True)]
-            doubt = 8 * self.eps * max(abs(up), abs(down)) / step + _SMALL * size * _norm(v)
+            doubt = 8 * self.eps * max(abs(up), abs(down), outputs) / step + _SMALL * size * _norm(v)
             slope = sum(slopes), (up - down) / (2 * step), doubt
             if self.eps > 1e-10:
                 return _Look([_flat(exact)], [_flat(found)], [rounding], slope)
             return _Look(exact, found, [rounding + _SMALL * whole] * len(v), slope)
 
         return look
+
+    def _usual_gradient(self, inputs: Any) -> tuple[float, float]:
+        """Length of a gradient whose errors at the outputs are of size 1, and the largest output: at a fit the loss and its
+        gradient are differences of such numbers, and no more exact."""
+        z = [t for t in tensors_of(self.problem.outputs(inputs)) if t.is_floating_point() and t.requires_grad]
+        if not z:
+            return 0.0, 0.0
+        rng, length = np.random.default_rng([self.problem.seed, 2]), length_of(self.inputs, self.targets)
+        signs = [torch.from_numpy(rng.choice((-1.0, 1.0), size=tuple(t.shape))).to(t) / length for t in z]
+        found = torch.autograd.grad(z, self.problem.parameters, signs, allow_unused=True)
+        parts = [g.to_dense() for g in found if g is not None] or [torch.zeros(1)]
+        return _norm(parts), max(float(t.detach().abs().max()) for t in z)
 
     def form_looks(self, kind: Kind) -> Callable[[float], _Look]:
         """v^T M v and u^T M v, with J v and J u from differences of outputs, and the loss's part from differences of its
@@ -216,7 +273,6 @@ class _Spot:
             return double_backward(kind, problem, inputs, self.targets)[0](v)
 
         image = self.at(None, 0.0, product)
-        _require_finite(image)
         exact = [torch.tensor([_dot(u, image)]), torch.tensor([_dot(v, image)])]
 
         def outputs(moved: Vectors | None, step: float) -> Tensor:
@@ -246,11 +302,12 @@ class _Spot:
             noise = [
                 _SMALL * float(w.norm()) * float(middle.norm())
                 + large * float(middle.norm())
-                + 16 * self.eps * float(g.norm()) / small * float(w.norm())
+                + 16 * self.eps * max(float(g.norm()), len(z) ** -0.5) / small * float(w.norm())
                 for w in along
             ]
             slope = 0.5 * float(((g + h) * along[1]).sum()), (up - down) / (2 * small)
-            rounding = 8 * self.eps * max(abs(up), abs(down)) / small + _SMALL * float(g.norm()) * float(along[1].norm())
+            rounding = 8 * self.eps * max(abs(up), abs(down), float(z.abs().max())) / small
+            rounding += _SMALL * float(g.norm()) * float(along[1].norm())
             return _Look(exact, found, noise, (*slope, rounding))
 
         return look
@@ -316,14 +373,6 @@ def _gradient(loss: Tensor, parameters: Sequence[Tensor]) -> Vectors:
         return [torch.zeros_like(p) for p in parameters]
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g.to_dense() for g, p in zip(found, parameters, strict=True)]
-
-
-def _require_finite(product: Vectors) -> None:
-    if not all(bool(torch.isfinite(part).all()) for part in product):
-        raise ValueError(
-            "a product is not finite: an operation has no second derivative at these weights (such as a root or a norm at "
-            "0), or overflows: pass method='differences', or keep away from that point by a small constant"
-        )
 
 
 def _relative(difference: float, a: float, b: float, noise: float) -> float:
