@@ -1,4 +1,4 @@
-"""Curvature matrices of a model's mean loss as operators: exact products, never finite differences."""
+"""Curvature matrices of a model's mean loss as operators: exact products, checked against differences."""
 
 from __future__ import annotations
 
@@ -33,10 +33,11 @@ def hessian(
 ) -> CurvatureOperator:
     """The Hessian of f(w) = mean over `data` of `loss(model(inputs), targets)`, as an operator.
 
-    Products are exact (Pearlmutter 1994, by automatic differentiation), never finite differences, and linear
-    in v to rounding. The first one builds the gradient's graph of each batch, which is kept if it fits into
-    `memory`, and rebuilt for each product if not. After thirty products the operations that depend on v are
-    recorded, checked against the graph, and replayed from then on. A product costs 1 to 2.5 gradients.
+    Products are exact (Pearlmutter 1994, by automatic differentiation) and linear in v to rounding. The first one builds the
+    gradient's graph of each batch, which is kept if it fits into `memory`, and rebuilt for each product if not. After thirty
+    products the operations that depend on v are recorded, checked against the graph, and replayed from then on. A product costs
+    1 to 2.5 gradients. Before the first, a few examples' products are compared with differences of gradients, and gradients with
+    differences of losses (`CurvatureOperator.verified`): functions written by hand make torch drop terms without a word.
 
     M is [n, n], n the number of scalars in w, in units of the loss per squared weight. With ReLU it is the
     Hessian of the smooth piece at w: kinks that a finite step crosses are not in it.
@@ -55,12 +56,16 @@ def hessian(
             itself depends on it.
         mode: "eval" or "train". In train mode dropout masks are the same at each product.
         seed: of the dropout masks.
+        weight: a batch's share of the mean: "examples", "tokens" (targets that are neither -100 nor NaN), or a function of
+            (inputs, targets). None: examples, and ValueError where the loss is some other mean. See docs/inputs.md.
         memory: bytes that may be kept between products (activations and their derivatives); 0 keeps nothing.
         devices: such as ["cuda:0", "cuda:1"]: batches are shared out among copies of the model there.
+        method: "exact", or "differences" of gradients, for what torch cannot differentiate twice; central, in float64 if the
+            model can be computed in it, else with about three digits.
 
     Raises:
-        ValueError: for wrong input (see `make_problem`), and from a product when the model was changed in
-            between.
+        ValueError: for wrong input (see `make_problem`), from a product when the model was changed in between, and from the
+            first one where derivatives are wrong, are not those of the loss, or do not exist.
     """
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
     return CurvatureOperator(problem, memory=memory, devices=devices, method=method)
