@@ -19,6 +19,10 @@ LABELS = ("labels", "label", "targets", "target")
 _LONG = 150  # characters of another's message that are passed on
 
 
+class ForeignError(ValueError):
+    """Model, loss or data raised: their fault, in one sentence."""
+
+
 class Weighted(NamedTuple):
     """Targets of a batch (inputs, targets, weights): the loss gets both."""
 
@@ -158,6 +162,8 @@ def find_call(
         try:
             answer = attempt(lambda way=way: Call(way)(model, inputs))
         except Exception as error:
+            if exhausted(error):
+                raise
             failures.append(error)
             continue
         try:
@@ -176,20 +182,25 @@ def find_call(
 
 def _failed(what: str, error: Exception, given: Any, targets: Any) -> Exception:
     """The library's own refusals as they are, running out of memory too; anything else as one sentence."""
-    if is_own(error) or "out of memory" in str(error):
+    if is_own(error) or exhausted(error):
         return error
     shapes = f"inputs {shown(given)}" if what == "model" else f"outputs {shown(given)} and targets {shown(targets)}"
-    return ValueError(f"{what} fails on the first batch, {shapes}: {said(error)}")
+    return ForeignError(f"{what} fails on the first batch, {shapes}: {said(error)}")
 
 
 def refusal(error: Exception, what: str) -> Exception:
     """Another's error as one sentence of this library's; its own refusals and bugs, and a lack of memory, as they are."""
     frames = traceback.extract_tb(error.__traceback__)
     own = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
-    if own or "out of memory" in str(error):
+    if own or exhausted(error):
         return error
     remedy = ": checkpoint with use_reentrant=False" if "heckpoint" in str(error) else ""
-    return ValueError(f"{what} ({said(error)}){remedy}")
+    return ForeignError(f"{what} ({said(error)}){remedy}")
+
+
+def exhausted(error: BaseException) -> bool:
+    """Whether memory ran out: nobody's mistake, and no sign of anything else."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error)
 
 
 def is_own(error: BaseException) -> bool:

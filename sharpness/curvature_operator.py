@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sharpness.batches import OutputBytes
-from sharpness.calls import is_own, said
+from sharpness.calls import exhausted, is_own, said
 from sharpness.differences import difference_product
 from sharpness.guard import Mode
 from sharpness.nested import cloned, identical, to_device
@@ -179,7 +179,7 @@ class CurvatureOperator:
 
     def _without_derivative(self, error: Exception) -> Exception:
         """torch's word that a derivative does not exist as one sentence; anything else as it is."""
-        if is_own(error) or "out of memory" in str(error) or not isinstance(error, (RuntimeError, NotImplementedError)):
+        if is_own(error) or exhausted(error) or not isinstance(error, (RuntimeError, NotImplementedError)):
             return error
         remedy = "checkpoint with use_reentrant=False" if "heckpoint" in str(error) else "pass method='differences'"
         return ValueError(f"an operation has no second derivative in torch ({said(error)}): {remedy}")

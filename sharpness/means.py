@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sharpness.calls import Weighted, length_of
+from sharpness.calls import Weighted, exhausted, length_of
 from sharpness.nested import rows, take, tensors_of
 
 Weight = Literal["examples", "tokens"] | Callable[[Any, Any], float]
@@ -83,7 +83,9 @@ def rules_of(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any, len
                     found.discard(name)
             if not min(losses) - slack <= whole <= max(losses) + slack:
                 found.discard("within")
-    except Exception:  # whatever a loss may raise for another number of rows: it cannot be cut
+    except Exception as error:  # whatever a loss may raise for another number of rows: it cannot be cut
+        if exhausted(error):
+            raise
         return None
     return found
 
@@ -106,7 +108,9 @@ def is_summed(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any, on
         middle = _mixed(outputs, length, share=0.5, all_rows=True)  # its rise has no constants
         rise = float(loss(middle, targets)) - once
         doubled = float(loss(take(middle, twice_over, length), take(targets, twice_over, length))) - twice
-    except Exception:  # as above
+    except Exception as error:  # as above
+        if exhausted(error):
+            raise
         return False
     summed = abs(rise) > 1e-3 * abs(once) and abs(doubled - 2 * rise) < 1e-3 * abs(rise)
     return summed or (once != 0.0 and abs(twice - 2 * once) < 1e-3 * abs(once))

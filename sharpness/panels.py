@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sharpness.arguments import check_count, check_seed, shown
 from sharpness.batches import TensorBatches, as_batches
+from sharpness.calls import ForeignError
 from sharpness.consistency import contradictions
 from sharpness.guard import Mode
 from sharpness.means import Weight
@@ -182,6 +183,8 @@ def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
         result = metric.measure(subject)
         value, error = headline(result)
         status = str(getattr(result, "status", "ok"))
+    except ForeignError as failure:
+        sentence, status = str(failure), "failed"
     except ValueError as refused:
         sentence, status = str(refused), "not applicable"
         if sentence.startswith(("loss is nan", "loss is inf", "loss is -inf", "a product is not finite")):

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.func import grad_and_value, jvp, vmap
 
-from sharpness.calls import is_own, length_of, said
+from sharpness.calls import exhausted, is_own, length_of, said
 from sharpness.functional import Functional
 from sharpness.nested import take
 from sharpness.problem import Problem
@@ -143,7 +143,9 @@ def _per_example(
             if mappable:
                 try:
                     chunk = fast(single, weights, index)
-                except Exception:  # whatever torch cannot map; an error of the model's own comes again below
+                except Exception as error:  # whatever torch cannot map; an error of the model's own comes again below
+                    if exhausted(error):
+                        raise
                     mappable = False
             if chunk is None:
                 chunk = _one_by_one(problem, inputs, targets, index, from_gradient)
@@ -172,7 +174,7 @@ def _one_by_one(
         try:
             loss = problem.batch_loss(take(inputs, i, length), take(targets, i, length))
         except Exception as error:
-            if is_own(error) or length == 1:
+            if is_own(error) or exhausted(error) or length == 1:
                 raise
             raise ValueError(_coupled(f"one example alone does not go through ({said(error)})")) from error
         gradient: Any = [None] * len(problem.parameters)

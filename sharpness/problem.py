@@ -273,7 +273,8 @@ def make_problem(
         draft = Problem(model, loss, given if prints is None else batches, names, parameters, mode, seed, 0, 0, 1.0,
                         weight or "examples", Call(), prints=prints)  # fmt: skip
         whole = isinstance(batches, TensorBatches) and batch_size is None and mode == "eval"
-        draft = met(draft, whole, originals)
+        met_with = draft if given is None else replace(draft, data=given)
+        draft = replace(met(met_with, whole, originals), data=draft.data)
         if whole and isinstance(batches, TensorBatches):
             parts = chunks(draft, batches)
             if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), None, apart=True)):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sharpness.batches import OutputBytes, TensorBatches, chunk_length, telling_rows
-from sharpness.calls import as_pair, find_call, is_own, length_of, refusal
+from sharpness.calls import as_pair, exhausted, find_call, is_own, length_of, refusal
 from sharpness.guard import has_observers, seed_generators, untouched
 from sharpness.means import Rule, Weight, counted, is_summed, rules_of
 from sharpness.nested import cloned, fingerprint, identical, take, tensors_of, to_device
@@ -88,7 +88,7 @@ class _Attempts:
                 with torch.no_grad():
                     return self._run(function)
             except Exception as error:
-                if is_own(error):
+                if is_own(error) or exhausted(error):
                     raise
                 try:  # perhaps the model takes derivatives itself
                     found = self._run(function)
@@ -119,7 +119,9 @@ def chunks(draft: Problem, whole: TensorBatches) -> TensorBatches:
 
     try:
         return replace(whole, batch_size=chunk_length(run, whole, draft.device))
-    except Exception:  # whatever a model may raise for fewer rows than it was made for: one batch
+    except Exception as error:  # whatever a model may raise for fewer rows than it was made for: one batch
+        if exhausted(error):
+            raise
         return whole
 
 
@@ -155,7 +157,7 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
                         "loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'"
                     )
         except Exception as error:
-            if company is not None:
+            if company is not None and not exhausted(error):
                 return None
             raise refusal(error, f"model or loss fails on batch {index}") from error
         if not math.isfinite(value):
@@ -230,13 +232,14 @@ def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule 
 
 
 class _Company:
-    """Some examples of a pair of tensors: their outputs among the others of their chunk, and together."""
+    """Examples of a pair of tensors: their outputs among the others of their chunk, and together."""
 
     def __init__(self, data: TensorBatches) -> None:
-        everyone = len(data) <= _CHUNKS
-        self._data = data
-        self._chosen = torch.arange(data.examples) if everyone else telling_rows(data.targets, data.examples, _TOGETHER)
-        self._start, self._found = 0, list[Any]()
+        self._data, self._found = data, list[list[Tensor]]()
+        self._chosen = torch.arange(data.examples)
+        if len(data) > _CHUNKS:
+            self._chosen = telling_rows(data.targets, data.examples, _TOGETHER)
+        self._start = 0
 
     def saw(self, outputs: Any, length: int) -> None:
         """The outputs of the next chunk."""
@@ -250,7 +253,9 @@ class _Company:
         try:
             with problem.without_gradients():
                 together = problem.on([few]).on_first(lambda x, _: [t.cpu() for t in tensors_of(problem.outputs(x))])
-        except Exception:  # whatever a model may raise for another number of rows
+        except Exception as error:  # whatever a model may raise for another number of rows
+            if exhausted(error):
+                raise
             return False
         if not together or any(t.ndim == 0 or len(t) != len(self._chosen) for t in together):
             return False

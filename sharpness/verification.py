@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
-from sharpness.calls import length_of
+from sharpness.calls import exhausted, length_of
 from sharpness.guard import Mode, seed_generators
 from sharpness.nested import cloned, mapped, take, tensors_of
 from sharpness.problem import Problem
@@ -108,6 +108,8 @@ def curvature_check(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> 
                 with in_double(problem):
                     return _compared(problem, kind, mapped(wide, batch[0]), mapped(wide, batch[1]))
             except Exception as error:  # not in this precision, or not for so few examples
+                if exhausted(error):
+                    raise
                 last = error
     assert last is not None
     raise last
@@ -123,7 +125,9 @@ def _one_by_one(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> Curv
         index = torch.tensor([k % length])
         try:
             check = _compared(problem, kind, take(inputs, index, length), take(targets, index, length), salt=k)
-        except Exception:  # not for one example
+        except Exception as error:  # not for one example
+            if exhausted(error):
+                raise
             check = _compared(problem, kind, inputs, targets, salt=k)
         if check.status == "ok":
             return check
@@ -241,9 +245,9 @@ class _Spot:
             (up, g), (down, h) = (self.loss_and_gradient(v, s) for s in (step, -step))
             found = [(a - b) / (2 * step) for a, b in zip(g, h, strict=True)]
             size = max(_norm(g), _norm(h), usual)
-            rounding, whole = 8 * self.eps * size / step, max(_norm(exact), _norm(found))
+            rounding, whole = 64 * self.eps * size / step, max(_norm(exact), _norm(found))
             slopes = [0.5 * float((a + b).flatten() @ c.flatten()) for a, b, c in zip(g, h, v, strict=True)]
-            doubt = 8 * self.eps * max(abs(up), abs(down), outputs) / step + _SMALL * size * _norm(v)
+            doubt = 64 * self.eps * max(abs(up), abs(down), outputs) / step + _SMALL * size * _norm(v)
             slope = sum(slopes), (up - down) / (2 * step), doubt
             if self.eps > 1e-10:
                 return _Look([_flat(exact)], [_flat(found)], [rounding], slope)
@@ -306,7 +310,7 @@ class _Spot:
                 for w in along
             ]
             slope = 0.5 * float(((g + h) * along[1]).sum()), (up - down) / (2 * small)
-            rounding = 8 * self.eps * max(abs(up), abs(down), float(z.abs().max())) / small
+            rounding = 64 * self.eps * max(abs(up), abs(down), float(z.abs().max())) / small
             rounding += _SMALL * float(g.norm()) * float(along[1].norm())
             return _Look(exact, found, noise, (*slope, rounding))
 

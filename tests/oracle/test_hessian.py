@@ -235,11 +235,11 @@ def test_a_loss_of_exactly_zero_does_not_hide_a_sum():
 
 
 def test_data_that_runs_out_is_noticed():
-    """Silently averaging nothing would give a Hessian of zero."""
+    """Silently averaging nothing would give a Hessian of zero: the first pass is kept."""
     x, y = torch.randn(6, 5), torch.tensor([0, 1, 2, 0, 1, 2])
-    op = hessian(nn.Linear(5, 3), nn.CrossEntropyLoss(), Sampler((x, y)))
-    with pytest.raises(ValueError, match="6 examples at first and 0 in a later pass"):
-        op @ np.ones(18)
+    model = nn.Linear(5, 3)
+    op = hessian(model, nn.CrossEntropyLoss(), Sampler((x, y)))
+    np.testing.assert_allclose(op @ np.ones(18), hessian(model, nn.CrossEntropyLoss(), (x, y)) @ np.ones(18), atol=1e-7)
 
 
 def test_mean_losses_of_every_kind_are_accepted():

@@ -138,7 +138,7 @@ def test_rescaled_relu_layers(dtype):
         ]
         for scaling in ("magnitude", "plain")
     )
-    assert relative[1] == pytest.approx(relative[0], rel=1e-9 if dtype == torch.float64 else 1e-5)
+    assert relative[1] == pytest.approx(relative[0], rel=1e-9 if dtype == torch.float64 else 1e-3)
     assert plain[1] > 2.5 * plain[0]
     sigmas = [
         pac_bayes_sigma(net, CROSS_ENTROPY, data, scaling="magnitude", epsilon=0.0).sigma

@@ -124,7 +124,8 @@ def test_losses_that_are_no_plain_mean_stay_whole():
     ordered = t.sort().values
     weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 10.0]).double())
     for loss, targets in ((LOSS, ignored), (weighted, ordered)):
-        assert make_problem(model, loss, (x, targets)).batches == 1
+        problem = make_problem(model, loss, (x, targets))
+        assert problem.batches == 1 if loss is weighted else problem.weight == "tokens"  # parts by what counts in them
         v = np.ones(12)
         whole = hessian(model, loss, [(x, targets)], params=["2.bias"]) @ v[:3]
         for memory in (0, 2**30):
@@ -208,6 +209,5 @@ def test_a_function_without_second_derivative_is_noticed():
 
     torch.manual_seed(0)
     op = hessian(Net().double(), LOSS, data())
-    with pytest.raises(ValueError, match="not symmetric"):
+    with pytest.raises(ValueError, match="'Once' in module"):
         op @ np.random.default_rng(0).standard_normal((op.shape[0], 3))
-    assert not op.check().passed

@@ -123,8 +123,8 @@ def test_nan_logits_have_no_accuracy():
     inputs, targets = data()
     directions = [random_direction(model, s) for s in (0, 1)]
     found = slice_2d(
-        model, LOSS, (inputs.float(), targets), directions=directions, alphas=[0.0, 1e38], betas=[0.0]
-    )
+        model, LOSS, (inputs.float(), targets), directions=directions, alphas=[0.0, 1e39], betas=[0.0]
+    )  # infinite weights
     assert (
         found.status == "nonfinite"
         and np.isfinite(found.accuracies[0, 0])

@@ -55,7 +55,7 @@ def summed():
 
 def endless():
     def loss(outputs, targets):
-        if endless.calls > 12:
+        if endless.calls > 60:
             time.sleep(0.3)
         endless.calls += 1
         return nn.functional.cross_entropy(outputs, targets)

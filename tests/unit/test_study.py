@@ -170,7 +170,7 @@ def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | 
         runs = [c.replace(data_sha256="0" * 64) for c in runs]  # as `plan` identifies them
     request = Request(scale, dataset=dataset)
     pairs = [p for stage in keskar2017.STUDY.stages for p in stage.pairs(request, runs)]
-    assert pairs
+    assert pairs or scale == "gpu"  # minutes of a GPU measure no slices
     for pair in pairs:
         assert pair.first in runs and pair.second in runs
         assert pair.first.batch_size < pair.second.batch_size

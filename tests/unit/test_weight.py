@@ -27,7 +27,7 @@ def sizes() -> dict[Path, int]:
     """Bytes of every tracked file."""
     if shutil.which("git") is None:
         pytest.skip("no git")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     files = [ROOT / name for name in listed.stdout.split("\0") if name]
     if listed.returncode or not files:
         pytest.skip("not a git checkout")
