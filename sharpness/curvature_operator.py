@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sharpness.arguments import check_choice, check_count
 from sharpness.batches import OutputBytes
 from sharpness.calls import exhausted, is_own, said
 from sharpness.differences import difference_product
@@ -88,8 +89,8 @@ class CurvatureOperator:
         record_after: int | None = None,
         method: Method = "exact",
     ) -> None:
-        if method not in ("exact", "differences"):
-            raise ValueError(f"method is {method!r}: it must be 'exact' or 'differences'")
+        check_choice("method", method, ("exact", "differences"))
+        check_count("memory", memory, "2**31 (bytes), or 0 to keep nothing", least=0)
         self.method: Method = method
         self._problem = problem
         self.kind: Kind = kind

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -31,6 +31,9 @@ from sharpness.survey import chunks, met, scalar, surveyed
 Loss = Callable[..., Tensor]
 Vector = NDArray[np.float64]
 Found = TypeVar("Found")
+
+
+_REMEDY = "pass a list of the batches to measure on, or seed the data's own generators for each pass"
 
 
 class DataChangedError(ValueError):
@@ -159,7 +162,7 @@ class Problem:
             for index, batch in enumerate(self.data):
                 inputs, targets = as_pair(batch)
                 if self.prints is not None and self.prints[index : index + 1] != (fingerprint((inputs, targets)),):
-                    raise DataChangedError(f"data changes between passes, first at batch {index}")
+                    raise DataChangedError(f"data changes between passes, first at batch {index}: {_REMEDY}")
                 if not length_of(inputs, targets):
                     continue
                 size = share(inputs, targets)
@@ -179,7 +182,9 @@ class Problem:
                 module._buffers[name] = buffer
             attributes.restore()
         if self.prints is not None and index + 1 != len(self.prints):
-            raise DataChangedError(f"data gives {len(self.prints)} batches in one pass and {index + 1} in another")
+            raise DataChangedError(
+                f"data gives {len(self.prints)} batches in one pass and {index + 1} in another: {_REMEDY}"
+            )
 
     def on_first(self, function: Callable[[Any, Any], Found]) -> Found:
         """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `guard` only."""
@@ -283,8 +288,7 @@ def make_problem(
             found = surveyed(draft, weight)
         except DataChangedError as changed:
             if given is None:
-                raise ValueError(f"{changed}, and are too large to be kept ({PINNED // 2**30} GiB): pass a list of batches, "
-                                 "or give every generator of the data a seed of its own per pass") from None  # fmt: skip
+                raise ValueError(f"{changed} (they are too large to be kept: {PINNED // 2**30} GiB)") from None
             found = surveyed(replace(draft, data=given, prints=None), weight)
     assert found is not None
     return found
@@ -293,6 +297,7 @@ def make_problem(
 def layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The names of the parameters of each layer of `model` (module with parameters of its own), for `params`:
     frozen ones too; a tied parameter belongs to the first layer that has it. "" is the model itself."""
+    refuse_model(model)
     found: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         found.setdefault(name.rpartition(".")[0], []).append(name)
@@ -320,8 +325,8 @@ def select_parameters(
     refuse_model(model)
     known = dict(model.named_parameters(remove_duplicate=False))
     own = {f"loss.{name}": p for name, p in loss.named_parameters()} if isinstance(loss, nn.Module) else {}
-    if isinstance(params, str):
-        raise ValueError(f"params is the string {params!r}: pass a list of parameter names")
+    if params is not None and (isinstance(params, str) or not isinstance(params, Iterable)):
+        raise ValueError(f"params is {params!r}: pass a list of parameter names, or None")
     if params is None:
         chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not chosen:

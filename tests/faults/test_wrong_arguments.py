@@ -131,14 +131,8 @@ NEEDS: dict[tuple[str, str], dict[str, str]] = {
     ("slice_2d", "calibration"): {"bn_mode": "recalibrate"},
     ("slice_2d", "recalibrate"): {"bn_mode": "recalibrate"},
 }
-def until_the_core_refuses(name: str, argument: str, index: int) -> tuple[pytest.MarkDecorator, ...]:
-    """What `select_parameters`, `layers` and the makers of operators let through today."""
-    theirs = argument == "memory" or (argument == "params" and index == 3) or (name, argument) == ("layers", "model")
-    return (pytest.mark.xfail(strict=True),) if theirs else ()
-
-
 CASES = [
-    pytest.param(name, argument, index, id=f"{name}-{argument}-{index}", marks=until_the_core_refuses(name, argument, index))
+    pytest.param(name, argument, index, id=f"{name}-{argument}-{index}")
     for name in FUNCTIONS
     for argument in inspect.signature(getattr(sharpness, name)).parameters
     for index in range(len(OF.get((name, argument), WRONG.get(argument, ()))))

@@ -64,7 +64,7 @@ def test_page_has_all_sections_and_a_demonstration_of_misleading(page: Path) -> 
     text = page.read_text("utf-8")
     places = [text.find(section) for section in SECTIONS]
     assert min(places) > 0 and places == sorted(places)
-    assert 40 <= len(text.splitlines()) <= (125 if page.stem in ("inputs", "operators") else 95)  # an example for each kind of inputs
+    assert 40 <= len(text.splitlines()) <= (125 if page.stem in ("inputs", "operators") else 95)
     assert "assert " in "".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
     assert re.search(r"arXiv \d{4}\.\d{4,5}", text)
 
