@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -97,9 +97,9 @@ def ggn(
         ValueError: as in `hessian`, or a model whose output is not one tensor [b, ...].
     """
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
-    targets, outputs = _require_one_output(problem)
+    likelihood = _likelihood(problem)
     op = CurvatureOperator(problem, "ggn", memory=memory, devices=devices, method=method)
-    op.semidefinite = likelihood_of(loss, outputs, targets) is not None
+    op.semidefinite = likelihood is not None
     return op
 
 
@@ -137,8 +137,7 @@ def fisher(
         raise ValueError(
             "batch norm in train mode couples the examples, so that no Fisher matrix exists: use mode='eval'"
         )
-    targets, outputs = _require_one_output(problem)
-    if kind != "empirical" and likelihood_of(loss, outputs, targets) is None:
+    if _likelihood(problem) is None and kind != "empirical":
         raise ValueError(
             f"loss is neither the cross-entropy of logits nor the mean squared error, so that its likelihood is "
             f"unknown to the {kind} Fisher: use kind='empirical' or ggn"
@@ -161,12 +160,14 @@ def _require_plain_mean(problem: Problem) -> None:
                 )
 
 
-def _require_one_output(problem: Problem) -> tuple[Tensor, Tensor]:
-    """The first batch's targets and the model's outputs there, which must be a tensor with the batch first."""
+def _likelihood(problem: Problem) -> str | None:
+    """`likelihood_of` the first batch. Raises ValueError where the model's output is not one tensor with the batch first."""
+
+    def of_batch(inputs: Any, targets: Any) -> str | None:
+        outputs = problem.outputs(inputs)
+        if not isinstance(outputs, Tensor) or outputs.ndim == 0:
+            raise ValueError("model returns something else than one tensor with the batch first: use hessian instead")
+        return likelihood_of(problem.loss, outputs, targets)
+
     with problem.guard(), problem.without_gradients():
-        outputs, targets = problem.on_first(lambda inputs, targets: (problem.outputs(inputs), targets))
-    if not isinstance(outputs, Tensor) or outputs.ndim == 0:
-        raise ValueError(
-            "model returns something else than one tensor with the batch first: use hessian instead"
-        )
-    return targets, outputs
+        return problem.on_first(of_batch)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sharpness.state import Attributes, modules_of
+from sharpness.state import Attributes, Buffers, modules_of, refill
 
 Mode = Literal["eval", "train"]
 _GRADIENT_HOOKS = ("_backward_hooks", "_backward_pre_hooks")
@@ -51,7 +51,7 @@ def untouched(
     devices = _cuda_devices(every)
     flags = [(module, module.training) for module in modules]
     weights = [(p, p.data, p.requires_grad, p.grad) for p in every]
-    buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    buffers = Buffers(modules)
     places = [(m, dict(m._parameters)) for m in modules]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -64,16 +64,14 @@ def untouched(
         stack.enter_context(_without_hooks(modules, every, observed))
         attributes = Attributes(modules)
         try:
-            copies = {id(b): b.clone() for _, _, b in buffers}  # by id: a shared buffer stays shared
-            for module, name, buffer in buffers:
-                module._buffers[name] = copies[id(buffer)]
-            for parameter, data, *_ in weights:
-                if writes:
-                    parameter.data = data.clone()
+            buffers.replace(torch.clone)
+            for parameter, data, *_ in weights if writes else ():
+                parameter.data = data.clone()
+            model.train(mode == "train")  # a model's own train() may write to parameters, and freeze some
+            for parameter in every:
                 parameter.requires_grad_(False)
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            model.train(mode == "train")
             for module in modules:
                 if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse:
                     module.sparse = False
@@ -83,11 +81,10 @@ def untouched(
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
             for module, parameters_of in places:
-                module._parameters.update(parameters_of)
+                refill(module._parameters, parameters_of)
             for module, flag in flags:
                 module.training = flag
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            buffers.restore()
             for parameter, data, requires_grad, grad in weights:
                 if parameter.data_ptr() != data.data_ptr() or parameter.dtype != data.dtype:
                     parameter.data = data

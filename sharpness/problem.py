@@ -25,7 +25,7 @@ from sharpness.guard import (
 )
 from sharpness.means import Weight, share_of
 from sharpness.nested import cloned, fingerprint, to_device
-from sharpness.state import Attributes, modules_of
+from sharpness.state import Attributes, Buffers, modules_of
 from sharpness.survey import chunks, met, scalar, surveyed
 
 Loss = Callable[..., Tensor]
@@ -154,8 +154,8 @@ class Problem:
         """
         share = share_of(self.weight)
         modules = modules_of([self.model, self.criterion])
-        buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if restore and b is not None]
-        attributes = Attributes(modules if restore else ())
+        buffers, attributes = (kind(modules if restore else ()) for kind in (Buffers, Attributes))
+        still = isinstance(self.data, (list, tuple, TensorBatches))  # such data draw nothing between batches
         index = -1
         seed_generators(self.parameters, self.seed)
         try:
@@ -166,20 +166,19 @@ class Problem:
                 if not length_of(inputs, targets):
                     continue
                 size = share(inputs, targets)
-                for module, name, buffer in buffers:  # each batch finds the same, whatever forward writes to them
-                    module._buffers[name] = buffer.clone()
+                buffers.replace(torch.clone)  # each batch finds the same, whatever forward writes to them
                 if self.copies or self.prints is not None:  # a loader may write the next batch into the same tensors
                     inputs, targets = cloned(inputs), cloned(targets)
                 # The model draws from a stream of its own for each batch, so that what the data draw next
                 # does not depend on whether, and how, the model was run.
-                state = generator_states(self.parameters)
+                state = None if still else generator_states(self.parameters)
                 seed_generators(self.parameters, self.seed + 7919 * (index + 1))
                 yield index, to_device(inputs, self.device), to_device(targets, self.device), size
-                restore_generators(self.parameters, state)
+                if state is not None:
+                    restore_generators(self.parameters, state)
                 attributes.restore()
         finally:
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            buffers.restore()
             attributes.restore()
         if self.prints is not None and index + 1 != len(self.prints):
             raise DataChangedError(

@@ -13,6 +13,7 @@ example i's own loss with respect to its outputs:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -129,19 +130,22 @@ def drawn_targets(z: Tensor, targets: Any) -> Tensor:
 
 def likelihood_of(loss: Loss, outputs: Any, targets: Any) -> str | None:
     """Which negative log likelihood (up to constants) `loss` is on this batch: "categorical" for the
-    cross-entropy of logits [b, c] at indices [b], "gaussian" for the mean squared error, None otherwise."""
+    cross-entropy of logits [b, c] at indices [b], "gaussian" for the mean squared error, None otherwise. Inside `guard`."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(targets, Tensor):
         return None
     steps = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype, device=outputs.device)
     outputs = outputs + steps.reshape(outputs.shape)  # away from a fit, where every loss is 0
-    value = loss(outputs, targets)
-    if not targets.is_floating_point() and outputs.ndim == 2 and targets.ndim == 1:
-        reference, name = nn.functional.cross_entropy(outputs, targets), "categorical"
-    elif targets.is_floating_point() and targets.shape == outputs.shape:
-        reference, name = nn.functional.mse_loss(outputs, targets), "gaussian"
-    else:
+    try:
+        value = loss(outputs, targets)
+        if not targets.is_floating_point() and outputs.ndim == 2 and targets.ndim == 1:
+            reference, name = nn.functional.cross_entropy(outputs, targets.long()), "categorical"
+        elif targets.is_floating_point() and targets.shape == outputs.shape:
+            reference, name = nn.functional.mse_loss(outputs, targets), "gaussian"
+        else:
+            return None
+    except Exception:  # whatever a loss may raise for such outputs, or for targets that are no classes
         return None
-    return name if torch.allclose(value, reference, rtol=1e-4, atol=1e-7) else None
+    return name if math.isclose(float(value), float(reference), rel_tol=1e-4, abs_tol=1e-7) else None
 
 
 @contextmanager

@@ -20,7 +20,7 @@ _OWN = frozenset(
         "_non_persistent_buffers_set",
     }
 )  # fmt: skip
-"""attributes of torch's own, which the guard keeps"""
+"""attributes of torch's own, kept by the guard or by `Buffers`"""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _FIXED = (*_PLAIN, type, FunctionType, MethodType, ModuleType, nn.Module, nn.Parameter)
 _MISSING = object()
@@ -37,6 +37,7 @@ class Attributes:
         self._undo: list[Undo] = []
         seen: set[int] = set()
         for module in modules:
+            self._undo += [_mapping(module._modules), _set(module._non_persistent_buffers_set)]
             _remember_fields(vars(module), self._undo, seen, 0, _OWN)
 
     def restore(self, *, thorough: bool = False) -> None:
@@ -45,16 +46,41 @@ class Attributes:
             undo(thorough)
 
 
+class Buffers:
+    """The buffers of modules at the time it is made. A buffer that several modules share stays shared."""
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        self._places: list[tuple[dict[str, Any], dict[str, Any]]] = [(m._buffers, dict(m._buffers)) for m in modules]
+
+    def replace(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Put `function` of each in its place, and leave out what came since."""
+        made = {id(b): function(b) for _, saved in self._places for b in saved.values() if b is not None}
+        for held, saved in self._places:
+            refill(held, {name: None if b is None else made[id(b)] for name, b in saved.items()})
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for held, saved in self._places:
+            refill(held, saved)
+
+
+def refill(held: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Let a dict hold what another holds."""
+    if held or saved:
+        held.clear()
+        held.update(saved)
+
+
 def _remember_fields(held: dict[str, Any], undo: list[Undo], seen: set[int], depth: int, left: frozenset[str]) -> None:
-    saved = {key: value for key, value in held.items() if key not in left}
+    saved, count = {key: value for key, value in held.items() if key not in left}, len(held)
 
     def back(thorough: bool) -> None:
-        if len(held) != len(saved) + sum(key in held for key in left):
-            for key in [key for key in held if key not in saved and key not in left]:
-                del held[key]
         for key, value in saved.items():
             if held.get(key, _MISSING) is not value:
                 held[key] = value
+        if len(held) != count:
+            for key in [key for key in held if key not in saved and key not in left]:
+                del held[key]
 
     undo.append(back)
     for value in saved.values():

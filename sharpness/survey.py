@@ -16,7 +16,7 @@ from sharpness.calls import as_pair, exhausted, find_call, is_own, length_of, re
 from sharpness.guard import has_observers, seed_generators, untouched
 from sharpness.means import Rule, Weight, counted, is_summed, rules_of
 from sharpness.nested import cloned, fingerprint, identical, take, tensors_of, to_device
-from sharpness.state import Attributes, modules_of
+from sharpness.state import Attributes, Buffers, modules_of
 
 if TYPE_CHECKING:
     from sharpness.problem import Problem
@@ -79,8 +79,8 @@ class _Attempts:
 
     def __init__(self, draft: Problem) -> None:
         self.gradients, self._draft = False, draft
-        self._modules = modules_of([draft.model, draft.criterion])
-        self._attributes = Attributes(self._modules)
+        modules = modules_of([draft.model, draft.criterion])
+        self._buffers, self._attributes = Buffers(modules), Attributes(modules)
 
     def __call__(self, function: Callable[[], Any]) -> Any:
         if not self.gradients:
@@ -99,15 +99,12 @@ class _Attempts:
         return self._run(function)
 
     def _run(self, function: Callable[[], Any]) -> Any:
-        buffers = [(m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None]
         try:
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer.clone()
+            self._buffers.replace(torch.clone)
             seed_generators(self._draft.parameters, self._draft.seed)
             return function()
         finally:
-            for module, name, buffer in buffers:
-                module._buffers[name] = buffer
+            self._buffers.restore()
             self._attributes.restore()
 
 

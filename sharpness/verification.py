@@ -24,7 +24,7 @@ from sharpness.nested import cloned, mapped, take, tensors_of
 from sharpness.problem import Problem
 from sharpness.products import Kind, double_backward, on_outputs
 from sharpness.result import Result
-from sharpness.state import Attributes, modules_of
+from sharpness.state import Attributes, Buffers, modules_of
 
 _ROWS = 16  # examples of the first batch
 _DOUBLE = ((1e-6, 1e-4), (1e-8, 1e-2), (1e-4, 1e-2), (1e-2, 0.5))  # steps relative to each weight tensor's size, and what
@@ -172,17 +172,15 @@ class _Spot:
     def __init__(self, problem: Problem, inputs: Any, targets: Any, salt: int) -> None:
         self.problem, self.inputs, self.targets, self._salt = problem, inputs, targets, salt
         self.eps = float(np.finfo(problem.dtype).eps)
-        self._modules = modules_of([problem.model, problem.criterion])
-        self._attributes = Attributes(self._modules)
-        self._buffers = [(m, name, b) for m in self._modules for name, b in m._buffers.items() if b is not None]
+        modules = modules_of([problem.model, problem.criterion])
+        self._buffers, self._attributes = Buffers(modules), Attributes(modules)
         self._own = self._base = [p.data for p in problem.parameters]
 
     def at(self, moved: Vectors | None, step: float, function: Callable[[Any], Any]) -> Any:
         """`function` of the inputs, at w + step moved; dropout masks, buffers and attributes are the same each time."""
         problem = self.problem
         try:
-            for module, name, buffer in self._buffers:
-                module._buffers[name] = buffer.clone()
+            self._buffers.replace(torch.clone)
             for i, (p, base) in enumerate(zip(problem.parameters, self._base, strict=True)):
                 p.data = base if moved is None else torch.add(base, moved[i], alpha=step)
             seed_generators(problem.parameters, problem.seed + 7919)
@@ -190,8 +188,7 @@ class _Spot:
         finally:
             for p, base in zip(problem.parameters, self._own, strict=True):
                 p.data = base
-            for module, name, buffer in self._buffers:
-                module._buffers[name] = buffer
+            self._buffers.restore()
             self._attributes.restore()
 
     def require_product(self, kind: Kind) -> None:
@@ -323,18 +320,16 @@ def in_double(problem: Problem) -> Iterator[None]:
     modules = modules_of([problem.model, problem.criterion])
     parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}.values()
     saved = [(p, p.data) for p in parameters]
-    buffers = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    buffers = Buffers(modules)
     try:
         for p, data in saved:
             p.data = wide(data)
-        for module, name, buffer in buffers:
-            module._buffers[name] = wide(buffer)
+        buffers.replace(wide)
         yield
     finally:
         for p, data in saved:
             p.data = data
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+        buffers.restore()
 
 
 def wide(t: Tensor) -> Tensor:

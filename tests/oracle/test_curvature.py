@@ -83,6 +83,26 @@ def test_sampled_fisher_is_one_matrix(make_case):
         np.testing.assert_array_equal(op @ np.ones(op.shape[0]), op @ np.ones(op.shape[0]))
 
 
+def _counts(z: Tensor, t: Tensor) -> Tensor:
+    return nn.functional.poisson_nll_loss(z[:, 0], t)
+
+
+def _wide(z: Tensor, t: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(z.double(), t.long())
+
+
+@pytest.mark.parametrize(("last", "loss", "targets"), [
+    (nn.Sigmoid(), nn.BCELoss(), torch.rand(6, 3)), (nn.Identity(), _counts, torch.arange(6)),
+    (nn.Identity(), _wide, torch.arange(6, dtype=torch.int32) % 3),
+])  # fmt: skip
+def test_losses_of_no_known_likelihood_have_a_ggn(last, loss, targets):
+    """Looking for the likelihood fails on outputs that a loss refuses, counts that are no classes, and other precisions."""
+    model = nn.Sequential(nn.Linear(2, 3), last)
+    data, v = (torch.randn(6, 2), targets), np.random.default_rng(0).standard_normal(9)
+    for op in (ggn(model, loss, data), fisher(model, loss, data, kind="empirical")):
+        assert v @ (op @ v) > 0
+
+
 def test_hessian_is_ggn_plus_residual_part(make_case):
     """They agree for a linear model, and differ for another."""
     for name, same in (("linear softmax", True), ("mlp", False)):

@@ -168,6 +168,59 @@ def test_a_buffer_that_forward_reads_and_writes():
     assert float(model.seen) == 0
 
 
+class Settling(nn.Module):
+    """Makes a buffer, a module and an attribute at its first call, drops another attribute, and freezes a layer in train()."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fresh = nn.Linear(4, 3).double(), True
+        self.register_buffer("empty", None)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.inner.bias.requires_grad_(False)
+        return self
+
+    def forward(self, x):
+        if hasattr(self, "fresh"):
+            del self.fresh
+            self.settled, self.act, self.empty = True, nn.Tanh(), x[:1]
+            self.register_buffer("scale", x.abs().amax(0), persistent=False)
+        return self.inner(self.act(x / self.scale - self.empty))
+
+
+def test_what_forward_makes_at_its_first_call_is_gone_again():
+    """Else every later batch, and every later pass, is another function, and the model comes back with more than it had."""
+    model, (x, t) = Settling(), data()
+    held = [set(d) for d in (vars(model), model._buffers, model._modules, model._non_persistent_buffers_set)]
+    pairs = [(x[:6], t[:6]), (x[6:], t[6:])]
+    value = epsilon_sharpness(model, LOSS, pairs, iterations=1).loss
+    parts = [LOSS(copy.deepcopy(model)(x), t).item() for x, t in pairs]
+    assert value == pytest.approx(sum(parts) / 2)
+    assert (hessian(model, LOSS, pairs) @ np.ones(15)).shape == (15,)
+    assert held == [set(d) for d in (vars(model), model._buffers, model._modules, model._non_persistent_buffers_set)]
+
+
+def test_a_buffer_that_two_modules_share():
+    """The second reads what the first wrote, in every pass."""
+
+    class Counts(nn.Module):
+        def __init__(self, seen, writes):
+            super().__init__()
+            self.register_buffer("seen", seen)
+            self.writes = writes
+
+        def forward(self, x):
+            self.seen += self.writes
+            return x * self.seen
+
+    seen, pair = torch.ones(1), data()
+    model = nn.Sequential(Counts(seen, 1), nn.Linear(4, 3), Counts(seen, 0)).double()
+    model[2].seen = model[0].seen
+    expected = LOSS(copy.deepcopy(model)(pair[0]), pair[1]).item()
+    assert epsilon_sharpness(model, LOSS, pair, iterations=1).loss == pytest.approx(expected)
+
+
 def test_refused_losses():
     """A sum that a regulariser hides, ignored targets in a Fisher matrix, half of the squared error."""
     model, (x, t) = nn.Linear(4, 3).double(), data()
