@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sharpness.arguments import shown
 from sharpness.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
 from sharpness.calls import Call, as_pair, length_of, refusal, with_weights
 from sharpness.guard import (
@@ -268,6 +269,8 @@ def make_problem(
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"seed is {seed!r}: it must be a non-negative integer")
     names, parameters = select_parameters(model, params, loss)
+    if not callable(loss):
+        raise ValueError(f"loss is {shown(loss)}: pass a function of (outputs, targets), such as F.cross_entropy")
     batches = as_batches(data, batch_size)
     if weight is not None:
         share_of(weight)
