@@ -169,7 +169,7 @@ class CurvatureOperator:
         if found.status == "product":
             raise ValueError(
                 f"second derivatives are off by {found.size:.0%} from differences of gradients{named}: a function written by "
-                "hand needs a backward that can be differentiated; hessian, ggn and fisher with method='differences' do without it"
+                "hand needs a backward that can be differentiated; hessian, ggn, fisher with method='differences' do without it"
             )
         if found.status == "gradient":
             raise ValueError(
@@ -251,8 +251,8 @@ class CurvatureOperator:
         if not noise and abs(float(u @ product - v @ image)) > 10 * _AGREEMENT[self.dtype] * size:
             if self.method == "differences":
                 raise ValueError(
-                    "products are not symmetric: a step of the differences crosses a kink (ReLU, max-pooling, clamp), or the data "
-                    "or the model draw anew each time: measure on fewer examples, in float64, or with smooth activations"
+                    "products are not symmetric: a step of the differences crosses a kink (ReLU, max-pooling, clamp), or the "
+                    "data or the model draw anew each time: measure on fewer examples, in float64, or with smooth activations"
                 )
             raise ValueError(
                 "products are not symmetric: the data or the model draw anew each time, or an operation of the model "

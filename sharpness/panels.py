@@ -105,8 +105,8 @@ def panel(
         examples: for all metrics instead of the table's numbers; None: the table's.
         seed: of all that is drawn; the same for each metric.
         progress: passed on to each metric's own function; how long they will take, says `cost_estimate`.
-        model, loss, data, params, batch_size, mode: as in `hessian`. Data in batches stay in these, of which
-            the last one taken may be cut.
+        model, loss, data, params, batch_size, mode, weight: as in `hessian`. Data in batches stay in these, of which the
+            last one taken may be cut, unless the model takes nothing less (a graph).
 
     Raises:
         ValueError: an unknown name, or wrong input (see `make_problem`), at the call; what a metric refuses
