@@ -56,6 +56,9 @@ class Options:
     """names of the parameters that count (default: all with requires_grad)"""
     batch_size: int | None = None
     """of chunks of a pair of tensors (default: what suits the machine)"""
+    weight: str | None = None
+    """what share of the mean a batch has: examples, tokens (targets that are neither -100 nor NaN), or MODULE:NAME of a
+    function of (inputs, targets) (default: examples, where the loss is a mean over them)"""
     mode: Literal["eval", "train"] = "eval"
     """of batch normalisation and dropout"""
     device: str = "cpu"
@@ -135,8 +138,15 @@ def _arguments(options: Options) -> Arguments:
     more: dict[str, Any] = {
         "metrics": _split(options.metrics), "examples": options.examples, "params": options.params or None,
         "batch_size": options.batch_size, "mode": options.mode, "seed": options.seed,
+        "weight": _named(options.weight, "--weight") if options.weight and ":" in options.weight else options.weight,
     }  # fmt: skip
-    return _checked(lambda: model.to(options.device)), _loss(options.loss), data, more
+    try:
+        model = model.to(options.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise UsageError(f"--device {options.device}: the model cannot be moved there ({_brief(error)})") from error
+    return model, _loss(options.loss), data, more
 
 
 def _checked(step: Callable[[], Any]) -> Any:
@@ -250,7 +260,7 @@ def _with_progress(chosen: Sequence[Metric], arguments: Arguments, planned: Cost
     what, left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
     columns = (what, BarColumn(), TimeElapsedColumn(), left)
     counts = f"{planned.passes} passes, {planned.gradients} gradients, {planned.products} products"
-    print(f"{len(chosen)} metrics, at most about {planned.value:.0f} s ({counts})", file=sys.stderr, flush=True)
+    print(f"metrics: {len(chosen)}, at most about {planned.value:.0f} s ({counts})", file=sys.stderr, flush=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=planned.value, left=f"about {planned.value:.0f} s left")
         lines: list[Lines] = [Lines()]
@@ -304,7 +314,7 @@ def _failed(entry: Measured) -> bool:
 
 
 def _table(entries: Sequence[Measured]) -> str:
-    """A row for each metric; below, why some have no value."""
+    """A row for each metric; below, why some have no value, each reason once."""
     head = ("metric", "value", "standard error", "status", "examples", "seconds")
     rows: list[tuple[str, ...]] = [head]
     for e in entries:
@@ -317,7 +327,11 @@ def _table(entries: Sequence[Measured]) -> str:
         "  ".join(c.rjust(w) if r else c.ljust(w) for c, (w, r) in zip(row, columns, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, *(f"{e.metric}: {e.sentence}" for e in entries if e.sentence)])
+    said: dict[str, list[str]] = {}
+    for e in entries:
+        if e.sentence:
+            said.setdefault(e.sentence, []).append(e.metric)
+    return "\n".join([*lines, *(f"{', '.join(names)}: {sentence}" for sentence, names in said.items())])
 
 
 def _listed(chosen: Sequence[Metric], *, as_json: bool) -> str:

@@ -69,7 +69,7 @@ def cost_estimate(
     times `pass_seconds`, `gradient_seconds` or `product_seconds` here. Arguments and errors (ValueError) as in `panel`.
     """
     chosen = choose(metrics)
-    subject_of = subjects(
+    subject_of, there = subjects(
         model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed
     )
     problem = subject_of(min(_TIMED, examples or _TIMED)).problem
@@ -82,7 +82,7 @@ def cost_estimate(
         seconds.append(3 * seconds[1])
     found, top, counts = dict[str, float](), TOP_WORK, np.zeros(3, dtype=int)
     for metric in chosen:
-        share = (examples or metric.examples) / problem.examples if problem.examples >= _TIMED else 1.0
+        share = min(examples or metric.examples, there) / problem.examples if problem.examples >= _TIMED else 1.0
         work = np.array(metric.work) + (np.array(top) if metric.uses_top else 0)
         top = Work() if metric.uses_top else top  # computed once
         counts += work

@@ -169,7 +169,7 @@ class CurvatureOperator:
         if found.status == "product":
             raise ValueError(
                 f"second derivatives are off by {found.size:.0%} from differences of gradients{named}: a function written by "
-                "hand needs a backward that can be differentiated; method='differences' measures without it"
+                "hand needs a backward that can be differentiated; hessian, ggn, fisher with method='differences' do without it"
             )
         if found.status == "gradient":
             raise ValueError(
@@ -249,6 +249,11 @@ class CurvatureOperator:
         floor = 100 * np.finfo(self.dtype).eps  # curvature below it is rounding, which need not be symmetric
         noise = float(product.norm()) <= floor * float(v.norm()) or float(image.norm()) <= floor * float(u.norm())
         if not noise and abs(float(u @ product - v @ image)) > 10 * _AGREEMENT[self.dtype] * size:
+            if self.method == "differences":
+                raise ValueError(
+                    "products are not symmetric: a step of the differences crosses a kink (ReLU, max-pooling, clamp), or the "
+                    "data or the model draw anew each time: measure on fewer examples, in float64, or with smooth activations"
+                )
             raise ValueError(
                 "products are not symmetric: the data or the model draw anew each time, or an operation of the model "
                 "has no second derivative (such as a function that may be differentiated once): see op.check()"

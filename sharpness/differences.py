@@ -15,14 +15,16 @@ from sharpness.problem import Problem
 from sharpness.products import Kind, drawn_targets, on_outputs
 from sharpness.verification import in_double, wide
 
-_STEP = {np.dtype(np.float64): 1e-5, np.dtype(np.float32): 3e-3}  # relative to ||w||, for a step along v
+# Relative to ||w||, for a step along v. In float64 so short that it crosses next to no kinks (of ReLU, of max-pooling): a
+# kink on the way is an error of the order of 1 / step, and rounding, of the order of 1e-16 / step, is no matter.
+_STEP = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 3e-3}
 
 
 def difference_product(kind: Kind, problem: Problem, v: Tensor, sampled: bool) -> Tensor:
     """M v [n] in float64 by central differences along v. Inside the operator's guard.
 
     hessian: (grad f(w + h v) - grad f(w - h v)) / 2h; the others: J v from outputs at w + h v and w - h v, the loss's part
-    as in `products` (ggn: by differences too), and J^T by one backward pass. h ||v|| is 1e-5 ||w|| in float64, to which the
+    as in `products` (ggn: by differences too), and J^T by one backward pass. h ||v|| is 1e-8 ||w|| in float64, to which the
     model is moved if it can be computed in it, and 3e-3 ||w|| in float32, where results have three digits.
     """
     if not bool(v.any()):

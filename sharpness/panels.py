@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import difflib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sharpness.arguments import check_count, check_seed, shown
-from sharpness.batches import TensorBatches, as_batches
-from sharpness.calls import ForeignError
+from sharpness.batches import TensorBatches, as_batches, as_whole
+from sharpness.calls import ForeignError, as_pair, length_of
 from sharpness.consistency import contradictions
 from sharpness.guard import Mode
 from sharpness.means import Weight
@@ -104,8 +105,8 @@ def panel(
         examples: for all metrics instead of the table's numbers; None: the table's.
         seed: of all that is drawn; the same for each metric.
         progress: passed on to each metric's own function; how long they will take, says `cost_estimate`.
-        model, loss, data, params, batch_size, mode: as in `hessian`. Data in batches stay in these, of which
-            the last one taken may be cut.
+        model, loss, data, params, batch_size, mode, weight: as in `hessian`. Data in batches stay in these, of which the
+            last one taken may be cut, unless the model takes nothing less (a graph).
 
     Raises:
         ValueError: an unknown name, or wrong input (see `make_problem`), at the call; what a metric refuses
@@ -113,7 +114,7 @@ def panel(
     """
     chosen = choose(metrics)
     Meter(progress, "panel")  # refuses what is no progress
-    subject_of = subjects(
+    subject_of, _ = subjects(
         model, loss, data, metrics, examples, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed,
         progress=progress,
     )
@@ -145,35 +146,37 @@ def subjects(
     *,
     progress: Progress = None,
     **options: Any,
-) -> Callable[[int], Subject]:
-    """(examples) -> what metrics are measured on, the first so many; everything that can be wrong is wrong here."""
+) -> tuple[Callable[[int], Subject], int]:
+    """(examples) -> what metrics are measured on, the first so many, and how many there are of those that a metric may ask
+    for; everything that can be wrong is wrong here."""
     chosen = choose(metrics)
     if examples is not None:
         check_count("examples", examples, "128 (or None for the table's)")
     check_seed(options["seed"])
-    taken, whole = _taken(model, loss, data, examples or max(metric.examples for metric in chosen), options)
+    taken, whole, there = _taken(model, loss, data, examples or max(metric.examples for metric in chosen), options)
 
     def subject_of(count: int) -> Subject:
         few = taken if whole else _first(taken, options["batch_size"], count, options["seed"])
         return Subject(make_problem(model, loss, few, **options), few, options["batch_size"], options["weight"], progress)
 
-    return subject_of
+    return subject_of, there
 
 
-def _taken(model: nn.Module, loss: Loss, data: Data, count: int, options: dict[str, Any]) -> tuple[Data, bool]:
-    """The first examples, and False; or all of them, and True, where the model takes nothing less (a graph)."""
-    few = _first(data, options["batch_size"], count, options["seed"])
+def _taken(model: nn.Module, loss: Loss, data: Data, count: int, options: dict[str, Any]) -> tuple[Data, bool, int]:
+    """The first examples, and False; or whole batches, and True, where the model takes nothing less (a graph); and how many."""
+    first = partial(_first, data, options["batch_size"], count, options["seed"])
     try:
-        make_problem(model, loss, few, **options)
+        few = first()
+        return few, False, make_problem(model, loss, few, **options).examples
     except (ValueError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not isinstance(few, tuple) or len(few[1]) == len(data[1]):  # pyright: ignore
+        if isinstance(error, torch.OutOfMemoryError):
             raise
         try:
-            make_problem(model, loss, data, **options)
+            pair = as_whole(data) is not None
+            batches = data if pair else first(cut=False)
+            return batches, True, make_problem(model, loss, batches, **options).examples
         except (ValueError, RuntimeError):
             raise error from None
-        return data, True
-    return few, False
 
 
 def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
@@ -203,23 +206,23 @@ def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
     return Measured(metric.name, metric.family, value, error, seconds, status, sentence, result)
 
 
-def _first(data: Data, batch_size: int | None, count: int, seed: int) -> Data:
-    """The first `count` examples, as the pair or the list of batches that they come in."""
+def _first(data: Data, batch_size: int | None, count: int, seed: int, *, cut: bool = True) -> Data:
+    """The first `count` examples, as the pair or the list of batches that they come in; of the last batch only as many as
+    are missing, or all with `cut` False."""
     with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global generator
         torch.default_generator.manual_seed(seed)
         batches, taken = as_batches(data, batch_size), []
         if isinstance(batches, TensorBatches):
-            return batches.inputs[:count], batches.targets[:count]
+            return batches.taken(torch.arange(min(count, batches.examples)))
         for batch in batches:
-            if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[1], Tensor)):
-                return data  # refused where all data are checked
-            inputs, targets = batch
-            length = len(targets) if targets.ndim else 0
-            if length > count:
-                index = torch.arange(count, device=targets.device)
-                inputs, targets = take(inputs, index, length), targets[:count]
-            taken.append((inputs, targets))
+            length = length_of(*as_pair(batch))
+            taken.append(_part(batch, torch.arange(count), length) if cut and length > count else batch)
             count -= length
             if count <= 0:
                 break
     return taken
+
+
+def _part(batch: Any, index: Tensor, length: int) -> Any:
+    """A batch of those examples: a mapping, or (inputs, targets) with or without weights."""
+    return take(batch, index, length) if isinstance(batch, Mapping) else tuple(take(part, index, length) for part in batch)

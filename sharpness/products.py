@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import grad, jvp, vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -61,12 +62,14 @@ def double_backward(
     """v -> M v by reverse mode alone, through a graph that is built here and kept; with the gradient of the
     mean loss where that comes for nothing (Hessian)."""
     parameters = problem.parameters
+    # The graph's own ends: a parameter gets another one when its precision changes, as in the check of another operator.
+    ends = [get_gradient_edge(p) for p in parameters]
     if kind == "hessian":
         value = problem.batch_loss(inputs, targets)
         gradient: Sequence[Tensor | None] = [None] * len(parameters)
         if value.requires_grad:
             gradient = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-        return lambda v: _pull_back(gradient, v, parameters), gradient
+        return lambda v: _pull_back(gradient, v, parameters, ends), gradient
     z = problem.outputs(inputs)
     if not z.requires_grad:
         return lambda v: [torch.zeros_like(p) for p in parameters], None
@@ -77,20 +80,24 @@ def double_backward(
     def product(v: Sequence[Tensor]) -> list[Tensor]:
         (moved,) = _pull_back(transposed, v, (u,))
         image = on_outputs(kind, problem.loss, z.detach(), moved, targets)
-        return _pull_back((z,), (image,), parameters)
+        return _pull_back((z,), (image,), parameters, ends)
 
     return product, None
 
 
 def _pull_back(
-    outputs: Sequence[Tensor | None], v: Sequence[Tensor], inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor | None],
+    v: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    ends: Sequence[GradientEdge] | None = None,
 ) -> list[Tensor]:
-    """sum_j v_j^T d outputs_j / d inputs; outputs that do not depend on anything contribute nothing."""
+    """sum_j v_j^T d outputs_j / d inputs; outputs that do not depend on anything contribute nothing. `ends`: where the
+    inputs are in the graph, if it may be older than the last change of their precision."""
     pairs = [(o, part) for o, part in zip(outputs, v, strict=True) if o is not None and o.requires_grad]
     if not pairs:
         return [torch.zeros_like(p) for p in inputs]
     heads, directions = zip(*pairs, strict=True)
-    found = torch.autograd.grad(heads, inputs, directions, retain_graph=True, allow_unused=True)
+    found = torch.autograd.grad(heads, ends or inputs, directions, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, inputs, strict=True)]
 
 

@@ -206,8 +206,8 @@ def _across(trial: Problem, kinds: Sequence[tuple[Any, Any]]) -> set[str] | None
         outputs, targets = (torch.cat([pair[i][0] for pair in pairs]) for i in (0, 1))
         with trial.without_gradients():
             return rules_of(trial.loss, outputs, targets, len(targets)) or set()
-    except RuntimeError:  # of other shapes
-        return set()
+    except RuntimeError:  # of other shapes, such as batches padded to lengths of their own
+        return None
 
 
 def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule | None:
@@ -223,9 +223,10 @@ def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule 
     coupled = told and "within" not in common  # the examples of a batch are set against each other
     if alike and (coupled or not told) and len({k.rows for k in looks[:-1]}) <= 1:
         return "examples"
-    way = "a mean over the targets that count: pass weight='tokens' (all of them count alike) or 'examples'"
-    other = "no plain mean over examples (class weights, weighted examples): pass weight='examples', or a function"
-    raise ValueError(f"loss of a batch is {way if 'tokens' in common else other} of (inputs, targets) for each batch's share")
+    way = "a mean over the targets that count: pass weight='tokens' (each target counts alike), 'examples' (each example)"
+    other = "no plain mean over examples (class weights, weighted examples): pass weight='examples' (each counts alike)"
+    what = way if "tokens" in common else other
+    raise ValueError(f"loss of a batch is {what}, or a function of (inputs, targets) that gives each batch's share")
 
 
 class _Company:

@@ -218,3 +218,25 @@ def test_no_false_alarm():
     alarms, sizes, statuses = false_alarms(TRIES)
     assert not alarms, alarms[:3]
     assert np.median(sizes) < 1e-5 and sum(s.startswith("ok") for s in statuses) > 0.95 * len(statuses)
+
+
+def test_differences_do_not_cross_the_kinks_of_relu():
+    """A longer step meets a kink of one of 2,000 examples, whose size is divided by the step: products hundreds of times off."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 3))
+    pair = torch.randn(2000, 20), torch.randint(3, (2000,))
+    v = np.random.default_rng(0).standard_normal((sum(p.numel() for p in model.parameters()), 2))
+    exact, found = (hessian(model, CROSS_ENTROPY, pair, method=method) @ v for method in ("exact", "differences"))
+    assert np.linalg.norm(found - exact) < 1e-5 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("first", [hessian, ggn, fisher])
+def test_the_check_of_one_operator_leaves_another_as_it_is(first):
+    """The check moves the weights to float64 and back, which gave them new ends in the graph: the first one's products were 0."""
+    model, v = net(nn.Tanh()), np.random.default_rng(0).standard_normal(53)
+    op = first(model, CROSS_ENTROPY, data())
+    before = op @ v
+    for method in ("exact", "differences"):
+        assert (hessian(model, CROSS_ENTROPY, data(), method=method) @ v).any()
+    np.testing.assert_array_equal(op @ v, before)
+    assert before.any()

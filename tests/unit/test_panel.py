@@ -255,3 +255,41 @@ def test_a_model_that_takes_nothing_less_than_all_rows():
     inputs, targets = classes(n)
     (entry,) = panel(Graph(), nn.CrossEntropyLoss(), [(inputs, targets)], metrics="trace", examples=n)
     assert entry.status == "ok" and entry.to_dict()["examples"] == n
+
+
+class Two(nn.Module):
+    """Takes a and b, and may be told of labels."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, a, b, labels=None):
+        return self.left(a) * self.right(b)
+
+
+def test_the_first_examples_of_whatever_batches_hold():
+    """Batches that are dicts came with all their examples, and a pair with a dict of inputs was an error."""
+    torch.manual_seed(0)
+    model, (x, y) = Two(), classes(200)
+    loss, found = nn.functional.cross_entropy, []
+    for data in (((x, x), y), ({"a": x, "b": x}, y), [((x, x), y)], [{"a": x, "b": x, "labels": y}]):
+        (entry,) = panel(model, loss, data, metrics="frobenius_norm", examples=50)
+        assert entry.to_dict()["examples"] == 50
+        found.append(entry.value)
+    assert found == pytest.approx([found[0]] * 4, rel=1e-4)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_batch_that_cannot_be_cut_stays_whole(sparse):
+    """A graph as a list of one batch, with its links among the inputs, of more nodes than the table's examples."""
+    torch.manual_seed(0)
+    links, (x, y) = torch.softmax(torch.randn(200, 200), 1), classes(200)
+    given = [((links.to_sparse() if sparse else links, x), y)]
+
+    class Graph(nn.Linear):
+        def forward(self, links, x):
+            return super().forward(links @ x)
+
+    (entry,) = panel(Graph(4, 3), nn.functional.cross_entropy, given, metrics="trace")
+    assert entry.status == "ok" and entry.to_dict()["examples"] == 200

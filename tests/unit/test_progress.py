@@ -173,6 +173,13 @@ def test_estimate_adds_up_and_top_eigenvalues_are_counted_once():
     assert found.value == pytest.approx(sum(found.metrics.values())) and (found.passes, found.products) == (0, 72)
 
 
+def test_estimate_counts_no_more_examples_than_there_are():
+    """`examples=10**6` of 200 was an estimate for a million."""
+    few = [cost_estimate(relu_net(), CROSS_ENTROPY, class_data(200), metrics="trace", examples=n) for n in (200, 10**6)]
+    for found in few:
+        assert found.value == pytest.approx(12 * found.product_seconds * 200 / 128)
+
+
 @pytest.mark.parametrize("name", LONG)
 def test_results_print_short(name):
     """Value and error, status and cost first, in at most a few lines."""

@@ -100,6 +100,16 @@ class Graph(nn.Module):
     def forward(self, x):
         return self.links @ self.inner(x)
 
+def tokens():
+    # two batches padded to lengths of their own
+    torch.manual_seed(0)
+    x, y = torch.randn(4, 5, 4), torch.randint(3, (4, 5))
+    y[2:, 2:] = -100
+    return [(x[:2], y[:2]), (x[2:, :3], y[2:, :3])]
+
+def token_loss(outputs, targets):
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), ignore_index=-100)
+
 def graph_batch():
     return [data()]
 
@@ -364,3 +374,18 @@ def test_the_library_needs_none_of_the_command_lines_packages():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(len(TABLE)), done.stderr
+
+
+def test_weight_says_how_batches_count(folder, capsys):
+    """Batches padded to several lengths: the refusal names tokens, and --weight takes them, or a function."""
+    words = of(folder, "--loss", f"{folder}:token_loss", "--metrics", "trace", data="tokens")
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "weight='tokens'" in err
+    assert run(capsys, *words, "--weight", "tokens")[0] == 0 and run(capsys, *words, "--weight", "examples")[0] == 0
+    status, _, err = run(capsys, *words, "--weight", "pixels")
+    assert status == 2 and "'pixels'" in err
+
+
+def test_a_device_that_is_not_there(folder, capsys):
+    status, _, err = run(capsys, *of(folder, "--device", "meta:nowhere"))
+    assert status == 2 and err.startswith("error: --device meta:nowhere: the model cannot be moved there")
