@@ -150,8 +150,8 @@ class Problem:
         Raises DataChangedError where data read anew are not those of the first pass.
         """
         share = share_of(self.weight)
-        modules = modules_of([self.model, self.criterion])
-        buffers, attributes = (kind(modules if restore else ()) for kind in (Buffers, Attributes))
+        kept = modules_of([self.model, self.criterion]) if restore else ()
+        buffers, attributes = Buffers(kept), Attributes(kept)
         still = isinstance(self.data, (list, tuple, TensorBatches))  # such data draw nothing between batches
         index = -1
         seed_generators(self.parameters, self.seed)
