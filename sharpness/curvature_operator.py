@@ -168,12 +168,12 @@ class CurvatureOperator:
         named = f"; {where} may be why" if where else ""
         if found.status == "product":
             raise ValueError(
-                f"second derivatives are off by {found.size:.0%} from differences of gradients{named}: a function written by "
-                "hand needs a backward that can be differentiated; hessian, ggn, fisher with method='differences' do without it"
+                f"second derivatives are off by {found.size:.2g} (relative) from differences of gradients{named}: a function "
+                "written by hand needs a differentiable backward; hessian, ggn, fisher with method='differences' do without it"
             )
         if found.status == "gradient":
             raise ValueError(
-                f"the gradient is off by {found.gradient:.0%} from differences of the loss{named} (detached parts, "
+                f"the gradient is off by {found.gradient:.2g} (relative) from differences of the loss{named} (detached parts, "
                 "straight-through or reversed gradients): no curvature of one function belongs to it"
             )
         return found

@@ -30,8 +30,8 @@ def difference_product(kind: Kind, problem: Problem, v: Tensor, sampled: bool) -
     if not bool(v.any()):
         return torch.zeros_like(v)
     if problem.dtype == np.float32:
-        with contextlib.suppress(RuntimeError, TypeError, NotImplementedError), in_double(problem):
-            return _product(kind, problem, v, sampled, double=True)
+        with contextlib.suppress(RuntimeError, TypeError, NotImplementedError), in_double(problem) as doubled:
+            return _product(kind, doubled, v, sampled, double=True)
     return _product(kind, problem, v, sampled, double=False)
 
 

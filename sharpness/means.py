@@ -61,7 +61,7 @@ def rules_of(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any, len
     Examples are ordered by their targets, so that the parts differ; outputs are looked at as they are and mixed with their
     neighbours', because at a fit every loss is 0.
     """
-    if length < 2 or not _cuttable(outputs, length) or not _cuttable(targets, length):
+    if length < 2 or not cuttable(outputs, length) or not cuttable(targets, length):
         return None
     try:
         order = _by_target(targets, length)
@@ -97,7 +97,7 @@ def is_summed(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any, on
     that does not accept the repeated batch cannot be checked.
     """
     length = rows(outputs)
-    if not length or not _cuttable(outputs, length) or not _cuttable(targets, length):
+    if not length or not cuttable(outputs, length) or not cuttable(targets, length):
         return False
     twice_over = torch.arange(length).repeat(2)
     try:
@@ -116,7 +116,7 @@ def is_summed(loss: Callable[[Any, Any], Tensor], outputs: Any, targets: Any, on
     return summed or (once != 0.0 and abs(twice - 2 * once) < 1e-3 * abs(once))
 
 
-def _cuttable(value: Any, length: int) -> bool:
+def cuttable(value: Any, length: int) -> bool:
     """Whether every tensor has the examples first."""
     found = list(tensors_of(value))
     return bool(found) and all(t.layout == torch.strided and t.ndim > 0 and t.size(0) == length for t in found)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sharpness.batches import OutputBytes, TensorBatches, chunk_length, telling_rows
 from sharpness.calls import as_pair, exhausted, find_call, is_own, length_of, refusal
 from sharpness.guard import has_observers, seed_generators, untouched
-from sharpness.means import Rule, Weight, counted, is_summed, rules_of
+from sharpness.means import Rule, Weight, counted, cuttable, is_summed, rules_of
 from sharpness.nested import cloned, fingerprint, identical, take, tensors_of, to_device
 from sharpness.state import Attributes, Buffers, modules_of
 
@@ -131,6 +131,7 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
     """
     trial = replace(draft, total=1.0, weight=weight or "examples")
     data, looks, kinds = draft.data, list[_Look](), dict[float, tuple[Any, Any]]()
+    apiece = dict[Any, tuple[Any, Any]]()  # an example of each target, by batches: each batch may hold one target only
     single = isinstance(data, (list, tuple, TensorBatches)) and len(data) == 1
     company = _Company(data) if apart and isinstance(data, TensorBatches) else None
     for index, inputs, targets, share in trial.walk():
@@ -169,11 +170,20 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
         if rules is not None:
             few = torch.arange(min(length, _FEW))
             kinds.setdefault(looks[-1].counted / length, (take(outputs, few, length), take(targets, few, length)))
+        if not single and len(apiece) < _TOGETHER and cuttable(outputs, length) and cuttable(targets, length):
+            first = take((outputs, targets), torch.arange(1), length)
+            apiece.setdefault(fingerprint(first[1]), first)
         if company is not None:
             company.saw(outputs, length)
     if company is not None and not company.unmoved(trial):
         return None
-    rule = weight or ("examples" if single else _rule(looks, _across(trial, list(kinds.values())), apart))
+    if weight == "tokens" and any(k.rules is not None and "tokens" not in k.rules for k in looks):
+        raise ValueError(
+            "weight='tokens' counts targets that are neither -100 nor NaN, and the loss is no mean over those (it leaves out "
+            "others, or weighs them): pass a function of (inputs, targets) for each batch's share"
+        )
+    across, alone = (_across(trial, list(found.values())) for found in (kinds, apiece))
+    rule = weight or ("examples" if single else _rule(looks, across, alone, apart))
     if rule is None:
         return None
     shares = [float(k.counted if rule == "tokens" else k.rows if rule == "examples" else k.share) for k in looks]
@@ -196,7 +206,8 @@ class _Look:
 
 def _across(trial: Problem, kinds: Sequence[tuple[Any, Any]]) -> set[str] | None:
     """The rules that hold over a few examples of each kind of batch together: batches in each of which the same share of
-    targets is left out do not tell by themselves. None where they cannot be joined, or there is one kind only."""
+    targets is left out, or all of one class, do not tell by themselves. Empty where they cannot be joined; None where there is
+    one kind only."""
     if len(kinds) < 2:
         return None
     try:
@@ -210,10 +221,11 @@ def _across(trial: Problem, kinds: Sequence[tuple[Any, Any]]) -> set[str] | None
         return None
 
 
-def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule | None:
+def _rule(looks: Sequence[_Look], across: set[str] | None, alone: set[str] | None, apart: bool) -> Rule | None:
     """How batches count: "examples" where nothing speaks against it. `apart`: "tokens" too, where parts of one batch make up
     the whole by it, and None where neither is true of all; else ValueError where batches may count in several ways."""
-    told = [k.rules for k in looks if k.rules is not None] + ([] if across is None else [across])
+    own = set[str]({"tokens"}).intersection(*(k.rules for k in looks if k.rules is not None))
+    told = [rules for rules in (*(k.rules for k in looks), across, alone or None) if rules is not None]
     common = set[str].intersection(*told) if told else {"examples"}
     alike = len({k.counted / k.rows for k in looks}) == 1
     if "examples" in common and (alike or across is not None):
@@ -225,7 +237,7 @@ def _rule(looks: Sequence[_Look], across: set[str] | None, apart: bool) -> Rule 
         return "examples"
     way = "a mean over the targets that count: pass weight='tokens' (each target counts alike), 'examples' (each example)"
     other = "no plain mean over examples (class weights, weighted examples): pass weight='examples' (each counts alike)"
-    what = way if "tokens" in common else other
+    what = way if "tokens" in common or (own and not alike) else other
     raise ValueError(f"loss of a batch is {what}, or a function of (inputs, targets) that gives each batch's share")
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from sharpness.calls import exhausted, length_of
@@ -105,8 +105,8 @@ def curvature_check(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> 
             try:
                 if not double:
                     return _one_by_one(problem, kind, *batch)
-                with in_double(problem):
-                    return _compared(problem, kind, mapped(wide, batch[0]), mapped(wide, batch[1]))
+                with in_double(problem) as doubled:
+                    return _compared(doubled, kind, mapped(wide, batch[0]), mapped(wide, batch[1]))
             except Exception as error:  # not in this precision, or not for so few examples
                 if exhausted(error):
                     raise
@@ -315,20 +315,24 @@ class _Spot:
 
 
 @contextmanager
-def in_double(problem: Problem) -> Iterator[None]:
-    """Parameters and buffers of model and loss in float64, inside `guard`."""
+def in_double(problem: Problem) -> Iterator[Problem]:
+    """The problem with parameters and buffers of model and loss in float64, inside `guard`.
+
+    The modules get other parameters meanwhile: the caller's own, their place in graphs and what hangs on it stay untouched.
+    """
     modules = modules_of([problem.model, problem.criterion])
-    parameters = {id(p): p for m in modules for p in m._parameters.values() if p is not None}.values()
-    saved = [(p, p.data) for p in parameters]
+    saved = [(m, dict(m._parameters)) for m in modules]
     buffers = Buffers(modules)
+    every = {id(p): p for _, own in saved for p in own.values() if p is not None}
+    doubles = {key: nn.Parameter(wide(p.detach()), requires_grad=p.requires_grad) for key, p in every.items()}
     try:
-        for p, data in saved:
-            p.data = wide(data)
+        for module, own in saved:
+            module._parameters.update({name: doubles[id(p)] for name, p in own.items() if p is not None})
         buffers.replace(wide)
-        yield
+        yield replace(problem, parameters=tuple(doubles[id(p)] for p in problem.parameters))
     finally:
-        for p, data in saved:
-            p.data = data
+        for module, own in saved:
+            module._parameters.update(own)
         buffers.restore()
 
 

@@ -168,6 +168,36 @@ def test_a_buffer_that_forward_reads_and_writes():
     assert float(model.seen) == 0
 
 
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("pair", [False, True])
+def test_class_weights_are_seen_across_batches(batch_size, pair):
+    """Batches of one class each hide them: their weights cancel, and the mean over batches is another than that of all."""
+    x, t = data(12)[0], torch.arange(12) // 4
+    loss, model = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 9.0]).double()), normed()
+    batches = list(zip(x.split(batch_size), t.split(batch_size), strict=True))
+    given, options = ((x, t), {"batch_size": batch_size}) if pair else (batches, {})
+    with pytest.raises(ValueError, match="class weights"):
+        hessian(model, loss, given, **options)
+    hessian(model, LOSS, given, **options)
+
+
+def test_tokens_are_those_that_the_loss_counts():
+    """Padding with another index than -100 would count, and lengths that differ are said to be the matter."""
+    x, t = torch.randn(8, 4, 4), torch.randint(1, 3, (8, 4))
+    t[5:, 2:] = 0
+    model = nn.Sequential(nn.Linear(4, 3), nn.Flatten(0, 0))
+    batches = list(zip(x.split(4), t.split(4), strict=True))
+
+    def loss(z, t):
+        return nn.functional.cross_entropy(z.transpose(1, 2), t, ignore_index=0)
+
+    with pytest.raises(ValueError, match="it leaves out others"):
+        hessian(model, loss, batches, weight="tokens")
+    hessian(model, loss, batches, weight=lambda x, t: int((t != 0).sum()))
+    with pytest.raises(ValueError, match="pass weight='tokens'"):
+        hessian(model, loss, [(x[:1, :2], t[:1, :2]), (x[1:2], t[1:2])])
+
+
 class Settling(nn.Module):
     """Makes a buffer, a module and an attribute at its first call, drops another attribute, and freezes a layer in train()."""
 

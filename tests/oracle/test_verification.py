@@ -240,3 +240,15 @@ def test_the_check_of_one_operator_leaves_another_as_it_is(first):
         assert (hessian(model, CROSS_ENTROPY, data(), method=method) @ v).any()
     np.testing.assert_array_equal(op @ v, before)
     assert before.any()
+
+
+def test_what_hangs_on_a_gradients_place_stays():
+    """DistributedDataParallel waits for gradients there: in other precision the place would be another."""
+    model, pair, fired = net(nn.Tanh()), data(), list[int]()
+    place = torch.autograd.graph.get_gradient_edge(model[0].weight).node
+    place.register_prehook(lambda grads: fired.append(1))
+    hessian(model, CROSS_ENTROPY, pair) @ np.ones(53)
+    hessian(model, CROSS_ENTROPY, pair, method="differences") @ np.ones(53)
+    fired.clear()
+    CROSS_ENTROPY(model(pair[0]), pair[1]).backward()
+    assert fired == [1]
