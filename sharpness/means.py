@@ -7,6 +7,7 @@ shows where a batch is cut in two: its loss must be the shares' mean of the part
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sharpness.calls import Weighted, exhausted, length_of
+from sharpness.calls import Weighted, exhausted, length_of, said
 from sharpness.nested import rows, take, tensors_of
 
 Weight = Literal["examples", "tokens"] | Callable[[Any, Any], float]
@@ -35,8 +36,13 @@ def share_of(weight: Weight) -> Callable[[Any, Any], float]:
         raise ValueError(f"weight is {weight!r}: it must be 'examples', 'tokens', or a function of (inputs, targets)")
 
     def share(inputs: Any, targets: Any) -> float:
-        found = weight(inputs, targets)
-        if isinstance(found, (bool, str)) or not math.isfinite(value := float(found)) or value < 0:
+        try:
+            found, value = weight(inputs, targets), math.nan
+        except Exception as error:
+            raise ValueError(f"weight fails on a batch ({said(error)})") from error
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # of what is no number
+            value = math.nan if isinstance(found, (bool, str)) else float(found)
+        if not 0 <= value < math.inf:
             raise ValueError(f"weight gave {found!r} for a batch: it must be a finite number of at least 0")
         return value
 

@@ -96,7 +96,7 @@ class Problem:
                 self.model, self.parameters, self.mode, loss=self.criterion, writes=self.writes, observed=self.observed
             ):
                 yield
-        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError, KeyError, AssertionError) as error:
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
             raise refusal(error, "model or loss fails while it is measured") from error
 
     def movable(self) -> AbstractContextManager[None]:
@@ -336,6 +336,9 @@ def select_parameters(
                 "model has no parameter with requires_grad: name the frozen ones to measure in params"
             )
     else:
+        params, given = tuple(params) if isinstance(params, Iterable) else (), params
+        if not all(isinstance(name, str) for name in params) or not isinstance(given, Iterable):
+            raise ValueError(f"params is {shown(given)}: pass a list of parameter names, such as {[*known][:2]}")
         known |= {name: p for name, p in own.items() if name not in known}
         unknown = [name for name in params if name not in known]
         if unknown or not params:

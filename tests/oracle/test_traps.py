@@ -198,6 +198,32 @@ def test_tokens_are_those_that_the_loss_counts():
         hessian(model, loss, [(x[:1, :2], t[:1, :2]), (x[1:2], t[1:2])])
 
 
+@pytest.mark.parametrize("weight", [lambda x, t: None, lambda x, t: torch.ones(3), lambda x, t: "3", lambda x, t: x.missing])
+def test_shares_that_are_no_numbers(weight):
+    with pytest.raises(ValueError, match=r"weight gave|weight fails"):
+        hessian(normed(), LOSS, data(), weight=weight)
+
+
+def test_names_of_parameters_may_come_from_anything_iterable():
+    """And what holds no names is refused in a sentence."""
+    model = normed()
+    every = (name for name, _ in model.named_parameters())
+    assert hessian(model, LOSS, data(), params=every).shape == hessian(model, LOSS, data()).shape  # pyright: ignore[reportArgumentType]
+    for wrong in (3, list(model.parameters())):
+        with pytest.raises(ValueError, match="pass a list of parameter names"):
+            hessian(model, LOSS, data(), params=wrong)  # pyright: ignore[reportArgumentType]
+
+
+def test_errors_of_any_kind_while_measuring_are_one_sentence():
+    calls = iter(range(100))
+
+    def late(z, t):
+        return LOSS(z, t) if next(calls) < 12 else z.missing
+
+    with pytest.raises(ValueError, match="fails while it is measured"):
+        epsilon_sharpness(normed(), late, data(), iterations=30)
+
+
 class Settling(nn.Module):
     """Makes a buffer, a module and an attribute at its first call, drops another attribute, and freezes a layer in train()."""
 
