@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharpness.arguments import shown
+from sharpness.arguments import check_seed
 from sharpness.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
 from sharpness.calls import Call, as_pair, length_of, refusal, shown, with_weights
 from sharpness.guard import (
@@ -266,8 +266,7 @@ def make_problem(
     """
     if mode not in ("eval", "train"):
         raise ValueError(f"mode is {mode!r}: it must be 'eval' or 'train'")
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"seed is {seed!r}: it must be a non-negative integer")
+    check_seed(seed)
     names, parameters = select_parameters(model, params, loss)
     if not callable(loss):
         raise ValueError(f"loss is {shown(loss)}: pass a function of (outputs, targets), such as F.cross_entropy")
