@@ -55,7 +55,7 @@ class Figures(Options):
     pilot: bool = False
     """of pilot runs (`python -m experiments run ... --pilot`)"""
     seeds: int | None = None
-    """pilot seeds a cell"""
+    """pilot seeds per cell"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class Pilot(Options):
 
     pilot: tyro.conf.Suppress[bool] = True
     seeds: int | None = None
-    """pilot seeds a cell, as they were run (default: as the study declares)"""
+    """pilot seeds per cell, as they were run (default: as the study declares)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ Statistics = Callable[[pd.DataFrame], float | NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Population:
-    """The runs of one group: `frame` has a row a run, `cluster` [runs] numbers their clusters from 0."""
+    """The runs of one group: `frame` has a row per run, `cluster` [runs] numbers their clusters from 0."""
 
     frame: pd.DataFrame
     cluster: NDArray[np.int64]

@@ -1,6 +1,6 @@
 """Statistics that make one number of several runs (`experiments.lab.claims.Family`): pure functions of a table of runs.
 
-Each takes `frame`, one row a run, and the name of the contrast's value, a column of it. The other columns are those of the runs
+Each takes `frame`, one row per run, and the name of the contrast's value, a column of it. The other columns are those of the runs
 table (`analysis.load.RUNS`: every config field, every summary value) and the values that options whose names end in `_value`
 ask for. A run that diverged, or was measured without a result, has NaN (or the claim's `diverged_as`) as its value. A
 statistic that is not defined is NaN, and its family then counts as unusable.

@@ -1,7 +1,7 @@
 """Histories: one table of a study's rows, or, for more rows than fit into memory, Parquet written a batch at a time.
 
-`export` writes three files: `history.parquet`, every row; `cells.parquet`, one row a cell, which is a configuration
-without its seed; `curves.parquet`, one row a cell, kind and step, with the number, mean and standard deviation (n - 1)
+`export` writes three files: `history.parquet`, every row; `cells.parquet`, one row per cell, which is a configuration
+without its seed; `curves.parquet`, one row per cell, kind and step, with the number, mean and standard deviation (n - 1)
 over seeds of each measured column. Rows are in order of cells; missing is null, and a run that ended early, as a diverged
 one does, is in the rows up to its end: the numbers say how many were.
 """

@@ -20,7 +20,7 @@ def rows(tables: Tables) -> list[dict[str, Any]]:
     """One object a claim: each group's n, mean and SD (of logarithms where the claim takes them), effect, `sd` and power.
 
     `sd` is what `Power.sd` asks for: with it the contrast's standard error is sd sqrt(2 / seeds); of a difference of two
-    groups it is the root mean square of their SDs. Power is that of the claim's test at `SEEDS` seeds a group: to see
+    groups it is the root mean square of their SDs. Power is that of the claim's test at `SEEDS` seeds per group: to see
     the pilot's effect (directional), or to find an effect of 0 within the margin (equivalence, non-inferiority). Where clusters
     of runs are resampled they are the seeds, and `sd` follows from the bootstrap's standard error.
     """

@@ -144,7 +144,7 @@ def crossed_bootstrap(
 
 
 def power(effect: float, sd: float, seeds: int, alpha: float = ALPHA) -> float:
-    """Power of the two-sided two-sample t-test with `seeds` runs a group of standard deviation `sd`.
+    """Power of the two-sided two-sample t-test with `seeds` runs per group of standard deviation `sd`.
 
     1 - F(t) + F(-t), F the noncentral t with df = 2 seeds - 2 and noncentrality effect / (sd sqrt(2 / seeds)),
     t the central quantile at 1 - alpha / 2.

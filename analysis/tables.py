@@ -132,7 +132,7 @@ SEARCH = 3
 
 
 def cell_table(tables: Tables) -> Table:
-    """One row an arm, batch size and learning rate; values that only this study's claims speak of have columns of their own."""
+    """One row per arm, batch size and learning rate; values that only this study's claims speak of have columns of their own."""
     names = ("status", "test_accuracy", "test_loss", "gap_accuracy", "steps", "epochs", "distance_from_start")
     others = claimed(tables, {*names, *SHARPNESS})
     frame = runs_by_arm(tables, *names, "lr")

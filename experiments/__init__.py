@@ -1,1 +1,1 @@
-"""Published claims about batch size, sharpness and generalization, as programs: one study a file."""
+"""Published claims about batch size, sharpness and generalization, as programs: one study per file."""

@@ -41,7 +41,7 @@ class OfStudy(Common):
     scale: str
     """quick, laptop, overnight, gpu or paper"""
     seeds: int | None = None
-    """seeds a cell (default: as the study declares; verdicts always want the declared number)"""
+    """seeds per cell (default: as the study declares; verdicts always want the declared number)"""
     dataset: str | None = None
     """another data set than the scale's own"""
     pilot: bool = False
@@ -67,7 +67,7 @@ class Run(OfStudy):
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     workers: int | None = None
-    """worker processes of one thread each (default: one a core on cpu, one on cuda)"""
+    """worker processes of one thread each (default: one per core on cpu, one on cuda)"""
     fused: int | None = None
     """runs trained as one program at most (default: alone on cpu, on cuda as many as a short measured trial finds to pay)"""
     micro_batch: int | None = None

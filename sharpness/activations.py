@@ -39,7 +39,7 @@ def add_offset(model: nn.Module, inputs: Any, *, at: str = "", shared: bool = Fa
     example's own curvature on its diagonal blocks.
 
     Args:
-        inputs: the batch that is measured, as one batch: the offset has the activation's shape, an entry an example.
+        inputs: the batch that is measured, as one batch: the offset has the activation's shape, an entry per example.
         at: a name of `model.named_modules()`; "" are the inputs, one floating-point tensor.
         shared: one offset for all examples, [1, ...]: the data may then come in batches.
 

@@ -1,6 +1,6 @@
 """Points of a grid, kept in a file as they are finished, so that a killed measurement goes on where it was.
 
-The file is text: a header with a hash of everything that decides the values, then a line a point, each with
+The file is text: a header with a hash of everything that decides the values, then a line per point, each with
 its own checksum, bound to that hash. It is rewritten whole and renamed into place. A line that is torn or
 flipped is as good as absent: its point is computed again.
 """
@@ -145,7 +145,7 @@ def _buffers(model: nn.Module, end: Weights) -> dict[str, Tensor]:
 
 
 def _batches(problem: Problem) -> list[str]:
-    """A digest a batch: the data are never all in memory."""
+    """A digest per batch: the data are never all in memory."""
     found = []
     for inputs, targets, _ in problem.passes():
         sha = hashlib.sha256()

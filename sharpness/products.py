@@ -129,7 +129,7 @@ def _expected_fisher(z: Tensor, moved: Tensor, targets: Tensor) -> Tensor:
 
 
 def drawn_targets(z: Tensor, targets: Any) -> Tensor:
-    """One target an example, like `targets`, from the model's own distribution, from torch's (seeded) generator."""
+    """One target per example, like `targets`, from the model's own distribution, from torch's (seeded) generator."""
     if targets.is_floating_point():
         return z + torch.randn_like(z) * (z[0].numel() / 2) ** 0.5
     return torch.multinomial(z.softmax(dim=1), 1).squeeze(1)

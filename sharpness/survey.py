@@ -92,7 +92,7 @@ class _Attempts:
                     raise
                 try:  # perhaps the model takes derivatives itself
                     found = self._run(function)
-                except Exception:
+                except Exception:  # whatever a foreign model may raise: the first error says what is wrong
                     raise error from None
                 self.gradients = True
                 return found

@@ -39,7 +39,7 @@ def toy_config(**fields: Any) -> RunConfig:
 
 @functools.cache
 def toy_images(size: int = 8, n: int = 72, classes: int = 4) -> Dataset:
-    """Noisy copies of one random image a class, [n, 1, size, size]."""
+    """Noisy copies of one random image per class, [n, 1, size, size]."""
     generator = np.random.default_rng(0)
     prototypes = generator.integers(0, 256, (classes, 1, size, size))
 

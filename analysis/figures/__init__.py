@@ -1,4 +1,4 @@
-"""One figure a file: `settings()` are its options, `load_data` its tidy data, `make_figure` draws exactly that data."""
+"""One figure per file: `settings()` are its options, `load_data` its tidy data, `make_figure` draws exactly that data."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a point of a curve: role `seed`, `threshold`, or `mean` over an arm's runs.
+    """A row per point of a curve: role `seed`, `threshold`, or `mean` over an arm's runs.
 
     Raises `NoDataError`.
     """

@@ -33,7 +33,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a value of a group (of a run, or of a family of runs; role `seed`) and a group's mean (role `mean`; geometric where
+    """A row per value of a group (of a run, or of a family of runs; role `seed`) and a group's mean (role `mean`; geometric where
     the claim takes logarithms, which leaves out values that are not positive). Raises `NoDataError`, ValueError for no claim."""
     declared = {claim.id: claim for claim in tables.study.claims_at(tables.scale)}
     asked = [(c, "") if isinstance(c, str) else tuple(c) for c in options["claims"] or declared]

@@ -57,7 +57,7 @@ def runs_of(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def frame(found: Sequence[Mapping[str, Any]], studies: bool = False) -> pd.DataFrame:
-    """A row a claim: `row`, its name (`studies`: with study and scale), `verdict`, `kind`, `gate`, `primary`, and ENDS divided
+    """A row per claim: `row`, its name (`studies`: with study and scale), `verdict`, `kind`, `gate`, `primary`, and ENDS divided
     by its margin."""
     rows = []
     for verdict in found:

@@ -1,4 +1,4 @@
-"""Tuning: the score of every learning rate tried, a line a batch size, the best marked; where a run diverged, a cross."""
+"""Tuning: the score of every learning rate tried, a line per batch size, the best marked; where a run diverged, a cross."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from analysis.load import Tables
 from analysis.style import INK, by_batch_size, style
 
 STRIP = 0.12
-"""of the axis, its lowest part, has the crosses: a row a batch size"""
+"""of the axis, its lowest part, has the crosses: a row per batch size"""
 MARKS = "os^DvPXhp<"
 
 
@@ -30,7 +30,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a run (role `seed`, or its status where it has no place on the axis) and a row a learning rate with the mean of its
+    """Rows per run (role `seed`, or its status where it has no place on the axis) and per learning rate with the mean of its
     runs; `best` marks the best of those whose runs are all done, of a batch size's rates those tried with the most seeds. Raises
     `NoDataError`."""
     runs, worst = choose(tables, options, "lr", "status"), options["worst"]

@@ -16,7 +16,7 @@ COLUMNS = ["quantity", "arm", "batch_size", "role", "seed", "run_id", "value", "
 
 
 def points_and_means(values: pd.DataFrame, quantity: str, *, logarithmic: bool) -> pd.DataFrame:
-    """Rows of `values` (arm, batch_size, seed, run_id, value) with role `seed`, then a row a cell with role `mean`:
+    """Rows of `values` (arm, batch_size, seed, run_id, value) with role `seed`, then a row per cell with role `mean`:
     mean and t interval, both of logarithms and transformed back where `logarithmic`."""
     seeds = values.assign(quantity=quantity, role="seed", low=math.nan, high=math.nan)
     means = []

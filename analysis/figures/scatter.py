@@ -21,7 +21,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a run and quantity x; tau is over the runs that have both values. Raises `NoDataError`."""
+    """A row per run and quantity x; tau is over the runs that have both values. Raises `NoDataError`."""
     ((y_name, y_label),) = named((options["y"],))
     runs = with_value(choose(tables, options), tables, y_name, "y")
     parts = []

@@ -1,4 +1,4 @@
-"""Spectral densities of the Hessian, a panel an arm: thin lines are runs, coloured by batch size, one seed of each thick."""
+"""Spectral densities of the Hessian, a panel per arm: thin lines are runs, coloured by batch size, one seed of each thick."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a point of a run's density, without a value where it is below the floor. Raises `NoDataError`."""
+    """A row per point of a run's density, without a value where it is below the floor. Raises `NoDataError`."""
     rows = tables.measurements[tables.measurements["metric"] == options["metric"]]
     runs = runs_by_arm(tables).merge(rows[["run_id", "details"]], on="run_id")
     if runs.empty:

@@ -1,4 +1,4 @@
-"""Any values of finished runs against batch size or another number of their configuration: every seed a point, a line an arm."""
+"""Any values of finished runs against batch size or another number of their configuration: every seed a dot, one line per arm."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a value (role `seed`) and a cell's mean (role `mean`; geometric where logarithmic) with its 95% interval, where three
-    values or more give one.
+    """A row per value (role `seed`) and a cell's mean (role `mean`; geometric where logarithmic) with its 95% interval, where
+    three values or more give one.
 
     Values that are not positive have no place on a logarithmic axis: `left_out` counts them. Raises `NoDataError`.
     """

@@ -46,7 +46,7 @@ class Group:
 class Family:
     """One number from several runs together: `statistic` of the runs of a group that share the fields `by`.
 
-    The families of a group are its sample, as its runs are without one: a slope over batch sizes is one number a seed.
+    The families of a group are its sample, as its runs are without one: a slope over batch sizes is one number per seed.
     """
 
     statistic: str
@@ -102,7 +102,7 @@ class Power:
     pilot: str
     """which pilots: seeds from 1000 up, never used for a verdict"""
     seeds: int
-    """runs a group"""
+    """runs per group"""
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class RunConfig:
     """the model's own dropout rates (only Keskar's C nets have any), or none at all"""
 
     batch_size: int
-    """examples an update, B; exact at every step"""
+    """examples per update, B; exact at every step"""
     batch_growth: int = 1
     """factor by which B grows once half of the budget's examples are seen, and again at three quarters (Smith et al. 2018)"""
     noise_batch: int | None = None
@@ -250,7 +250,7 @@ class Machine:
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     threads: int = 1
-    """threads of one worker; one a core with one worker a core is fastest on CPU"""
+    """threads of one worker; one per core with one worker per core is fastest on CPU"""
     micro_batch: int | None = None
     """examples a forward pass (none: the whole batch); a multiple of norm_batch"""
     fused: int | None = None

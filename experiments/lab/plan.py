@@ -52,7 +52,7 @@ class PlannedStage:
     stage: Stage
     runs: tuple[RunConfig, ...] | None
     records: tuple[Record | None, ...]
-    """one a run, None where it is not finished"""
+    """one per run, None where it is not finished"""
     at_most: int
 
     @property

@@ -67,7 +67,7 @@ class Sweep:
 
 
 class Progress:
-    """One line a worker and one for the sweep. Use as a context manager."""
+    """One line per worker and one for the sweep. Use as a context manager."""
 
     def __init__(self, sweep: Sweep, label: str, *, quiet: bool = False) -> None:
         self.sweep, self.label, self.quiet = sweep, label, quiet
@@ -93,7 +93,7 @@ class Progress:
         return not self.quiet and time.monotonic() - self.last_line > (LIVE_SECONDS if self.live else PLAIN_SECONDS)
 
     def update(self, lines: dict[int, str], spent: float) -> None:
-        """Show `lines`, one a worker, and the sweep's count and ETA."""
+        """Show `lines`, one per worker, and the sweep's count and ETA."""
         if self.quiet:
             return
         self.last_line = time.monotonic()

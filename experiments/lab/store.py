@@ -1,4 +1,4 @@
-"""The store: one folder a run, shared by many processes, in which only `summary.json` means finished.
+"""The store: one folder per run, shared by many processes, in which only `summary.json` means finished.
 
     <store>/runs/<run_id>/config.json          canonical JSON of the RunConfig
                           plan.json            which runs it is one program with, if any

@@ -16,7 +16,7 @@ class Request:
 
     scale: str
     seeds: int | None = None
-    """seeds a cell (none: as the study declares)"""
+    """seeds per cell (none: as the study declares)"""
     dataset: str | None = None
     """another data set than the scale's own"""
     pilot: bool = False

@@ -5,7 +5,7 @@
 
 Each tool gets the loosest setting with which every one of the k largest eigenvalues is within 1e-3
 (relative) of a float64 reference (eigsh, tol 1e-8, kept in the cache); ours runs at tol = 1e-3 too, where it
-must keep its word. Runs of the tools are interleaved, one seed a round, set-up included; seconds are processor seconds
+must keep its word. Runs of the tools are interleaved, one seed per round, set-up included; seconds are processor seconds
 of this process, which on one thread and a quiet machine are seconds. A ratio above 1: ours is faster.
 """
 

@@ -30,7 +30,7 @@ BASE = RunConfig(
 
 
 def configs(runs: int) -> list[RunConfig]:
-    """Batch sizes 1 to 2,048, as many learning rates as it takes, ten seeds a cell."""
+    """Batch sizes 1 to 2,048, as many learning rates as it takes, ten seeds per cell."""
     return [
         BASE.replace(batch_size=2 ** (i // SEEDS % SIZES), lr=1e-4 * 1.005 ** (i // SEEDS // SIZES), seed=i % SEEDS)
         for i in range(runs)

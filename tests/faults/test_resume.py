@@ -78,7 +78,7 @@ def test_the_bracketing_phase_is_among_the_interruptions() -> None:
 @pytest.mark.parametrize("stops", [(1, 2, 3), (2, 2, 2), (0, 6, 7)])
 def test_three_interruptions_in_one_epoch(stops: tuple[int, ...], tmp_path: Path) -> None:
     """The second resume of an epoch would start from the first one's position."""
-    config = toy_config(batch_size=8, optimizer=Optimizer.ADAM, lr=0.01)  # nine steps an epoch
+    config = toy_config(batch_size=8, optimizer=Optimizer.ADAM, lr=0.01)  # nine steps per epoch
     expected, log = run(config)
     outcome, history, _ = interrupted(config, tmp_path, stops)
     assert identical(outcome.weights, expected.weights) and history == log.text

@@ -3,7 +3,7 @@
     python tests/guards/same_weights.py OLD NEW                                 92 runs, twice 3 minutes on two cores
     python tests/guards/same_weights.py OLD NEW --study dinh2017 --seeds 1      2 runs, a quick trial
 
-One line a run that differs and one in sum. Exit status: 0 the same, 1 not the same, 2 nothing to compare. Only one machine's
+One line per run that differs and one in sum. Exit status: 0 the same, 1 not the same, 2 nothing to compare. Only one machine's
 weights can be compared: another kind of processor rounds otherwise.
 """
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("new", help="another; commit first what you want to have compared")
     parser.add_argument("--study", default="keskar2017")
     parser.add_argument("--scale", default="quick")
-    parser.add_argument("--seeds", type=int, help="seeds a cell (default: as the study declares)")
+    parser.add_argument("--seeds", type=int, help="seeds per cell (default: as the study declares)")
     options = parser.parse_args(argv)
     request = [options.study, "--scale", options.scale]
     request += ["--seeds", str(options.seeds)] if options.seeds else []
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def differences(old: dict[str, str], new: dict[str, str]) -> list[str]:
-    """One line a run that only one commit has, or whose weights differ."""
+    """One line per run that only one commit has, or whose weights differ."""
     lines = []
     for run_id in sorted(old | new):
         if run_id not in old or run_id not in new:

@@ -72,6 +72,6 @@ def test_no_gradient_no_penalty() -> None:
     """0 / 0 where a batch is fitted."""
     own = stepper(CONFIG)
     zeros = [torch.zeros_like(p) for p in own.gradient.parameters]
-    own.gradient._part = lambda *batch: (torch.zeros(()), *zeros)  # type: ignore[method-assign]
+    own.gradient._part = lambda *batch: (torch.zeros(()), *zeros)
     _, found = descent(CONFIG, own.gradient)(torch.zeros(3, dtype=torch.int64), *own.data.train.at(torch.arange(24), None))
     assert all(torch.equal(a, b) for a, b in zip(found, zeros, strict=True))

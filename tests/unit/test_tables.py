@@ -49,7 +49,7 @@ def test_tex_has_no_symbols_that_it_cannot_set(tables: Tables) -> None:
 
 
 def test_values_of_other_studies_have_columns(tables: Tables) -> None:
-    """A value that a claim speaks of stands in no table; a family that is read as one number a seed of one run each."""
+    """A value that a claim speaks of stands in no table; a family that is read as one number per seed of one run each."""
     first = STUDY.claims[0]
     family = Family("kendall", (), (("against_value", "phi_full.value_origin"),))
     contrast = replace(first.contrast, value="gap_loss", family=family)

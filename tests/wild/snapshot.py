@@ -113,6 +113,6 @@ def same(a: Any, b: Any) -> bool:
 def _copies(model: nn.Module) -> bool:
     try:
         copy.deepcopy(model)
-    except Exception:
+    except Exception:  # copying runs whatever code the model holds, and any failure of it is the answer
         return False
     return True

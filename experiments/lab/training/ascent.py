@@ -108,7 +108,7 @@ def ascent(config: RunConfig, parameters: Sequence[Tensor], gradients: Sequence[
 
 
 def norms(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Float64 l2 norm over all `tensors` together, 0-d; with `axis` 1 one a member, [M]. No host sync."""
+    """Float64 l2 norm over all `tensors` together, 0-d; with `axis` 1 one per member, [M]. No host sync."""
     parts = [torch.linalg.vector_norm(t.reshape(*t.shape[:axis], -1), dim=-1, dtype=torch.float64) for t in tensors]
     return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 

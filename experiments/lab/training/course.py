@@ -230,7 +230,7 @@ def initial_model(config: RunConfig, machine: Machine, data: Data, parent: Tenso
         model.load_state_dict(parent)
     model = model.to(machine.device, dtype_of(config)).train()
     if data.train.inputs.is_contiguous(memory_format=torch.channels_last):
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
     return model
 
 

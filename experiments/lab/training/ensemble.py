@@ -24,7 +24,7 @@ from experiments.lab.training.stepper import Stepper
 
 
 class StackedUpdate:
-    """The optimizer over weights [M, P], one row a member, each with its own hyper-parameters.
+    """The optimizer over weights [M, P], one row per member, each with its own hyper-parameters.
 
     The equations are those of a single run's `Update`. `slots[name]` is [M, P]; `shapes` are those of the parameters that
     follow each other in a row (none: one vector).
@@ -47,7 +47,7 @@ class StackedUpdate:
         self.decays = any(c.weight_decay for c in configs)
 
     def parts(self, flat: Tensor) -> list[Tensor]:
-        """[M, P] as windows [M, *shape], one a parameter."""
+        """[M, P] as windows [M, *shape], one per parameter."""
         parts = flat.split([shape.numel() for shape in self.shapes], 1)
         return [part.view(len(flat), *shape) for part, shape in zip(parts, self.shapes, strict=True)]
 
@@ -164,7 +164,7 @@ class Ensemble(Stepper):
         return "step" in slot_names(self.configs[0])
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
-        """Continue from states of the same step, one a member."""
+        """Continue from states of the same step, one per member."""
         names = [f"model.{name}" for name, _ in self.scratch.named_parameters()]
         with torch.no_grad():
             for member, snapshot in enumerate(snapshots):

@@ -17,7 +17,7 @@ from torch import Tensor
 from experiments.lab.training.ascent import norms
 
 Number = float | Tensor
-"""a float, a tensor 0-d, or [M] with one value a member"""
+"""a float, a tensor 0-d, or [M] with one value per member"""
 
 
 def lars_(

@@ -133,7 +133,7 @@ class Single(Stepper):
         self.step = snapshots[0].step
 
     def losses(self, member: int = 0) -> list[Tensor]:
-        """Online losses since `forget_losses`: tensors [k], one loss a batch."""
+        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
         return self.state.losses
 
     def forget_losses(self, member: int = 0) -> None:
