@@ -190,9 +190,7 @@ def _failed(what: str, error: Exception, given: Any, targets: Any) -> Exception:
 
 def refusal(error: Exception, what: str) -> Exception:
     """Another's error as one sentence of this library's; its own refusals and bugs, and a lack of memory, as they are."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
-    if own or exhausted(error):
+    if _raised_here(error) or exhausted(error):
         return error
     remedy = ": checkpoint with use_reentrant=False" if "heckpoint" in str(error) else ""
     return ForeignError(f"{what} ({said(error)}){remedy}")
@@ -204,9 +202,13 @@ def exhausted(error: BaseException) -> bool:
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether this library raised it."""
+    """Whether it is a refusal of this library's."""
+    return isinstance(error, ValueError) and _raised_here(error)
+
+
+def _raised_here(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, ValueError) and bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
+    return bool(frames) and Path(frames[-1].filename).parent == Path(__file__).parent
 
 
 def said(error: BaseException) -> str:

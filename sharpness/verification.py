@@ -89,8 +89,8 @@ class _Look:
 def curvature_check(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> CurvatureCheck:
     """Compare products and gradients of `kind` with differences on some examples of this batch. Inside the operator's guard.
 
-    Costs about four gradients of those examples, in float64 if the model can be computed in it, so that steps are small
-    and cross no kink. Exceptions are those of the product itself.
+    Costs two products with their graphs and four gradients of those examples, in float64 if the model can be computed in it,
+    so that steps are small and cross no kink. Exceptions are those of the product itself.
     """
     length, few = length_of(inputs, targets), None
     if length > _ROWS:

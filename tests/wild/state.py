@@ -495,64 +495,45 @@ def _() -> Case:
     return case(Memo(), F.cross_entropy, points(), clean=Plain())
 
 
+class LoRA(nn.Linear):
+    """Merges its adapters into its weight in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.weight.requires_grad_(False)
+        self.down, self.up, self.merged = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2)), False
+
+    def train(self, mode: bool = True) -> LoRA:
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if self.merged else 1) * (self.up.data @ self.down.data)
+            self.merged = not self.merged
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x)
+        return z if self.merged else z + x @ self.down.T @ self.up.T
+
+
+class Unmerged(LoRA):
+    def train(self, mode: bool = True) -> Unmerged:
+        return self
+
+
+def adapted(layer: type[LoRA]) -> nn.Module:
+    return nn.Sequential(layer(), nn.Tanh(), nn.Linear(4, 3))
+
+
 @situation(KIND, "adapter that eval() merges into its weight", measures=("product", "sam", "slice"))
 def _() -> Case:
-    class LoRA(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(4, 4)
-            self.weight.requires_grad_(False)
-            self.down, self.up, self.merged = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2)), False
-
-        def train(self, mode: bool = True) -> LoRA:
-            super().train(mode)
-            if mode == self.merged:
-                self.weight.data += (-1 if self.merged else 1) * (self.up.data @ self.down.data)
-                self.merged = not self.merged
-            return self
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = super().forward(x)
-            return z if self.merged else z + x @ self.down.T @ self.up.T
-
-    class Plain(LoRA):
-        def train(self, mode: bool = True) -> Plain:
-            return self
-
-    def made(layer: Any) -> nn.Module:
-        return nn.Sequential(layer(), nn.Tanh(), nn.Linear(4, 3))
-
-    return case(made(LoRA), F.cross_entropy, points(), clean=made(Plain), mode="train")
+    return case(adapted(LoRA), F.cross_entropy, points(), clean=adapted(Unmerged), mode="train")
 
 
 @situation(KIND, "adapter merged into its weight, in eval mode", expected="right or refused", measures=("product", "sam"))
 def _() -> Case:
     """Merged, the adapters' own parameters have no gradient: there is no number but that of the unmerged model."""
 
-    class LoRA(nn.Linear):
-        def __init__(self) -> None:
-            super().__init__(4, 4)
-            self.weight.requires_grad_(False)
-            self.down, self.up, self.merged = nn.Parameter(torch.randn(2, 4)), nn.Parameter(torch.randn(4, 2)), False
-
-        def train(self, mode: bool = True) -> LoRA:
-            super().train(mode)
-            if mode == self.merged:
-                self.weight.data += (-1 if self.merged else 1) * (self.up.data @ self.down.data)
-                self.merged = not self.merged
-            return self
-
-        def forward(self, x: Tensor) -> Tensor:
-            z = super().forward(x)
-            return z if self.merged else z + x @ self.down.T @ self.up.T
-
-    class Plain(LoRA):
-        def train(self, mode: bool = True) -> Plain:
-            return self
-
-    def made(layer: Any) -> nn.Module:
-        return nn.Sequential(layer(), nn.Tanh(), nn.Linear(4, 3))
-
-    return case(made(LoRA), F.cross_entropy, points(), clean=made(Plain))
+    return case(adapted(LoRA), F.cross_entropy, points(), clean=adapted(Unmerged))
 
 
 @situation(KIND, "forward that writes into its input", measures=("product", "sam", "slice", "noise"))
