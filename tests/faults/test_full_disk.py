@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -106,14 +107,17 @@ def test_a_small_disk_that_becomes_read_only(tmp_path: Path) -> None:
     inside = "mount -t tmpfs -o size=128k tmpfs disk"
     if subprocess.run(["unshare", "-rm", "sh", "-c", f"mkdir disk && {inside}"], cwd=tmp_path, capture_output=True).returncode:
         pytest.skip("no file system can be mounted here")
-    command = f"{sys.executable} -m experiments train --width 64 --depth 2 --n-train 100 --n-validation 0 --batch-size 10 " \
-              f"--lr 0.1 --budget steps --steps 20 --store {tmp_path}/disk/store --json"  # fmt: skip
-    script = f"""{inside} && cd {ROOT}
-{command}; echo "status $?" >&2; cp -r {tmp_path}/disk/store {tmp_path}/full
-mount -o remount,ro,size=9m {tmp_path}/disk
-{command}; echo "status $?" >&2
-mount -o remount,rw {tmp_path}/disk
-{command}; echo "status $?" >&2; {sys.executable} -m experiments store check --store {tmp_path}/disk/store >&2"""
+    place, train = ["--store", f"{tmp_path}/disk/store"], ["train", *shlex.split(
+        "--width 64 --depth 2 --n-train 100 --n-validation 0 --batch-size 10 --lr 0.1 --budget steps --steps 20 --json")]
+    calls = f"""import os, sys
+from experiments.__main__ import main
+for before in ("", "cp -r {tmp_path}/disk/store {tmp_path}/full && mount -o remount,ro,size=9m {tmp_path}/disk",
+               "mount -o remount,rw {tmp_path}/disk"):
+    assert os.system(before) == 0
+    print("status", main({train + place}), file=sys.stderr)
+sys.stdout = sys.stderr
+main({["store", "check", *place]})"""
+    script = f"{inside} && cd {ROOT} && exec {shlex.join([sys.executable, '-c', calls])}"
     done = subprocess.run(["unshare", "-rm", "sh", "-c", script], cwd=tmp_path, capture_output=True, text=True)
     first, _, rest = done.stderr.partition("status 1\n")
     second, _, third = rest.partition("status 1\n")

@@ -12,8 +12,11 @@ from experiments.lab.training import gradient
 from experiments.lab.training.train import Outcome, train_group
 
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
-ONCE = [(model, norm) for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH]
-"""keskar-c1 tries the same layers with every norm, in a hundredth of the time"""
+ONCE = [
+    pytest.param(model, norm, marks=pytest.mark.verify if model is Model.KESKAR_C2 else (), id=f"{model}-{norm}")
+    for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH
+]  # fmt: skip
+"""keskar-c1 tries the same layers as keskar-c2 with every norm, in a hundredth of the time"""
 
 
 def fused(configs: list[RunConfig], size: int = 8, **machine: Any) -> tuple[list[Outcome], list[Memory]]:

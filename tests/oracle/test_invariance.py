@@ -78,7 +78,7 @@ def test_the_same_call_gives_the_same_number(make_case, name):
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_a_thousand_products_leave_nothing_behind(make_case, memory):
+def test_hundreds_of_products_leave_nothing_behind(make_case, memory):
     """No graph, gradient or cycle may stay with a product."""
     case = make_case("mlp")
     op = hessian(case.model, case.loss, case.data, batch_size=5, memory=memory)
@@ -91,4 +91,4 @@ def test_a_thousand_products_leave_nothing_behind(make_case, memory):
         return sum(issubclass(type(obj), torch.Tensor) for obj in gc.get_objects())
 
     before = tensors_after(50)
-    assert tensors_after(1000) <= before
+    assert tensors_after(300) <= before

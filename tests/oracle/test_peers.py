@@ -83,7 +83,7 @@ def test_other_matrices_equal_curvlinops(case, dtype, kind, make, options):
 
 def test_the_mean_of_sampled_fishers_equals_the_mean_of_curvlinops(make_case):
     """Both sample targets from the model: many draws of either are the true Fisher."""
-    case, draws = make_case("linear softmax"), 200
+    case, draws = make_case("linear softmax"), 80
     exact = ours(case, make=fisher) @ np.eye(18)
     mine = sum(ours(case, make=fisher, kind="sampled", seed=s) @ np.eye(18) for s in range(draws)) / draws
     theirs = linear_operator(case, kind="FisherMC", mc_samples=draws) @ torch.eye(18, dtype=torch.float64)
