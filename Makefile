@@ -59,5 +59,9 @@ benchmark-scale: setup
 	$(BIN)/python tests/benchmarks/bench_scale.py
 	$(BIN)/python tests/benchmarks/table.py
 
+# never a store: hours of training lie there
 clean:
-	rm -rf .venv store build
+	rm -rf .venv build
+	@for runs in "$(STORE)" "$${BATCHLAB_STORE:-store}"; do \
+		test ! -d "$$runs/runs" || echo "kept: the runs in $$runs; delete that folder by hand if nobody needs them"; \
+	done
