@@ -6,9 +6,9 @@ A `Course` knows nothing of how updates are computed: it says up to which step i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -42,6 +42,15 @@ class Log(Protocol):
     def history_bytes(self) -> int: ...
     def wants_checkpoint(self, step: int) -> bool: ...
     def save(self, checkpoint: Checkpoint) -> None: ...
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """A log that shows a run between the rows of its history."""
+
+    def see(self, recent_loss: Callable[[], float | None]) -> None:
+        """`recent_loss` tells the mean loss of the last updates whenever it is asked."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,10 @@ Due = Callable[[int], bool]
 """whether something must be done before update `step`"""
 
 
+RECENT = 20
+"""updates over which a loss that is shown is averaged"""
+
+
 def never(step: int) -> bool:
     return False
 
@@ -31,6 +35,8 @@ class Stepper:
 
     def __init__(self, config: RunConfig, machine: Machine, data: Data) -> None:
         self.step = 0
+        self.latest: list[Tensor] = []
+        """losses of the block under way; a graph's are known at its end"""
         self.data, self.phases = data, phases_of(config, len(data.train))
         self.block_steps = block_steps(config.batch_size)
         self.device = data.train.targets.device
@@ -54,7 +60,7 @@ class Stepper:
         return min(until - self.step, most if phase.end is None else min(most, phase.end - self.step))
 
     def _run(self, block: Block, step: int, due: Due) -> Tensor:
-        losses = []
+        losses = self.latest = []
         draws, weights = ([None] * len(block) if t is None else t.unbind() for t in (block.draws, block.weights))
         for positions, draw, lr, counter, weight in zip(
             block.positions.unbind(), draws, self.rates(block.lr), block.counters.unbind(), weights, strict=True
@@ -63,6 +69,17 @@ class Stepper:
                 break
             losses.append(self.update(positions, draw, lr, counter, weight))
         return torch.stack(losses) if losses else block.lr[:0]
+
+    def recent_loss(self, member: int = 0) -> float | None:
+        """Mean online loss of some last updates, to be shown; None before the first."""
+        if self.latest:
+            return torch.stack(self.latest[-RECENT:]).mean(0).reshape(-1)[member].item()
+        kept = self.losses(member)
+        return kept[-1].mean().item() if kept else None
+
+    def losses(self, member: int) -> list[Tensor]:
+        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
+        raise NotImplementedError
 
     def block(self, count: int) -> Block:
         """The next `count` steps."""
@@ -133,7 +150,6 @@ class Single(Stepper):
         self.step = snapshots[0].step
 
     def losses(self, member: int = 0) -> list[Tensor]:
-        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
         return self.state.losses
 
     def forget_losses(self, member: int = 0) -> None:

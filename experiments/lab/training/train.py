@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import nn
 
 from experiments.lab.config import ConfigError, Machine, RunConfig, program
 from experiments.lab.training import budget
-from experiments.lab.training.course import Course, Log, Outcome, initial_model, set_arithmetic
+from experiments.lab.training.course import Course, Log, Outcome, Watched, initial_model, set_arithmetic
 from experiments.lab.training.data import Data
 from experiments.lab.training.ensemble import Ensemble
 from experiments.lab.training.state import Checkpoint, Tensors
@@ -86,6 +87,9 @@ def join(courses: Sequence[Course], machine: Machine, data: Data, models: Sequen
 def advance(stepper: Single | Ensemble, courses: Sequence[Course], until: int) -> None:
     """Update up to step `until`; checkpoints are written on the way, of all members at the same step."""
     saved_at = -1
+    for course in courses:
+        if isinstance(course.log, Watched):
+            course.log.see(partial(course.stepper.recent_loss, course.member))
 
     def due(step: int) -> bool:
         return step != saved_at and any([course.log.wants_checkpoint(step) for course in courses])
