@@ -22,8 +22,12 @@ from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import clear_checkpoints, load_checkpoint, pack_tensors, save_checkpoint
 from experiments.lab.training.state import Checkpoint
 from experiments.lab.training.train import Outcome
+from experiments.lab.underway import FAILURE
 
 CHECKPOINT_SECONDS = 30.0
+Watch = Callable[[dict[str, Any]], None]
+"""is shown each row of a history as it comes, as a row of kind `resumed` the checkpoint that a run goes on from, and before each
+update one of kind `step`, with a function that tells the loss of the last ones"""
 
 
 class Interrupted(Exception):
@@ -42,10 +46,11 @@ class RunFolder:
     """
 
     def __init__(self, store: Store, config: RunConfig, machine: Machine, lease: Lease, stop: Callable[[], bool],
-                 report: Callable[[int], None]) -> None:  # fmt: skip
+                 report: Callable[[int], None], watch: Watch | None = None) -> None:  # fmt: skip
         self.path: Path = store.folder(config.run_id)
         self.config, self.machine, self.lease = config, machine, lease
-        self.stop, self.report = stop, report
+        self.stop, self.report, self.watch = stop, report, watch
+        self.recent_loss: Callable[[], float | None] = lambda: None
         self.own: dict[str, Any] = {}
         self.members = 1
         self.rows: list[bytes] = []
@@ -71,6 +76,7 @@ class RunFolder:
         with self._owned():
             for torn in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
                 torn.unlink(missing_ok=True)
+            (self.path / FAILURE).unlink(missing_ok=True)  # of an earlier attempt
             config = {"science_version": SCIENCE_VERSION, **self.config.to_dict()}
             self.files = {"config.json": hashlib.sha256(to_json(config)).hexdigest()}
             checkpoint = load_checkpoint(self.path, newest)
@@ -88,6 +94,8 @@ class RunFolder:
             if self.history.exists():
                 os.truncate(self.history, self.length)
                 self.digest = hashlib.sha256(self.history.read_bytes())
+        if self.watch is not None and checkpoint is not None:
+            self.watch({"kind": "resumed", "step": checkpoint.current.step})
         return checkpoint
 
     def begin(self, members: Sequence[str], micro_batch: int | None, *, anew: bool) -> None:
@@ -107,6 +115,8 @@ class RunFolder:
 
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(json.dumps(row, allow_nan=False).encode() + b"\n")
+        if self.watch is not None:
+            self.watch(row)
 
     def history_bytes(self) -> int:
         return self.length + sum(len(row) for row in self.rows)
@@ -120,7 +130,12 @@ class RunFolder:
     def wants_checkpoint(self, step: int) -> bool:
         """True when the time has come or a stop was asked for; keeps progress flowing."""
         self.report(step)
+        if self.watch is not None:
+            self.watch({"kind": "step", "step": step, "recent_loss": self.recent_loss})
         return self.stop() or time.monotonic() - self.saved > CHECKPOINT_SECONDS
+
+    def see(self, recent_loss: Callable[[], float | None]) -> None:
+        self.recent_loss = recent_loss
 
     def save(self, checkpoint: Checkpoint) -> None:
         """Write a checkpoint; raises `Interrupted` after it when a stop was asked for. Only the lease's owner may."""
@@ -191,10 +206,10 @@ def _processes(path: Path) -> list[dict[str, Any]]:
 
 
 def open_run(store: Store, config: RunConfig, machine: Machine, stop: Callable[[], bool],
-             report: Callable[[int], None]) -> RunFolder | None:  # fmt: skip
+             report: Callable[[int], None], watch: Watch | None = None) -> RunFolder | None:  # fmt: skip
     """The folder of `config`, leased; None while another live process computes it."""
     path = store.folder(config.run_id)
     with writing(path):
         path.mkdir(exist_ok=True)
         lease = acquire(path)
-    return None if lease is None else RunFolder(store, config, machine, lease, stop, report)
+    return None if lease is None else RunFolder(store, config, machine, lease, stop, report, watch)

@@ -7,9 +7,9 @@ import multiprocessing
 import signal
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -19,10 +19,12 @@ from types import FrameType
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.fusing import MOST, begun_together, groups
 from experiments.lab.lease import clear_record
+from experiments.lab.outlook import Part, configs_of, kind_of, look_ahead, name_of, say_what_is_there
 from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
-from experiments.lab.progress import Progress, Sweep, describe, expected_steps
+from experiments.lab.progress import Progress, Sweep, known_steps, names_among
 from experiments.lab.store import Store
 from experiments.lab.study import Request, Study
+from experiments.lab.underway import note_failure
 from experiments.lab.worker import Fuse, Observe, Report, Task, Train, serve
 
 BUSY_SECONDS = 2.0
@@ -80,55 +82,83 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
     check_device(machine.device)
     result = Result()
     with Workers(store.root, machine, workers) as pool:
-        for index in range(len(study.stages)):
-            stage = plan(study, request, store, machine.data_path)[index]
-            if stage.runs is None:
-                result.planned += stage.at_most
-                if not result.failures:  # nothing else says why: --where left out what it needs
-                    result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
-                continue
-            chosen = select(stage.runs, where)
-            for config in chosen:  # a killed process may have recorded a run and left its lease
-                if (folder := store.folder(config.run_id)).joinpath("lease.json").exists() and store.finished(config.run_id):
-                    clear_record(folder)
-            tasks = _tasks(stage, chosen, request, store)
-            check_data([task.config for task in tasks], machine)
-            execute(pool, _programs(stage, chosen, store, machine, workers), f"{study.name} fused", result, quiet=quiet)
-            tasks = [task for task in tasks if task.config.run_id not in result.kept]
-            execute(pool, tasks, f"{study.name} {request.scale} {stage.stage.name}", result, quiet=quiet)
-            stage = plan(study, request, store, machine.data_path)[index]
-            runs = {config.run_id for config in chosen}
-            pairs = [
-                Observe(measure, run_ids)
-                for measure, run_ids in measurements_due(stage, request, store)
-                if len(run_ids) > 1 and runs.issuperset(run_ids)
-            ]
-            execute(pool, pairs, f"{study.name} {request.scale} pairs of runs", result, quiet=quiet)
-            result.planned += len(chosen)
-            result.chosen += len(chosen)
-            for record in stage.records:
-                if record is not None and record.config.run_id in runs:
-                    result.counts[record.status] = result.counts.get(record.status, 0) + 1
+        try:
+            _run_stages(pool, study, request, store, machine, result, where=where, quiet=quiet)
+        except Stopped:
+            if not quiet and (busy := sum(worker.task is not None for worker in pool.workers)):
+                print(f"stopping: {busy} at work, checkpoints are being written", file=sys.stderr, flush=True)
+            raise
     return result
 
 
-def check_data(configs: Sequence[RunConfig], machine: Machine) -> None:
-    """Read every data set once, here, so that a damaged or missing file stops the sweep before any training."""
+def _run_stages(pool: Workers, study: Study, request: Request, store: Store, machine: Machine, result: Result, *,
+                where: Sequence[str], quiet: bool) -> None:  # fmt: skip
+    whole = Sweep(0, pool.count)
+    for index in range(len(study.stages)):
+        stages = plan(study, request, store, machine.data_path)[index:]
+        stage = stages[0]
+        if stage.runs is None:
+            result.planned += stage.at_most
+            if not result.failures:  # nothing else says why: --where left out what it needs
+                result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
+            continue
+        chosen = select(stage.runs, where)
+        for config in chosen:  # a killed process may have recorded a run and left its lease
+            if (folder := store.folder(config.run_id)).joinpath("lease.json").exists() and store.finished(config.run_id):
+                clear_record(folder)
+        part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
+        tasks = _tasks(stage, chosen, request, store)
+        check_data([task.config for task in tasks], machine)
+        if index == 0 and not quiet:
+            say_what_is_there(stages, where, store)
+        pairs = [pair for pair in stage.pairs(request) if {pair.first.run_id, pair.second.run_id} <= part.configs.keys()]
+        ahead = [Observe(pair.measure, (pair.first.run_id, pair.second.run_id)) for pair in pairs]
+        ahead = [task for task in ahead if not store.measured(task.measure, task.run_ids)]
+        if programs := _programs(stage, chosen, store, machine, pool.count):
+            together = {config.run_id for program in programs for config in program.configs}
+            after = [replace(task, trained=task.trained or task.config.run_id in together) for task in tasks]
+            look_ahead(whole, result.chosen, stages, chosen, [*programs, *after, *ahead], where)
+            execute(pool, programs, f"together, stage {stage.stage.name}", result, quiet=quiet, part=part)
+            tasks = [replace(task, trained=store.finished(task.config.run_id)) for task in tasks
+                     if task.config.run_id not in result.kept]  # fmt: skip
+        look_ahead(whole, result.chosen, stages, chosen, [*tasks, *ahead], where)
+        execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
+        stages = plan(study, request, store, machine.data_path)[index:]
+        stage = stages[0]
+        due = [
+            Observe(measure, run_ids)
+            for measure, run_ids in measurements_due(stage, request, store)
+            if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)
+        ]
+        look_ahead(whole, result.chosen, stages, chosen, due, where)
+        execute(pool, due, "pairs of runs", result, quiet=quiet, part=part)
+        result.planned += len(chosen)
+        result.chosen += len(chosen)
+        for record in stage.records:
+            if record is not None and record.config.run_id in part.configs:
+                result.counts[record.status] = result.counts.get(record.status, 0) + 1
+
+
+def check_data(configs: Sequence[RunConfig], machine: Machine) -> dict[str, int]:
+    """Read every data set once, here, so that a damaged or missing file stops the sweep before any training. The training
+    examples of each run, by its id."""
     from experiments.lab.datasets import load
 
+    found = {}
     for name in dict.fromkeys(config.dataset for config in configs):
         dataset = load(name, machine.data_path)
         for config in configs:
             if config.dataset == name:
-                check_fits(config, len(dataset.train.labels))
+                found[config.run_id] = check_fits(config, len(dataset.train.labels))
                 machine.check(config)
+    return found
 
 
 def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
     return [
-        Train(config, tuple(stage.stage.measures(config)))
+        Train(config, tuple(stage.stage.measures(config)), trained=config.run_id not in missing)
         for config in chosen
         if config.run_id in missing or config.run_id in unmeasured
     ]
@@ -183,6 +213,8 @@ class Workers:
             if worker.process.is_alive():
                 worker.process.kill()
                 worker.process.join()
+                said = f"a worker had not stopped after {STOP_SECONDS:.0f} s and was ended: its run has an older checkpoint"
+                print(said, file=sys.stderr, flush=True)
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -212,15 +244,18 @@ class Workers:
             yield self.start()
 
 
-def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool) -> None:
+def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool,
+            part: Part | None = None) -> None:  # fmt: skip
     """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
     if not tasks:
         return
     waiting = deque((0.0, task) for task in tasks)  # in order of the time from which each may be given out
-    sweep = Sweep(len(tasks), pool.count)
-    for task in tasks:
-        sweep.pending[_kind(task)] = sweep.pending.get(_kind(task), 0) + 1
-    with Progress(sweep, label, quiet=quiet) as progress:
+    sweep = Sweep(len(tasks), pool.count, pending=Counter(map(kind_of, tasks)))
+    if part is None:
+        configs = [config for task in tasks for config in configs_of(task)]
+        part = Part(sweep, label, names_among(configs), {c.run_id: c for c in configs}, Store(pool.root, create=False))
+    sweep.seconds = part.whole.seconds
+    with Progress(sweep, label, study=part.whole, study_label=part.label, quiet=quiet) as progress:
         while sweep.done < len(tasks):
             if pool.signal_number is not None:
                 raise Stopped(pool.signal_number)
@@ -247,25 +282,36 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                 else:
                     if report.kind == "stopped" and pool.signal_number is not None:  # the last task's, too
                         raise Stopped(pool.signal_number)
-                    sweep.finish(_kind(worker.task), time.monotonic() - worker.since)
+                    kind, failed = kind_of(worker.task), report.kind in ("failed", "stopped")
+                    if not failed and report.kind != "alone":
+                        sweep.measured(kind, time.monotonic() - worker.since)
+                    sweep.finish(kind, failed=failed)
+                    if part.whole is not sweep:
+                        runs = isinstance(worker.task, Train)
+                        part.whole.finish(kind, failed=failed and runs, counts=int(runs))
                     if report.kind == "stopped":
                         pool.workers.remove(worker)
                     if isinstance(worker.task, Fuse) and report.kind == "alone":
-                        print(f"{_name(worker.task)}: {report.detail}; they are trained alone", file=sys.stderr)
+                        print(f"{name_of(worker.task, part)}: {report.detail}; they are trained alone", file=sys.stderr)
                     elif isinstance(worker.task, Fuse) and report.kind == "done":
                         pass
-                    elif report.kind in ("failed", "stopped"):
-                        result.failures.append(f"{_name(worker.task)}: {report.detail or 'stopped from outside'}")
+                    elif failed:
+                        sentence = report.detail or "stopped from outside"
+                        result.failures.append(f"{name_of(worker.task, part, ids=True)}: {sentence}")
                         if isinstance(worker.task, Fuse):
                             result.kept |= {config.run_id for config in worker.task.configs}
+                            if part.whole is not sweep:
+                                part.whole.failed += len(worker.task.configs)
+                        for config in configs_of(worker.task):
+                            note_failure(part.store, config.run_id, sentence)
                     elif isinstance(worker.task, Train):
                         result.trained += 1
                     else:
                         result.measured += 1
                     worker.task = None
             if progress.due():
-                progress.update(*_status(pool, sweep))
-        progress.update(*_status(pool, sweep))
+                progress.update(*_status(pool, sweep, part))
+        progress.update(*_status(pool, sweep, part))
 
 
 def _receive(worker: Worker, pool: Workers) -> Report:
@@ -278,12 +324,12 @@ def _receive(worker: Worker, pool: Workers) -> Report:
         return Report("failed", f"its worker process died (exit code {code}); out of memory is the usual cause")
 
 
-def _status(pool: Workers, sweep: Sweep) -> tuple[dict[int, str], float]:
+def _status(pool: Workers, sweep: Sweep, part: Part) -> tuple[dict[int, str], float]:
     now, lines, spent = time.monotonic(), {}, 0.0
     for number, worker in enumerate(pool.workers):
         if worker.task is not None:
             spent += now - worker.since
-            lines[number] = f"{_name(worker.task)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s"
+            lines[number] = f"{name_of(worker.task, part)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s"
     return lines, spent
 
 
@@ -292,25 +338,10 @@ def _fraction(worker: Worker, sweep: Sweep) -> str:
         return ", measuring"
     if isinstance(worker.task, Observe) or worker.task is None or not worker.step:
         return ""
-    config = worker.task.configs[0] if isinstance(worker.task, Fuse) else worker.task.config
-    total = expected_steps(config, config.n_train) if config.n_train else config.steps
+    total = known_steps(configs_of(worker.task)[0])
     if total is None:  # only training can tell; runs of the same kind took about as long
-        eta = sweep.typical(_kind(worker.task))
+        eta = sweep.typical(kind_of(worker.task))
         left = "" if eta is None else f", ETA {max(0.0, eta - (time.monotonic() - worker.since)):.0f} s"
         return f", step {worker.step}{left}"
     left = (total - worker.step) * (time.monotonic() - worker.since) / worker.step
     return f", step {worker.step} of {total}, ETA {left:.0f} s"
-
-
-def _kind(task: Task) -> str:
-    if isinstance(task, Fuse):
-        return f"{task.configs[0].model} {task.configs[0].batch_size} x {len(task.configs)}"
-    return f"{task.config.model} {task.config.batch_size}" if isinstance(task, Train) else task.measure.metric
-
-
-def _name(task: Task) -> str:
-    if isinstance(task, Train):
-        return describe(task.config)
-    if isinstance(task, Fuse):
-        return f"{len(task.configs)} runs of {task.configs[0].model} B {task.configs[0].batch_size} together"
-    return f"{task.measure.metric} of {' and '.join(run_id[:8] for run_id in task.run_ids)}"

@@ -33,6 +33,15 @@ HIDDEN = ""
 
 
 @dataclass(frozen=True)
+class Holder:
+    """Who holds a lease: on this machine or another, which process, and since when (null where an older batchlab took it)."""
+
+    here: bool
+    pid: int
+    since: float | None
+
+
+@dataclass(frozen=True)
 class Lease:
     """The right to record one run. `token` is unlike any other lease's."""
 
@@ -83,7 +92,8 @@ def acquire(folder: Path) -> Lease | None:
     try:
         if _alive(_parse(os.pread(descriptor, 4096, 0)), path):  # another one was faster
             return None
-        owner = {"token": token, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid())}
+        owner = {"token": token, "machine": _machine(), "pid": os.getpid(), "started": _started(os.getpid()),
+                 "since": time.time()}  # fmt: skip
         try:
             os.ftruncate(descriptor, 0)
             content = json.dumps(owner).encode()
@@ -111,6 +121,19 @@ def clear_record(folder: Path) -> None:
 def is_live(path: Path) -> bool:
     """Whether a process holds the lease file `path`."""
     return _alive(_read(path), path)
+
+
+def holder(path: Path) -> Holder | None:
+    """Who holds the lease file `path`, None where nobody does. Asks where it may not write, too."""
+    owner = _read(path)
+    try:
+        alive = _alive(owner, path)
+    except FileNotFoundError:
+        return None
+    except OSError:  # a store that may only be read: this machine's clock has to do
+        alive = time.time() - path.stat().st_mtime < EXPIRY
+    since = owner.get("since")
+    return Holder(owner["machine"] == _machine(), owner["pid"], since if isinstance(since, float) else None) if alive else None
 
 
 def _alive(owner: dict[str, Any], path: Path) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.files import StoreError
-from experiments.lab.folder import LeaseLost, RunFolder, open_run
+from experiments.lab.folder import LeaseLost, RunFolder, Watch, open_run
 from experiments.lab.fusing import company_of, read_plan
 from experiments.lab.lease import clear_record
 from experiments.lab.store import Store
@@ -24,14 +24,14 @@ BUSY = "busy"
 
 
 def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, stop: Callable[[], bool],
-               report: Callable[[int], None]) -> list[str]:  # fmt: skip
+               report: Callable[[int], None], watch: Watch | None = None) -> list[str]:  # fmt: skip
     """Train and record runs, one or several that can be one program; each one's status, or `busy`: of several all that are
     not recorded where another process holds one. Raises `StoreError` where a parent is missing, and what training raises."""
     statuses: dict[str, str] = {}
     with contextlib.ExitStack() as stack:
         folders: list[RunFolder] = []
         for config in configs:
-            folder = None if _recorded(config, store, statuses) else open_run(store, config, machine, stop, report)
+            folder = None if _recorded(config, store, statuses) else open_run(store, config, machine, stop, report, watch)
             if folder is None:
                 statuses.setdefault(config.run_id, BUSY)
                 continue

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.study import Measure
+
+if TYPE_CHECKING:
+    from experiments.lab.folder import Watch
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class Train:
 
     config: RunConfig
     measures: tuple[Measure, ...] = ()
+    trained: bool = False
+    """whether only measurements were missing when the task was made"""
 
 
 @dataclass(frozen=True)
@@ -104,8 +109,9 @@ def serve(pipe: Connection, root: Path, machine: Machine) -> None:
         pipe.send(Report("stopped"))
 
 
-def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> Report:
-    """One task, whatever comes of it. Only `Interrupted` escapes."""
+def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None,
+             watch: Watch | None = None) -> Report:  # fmt: skip
+    """One task, whatever comes of it. Only `Interrupted` escapes. `watch` is shown the history as it comes."""
     from experiments.lab.datasets import DataError
     from experiments.lab.files import StoreError
     from experiments.lab.measure import perform
@@ -117,7 +123,7 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
         measures = (task.measure,) if isinstance(task, Observe) else task.measures
         run_ids = task.run_ids if isinstance(task, Observe) else (task.config.run_id,)
         if isinstance(task, Train):
-            (status,) = train([task.config], store, machine, stopper, pipe)
+            (status,) = train([task.config], store, machine, stopper, pipe, watch)
         if status in ("busy", "diverged"):
             return Report(status)
         stopper.measuring = True
@@ -137,7 +143,8 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
         stopper.measuring = False
 
 
-def train(configs: Sequence[RunConfig], store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None) -> list[str]:
+def train(configs: Sequence[RunConfig], store: Any, machine: Machine, stopper: Stopper, pipe: Connection | None,
+          watch: Watch | None = None) -> list[str]:  # fmt: skip
     """Train and record runs; the status of each, or `busy` while another process holds it."""
     from experiments.lab.runner import train_runs
 
@@ -149,7 +156,7 @@ def train(configs: Sequence[RunConfig], store: Any, machine: Machine, stopper: S
             told = time.monotonic()
             pipe.send(Report("step", step))
 
-    return train_runs(configs, store, machine, lambda: stopper.asked, report)
+    return train_runs(configs, store, machine, lambda: stopper.asked, report, watch)
 
 
 def set_blas_threads(threads: int) -> None:
