@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.lab import command
+from experiments.lab import command, printed
 from experiments.lab.config import ConfigError, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
@@ -57,7 +57,7 @@ class Plan(OfStudy):
 
 @dataclass(frozen=True, kw_only=True)
 class Status(OfStudy):
-    """Count the runs of a study by stage and status."""
+    """Count the runs of a study by stage and state; name those that are being computed, interrupted, failed or waiting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +123,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         if not arguments or arguments == ["--json"]:
-            status, document = command.overview(Common(json=bool(arguments)))
-            return _print(status, document, as_json=bool(arguments))
+            options = Common(json=bool(arguments))
+            return _print(*command.overview(options), "overview", options)
         options = tyro.extras.subcommand_cli_from_dict(
             {name: kind for name, (kind, _) in COMMANDS.items()},
             prog="python -m experiments",
@@ -134,17 +134,17 @@ def main(argv: list[str] | None = None) -> int:
             if arguments[0] == "train"
             else (),
         )
-        action = next(action for kind, action in COMMANDS.values() if type(options) is kind)
-        status, document = action(options)
-        return _print(status, document, as_json=options.json)
+        name, action = next((name, action) for name, (kind, action) in COMMANDS.items() if type(options) is kind)
+        return _print(*action(options), name, options)
     except (UsageError, ConfigError) as error:
         return _complain(error, 2)
     except (StoreError, DataError, OSError) as error:
         return _complain(error, 1)
     except Stopped as stopped:
-        print("stopped; checkpoints are written and the same command continues", file=sys.stderr)
+        print("stopped; the same command continues from the checkpoints", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         return 130
 
 
@@ -153,11 +153,8 @@ def run_study(name: str) -> int:
     return main(["run", name, *sys.argv[1:]])
 
 
-def _print(status: int, document: Any, *, as_json: bool) -> int:
-    if as_json:
-        print(json.dumps(document, indent=1, sort_keys=True))
-    else:
-        print(command.overview_text(document) if "studies" in document else command.readable(document))
+def _print(status: int, document: Any, name: str, options: Common) -> int:
+    print(json.dumps(document, indent=1, sort_keys=True) if options.json else printed.text(name, document, options))
     return status
 
 

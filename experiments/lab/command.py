@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import Any
 
 from experiments.lab import board, launch
 from experiments.lab.allocator import keep_freed_memory
-from experiments.lab.config import Machine
+from experiments.lab.config import Machine, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
 from experiments.lab.plan import UsageError, find_study, select, studies
 from experiments.lab.plan import plan as make_plan
-from experiments.lab.progress import duration
+from experiments.lab.progress import Training, duration, known_steps, names_among
 from experiments.lab.store import Store
 from experiments.lab.study import Request
+from experiments.lab.underway import Begun, begun
 from experiments.lab.worker import set_blas_threads
 
 
@@ -67,29 +70,56 @@ def plan(options: Any) -> tuple[int, Any]:
     document = _planned(options)
     for stage in document["stages"]:
         stage["runs"] = [
-            {"run_id": config.run_id, "state": "missing" if record is None else record.status, "config": config.to_dict()}
-            for config, record in stage["runs"]
+            {"run_id": config.run_id, "state": "missing" if state == "waiting" else state, "config": config.to_dict()}
+            for config, state, _ in stage["runs"]
         ]
     return 0, document
 
 
 def status(options: Any) -> tuple[int, Any]:
-    """Counts by stage and status. Exit status 1 while runs are missing."""
-    code, document = 0, _planned(options)
+    """Counts by stage and status, and what is under way. Exit status 1 while runs are missing."""
+    code, document, lists = 0, _planned(options), {name: [] for name in UNDER_WAY}
     for stage in document["stages"]:
-        stage["counts"] = dict(Counter("missing" if record is None else record.status for _, record in stage.pop("runs")))
+        runs = stage.pop("runs")
+        stage["states"] = dict(Counter(state for _, state, _ in runs))
+        stage["counts"] = dict(Counter("missing" if state in UNDER_WAY else state for _, state, _ in runs))
+        names = names_among([config for config, _, _ in runs])
+        for config, state, found in runs:
+            if state in UNDER_WAY and (state != "waiting" or len(lists[state]) < FIRST_WAITING):
+                lists[state].append(_under_way(stage["stage"], config, names.of(config), found))
         code = max(code, int(not stage["known"] or "missing" in stage["counts"]))
-    return code, document
+    return code, document | lists | {"store": str(options.store)}
+
+
+UNDER_WAY = ("running", "interrupted", "failed", "waiting")
+FIRST_WAITING = 10
+"""waiting runs that `status` names: nobody began them, and `plan` lists all"""
+
+
+def _under_way(stage: str, config: RunConfig, name: str, found: Begun | None) -> dict[str, Any]:
+    """A run without a record as `status` shows it; what is not known is null."""
+    found = found or Begun("waiting")
+    since = None if found.since is None else datetime.fromtimestamp(found.since, UTC).isoformat(timespec="seconds")
+    machine = None if found.here is None else "this" if found.here else "another"
+    return {"run_id": config.run_id, "stage": stage, "name": name, "step": found.step, "of_steps": known_steps(config),
+            "machine": machine, "pid": found.pid, "since": since, "failure": found.failure}  # fmt: skip
 
 
 def _planned(options: Any) -> dict[str, Any]:
-    """A study's stages with the chosen runs and their records."""
+    """A study's stages with the chosen runs, each with its state and what is known of it where it is not finished."""
     study, request, store = _study(options)
     stages = []
     for stage in make_plan(study, request, store, options.data_dir):
-        records = dict(zip(stage.runs or (), stage.records, strict=True))
-        runs = [(config, records[config]) for config in select(stage.runs or (), options.where)]
         known = stage.runs is not None
+        records = {config.run_id: record for config, record in zip(stage.runs or (), stage.records, strict=True)}
+        chosen = select(stage.runs or (), options.where)
+        found = begun(store, [config.run_id for config in chosen if records[config.run_id] is None])
+        runs: list[tuple[RunConfig, str, Begun | None]] = []
+        for config in chosen:
+            record, way = records[config.run_id], found.get(config.run_id)
+            if record is None and way is None and config.run_id in found:  # recorded meanwhile
+                record = store.record(config)
+            runs.append((config, record.status if record else way.state if way else "waiting", way))
         stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
     if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
         raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
@@ -116,8 +146,17 @@ def run(options: Any) -> tuple[int, Any]:
     return 0 if result.complete else 1, {
         "study": study.name, "scale": request.scale, "store": str(options.store), "planned": result.planned,
         "counts": result.counts, "trained_or_measured_now": result.trained, "pairs_measured_now": result.measured,
-        "failures": result.failures,
+        "failures": result.failures, "complete": result.complete, "next": _next(options, complete=result.complete),
     }  # fmt: skip
+
+
+def _next(options: Any, *, complete: bool) -> str | None:
+    """The command for what comes after `run`, None where the same one goes on."""
+    if not complete or options.dataset is not None:
+        return None
+    seeds = [f"--seeds={options.seeds}"] if options.pilot and options.seeds is not None else []
+    words = [options.study, "--scale", options.scale, "--store", str(options.store), *seeds]
+    return f"python -m analysis {'pilot' if options.pilot else 'report'} {shlex.join(words)}"
 
 
 def train(options: Any) -> tuple[int, Any]:
@@ -136,12 +175,15 @@ def train(options: Any) -> tuple[int, Any]:
         data_dir=None if options.data_dir is None else str(options.data_dir),
     )  # fmt: skip
     machine.check(config)
-    launch.check_data([config], machine)
+    examples = launch.check_data([config], machine)[config.run_id]
     store, stopper, asked = Store(options.store), Stopper(), []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))
+    if store.finished(config.run_id) and not options.json:
+        print(f"run {config.run_id} is finished already: this is its record", file=sys.stderr, flush=True)
     try:
-        report = run_task(Train(config), store, machine, stopper, None)
+        with Training(config, examples, quiet=options.json) as watch:
+            report = run_task(Train(config), store, machine, stopper, None, watch)
     except Interrupted:
         raise launch.Stopped(asked[0]) from None
     if report.kind == "failed":
@@ -213,7 +255,7 @@ def readable(document: Any, indent: int = 0) -> str:
     if isinstance(document, dict):
         if "config" in document and "run_id" in document:
             fields = " ".join(f"{k}={v}" for k, v in document["config"].items())
-            return f"{pad}{document['run_id']}  {document.get('state', ''):8s} {fields}"
+            return f"{pad}{document['run_id']}  {document.get('state', ''):11s} {fields}"
         lines = []
         for name, value in document.items():
             if isinstance(value, (dict, list)) and value:

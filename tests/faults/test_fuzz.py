@@ -156,7 +156,7 @@ def outcome(call: Any, argv: list[str], capsys: pytest.CaptureFixture[str]) -> i
         raise AssertionError(f"{[word[:60] for word in argv]}: {error!r}") from error
     seen = capsys.readouterr()
     said = seen.err.startswith("error: ") and seen.err.count("\n") == 1
-    assert status == 0 or said or (argv[0] == "status" and "missing: " in seen.out), (argv, seen)
+    assert status == 0 or said or (argv[0] == "status" and "waiting" in seen.out), (argv, seen)
     return status
 
 
