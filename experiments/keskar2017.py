@@ -15,7 +15,7 @@ from math import log
 from typing import Any
 
 from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, Norm, Optimizer, RunConfig
+from experiments.lab.config import Budget, Model, Norm, Optimizer, RunConfig, TrainDraw
 from experiments.lab.study import Comparison, Figure, Measure, Pair, PaperRow, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: TIMIT, and with it the paper's network F2, is left out: the corpus is licensed.
@@ -143,7 +143,8 @@ def pairs(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
     the plane through both and their common start, two seeds; none at `gpu`."""
     if request.scale == "gpu":
         return []
-    known = {config.replace(data_sha256=None): config for config in runs}  # planned runs carry their data's hash
+    # planned runs carry their data's hash and draw
+    known = {config.replace(data_sha256=None, train_draw=TrainDraw.FIRST): config for config in runs}
     found = []
     for arm in ARMS[request.scale]:
         for first in arm.runs(request):

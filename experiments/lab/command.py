@@ -16,7 +16,7 @@ from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
-from experiments.lab.plan import UsageError, find_study, select, studies
+from experiments.lab.plan import UsageError, find_study, identified, select, studies
 from experiments.lab.plan import plan as make_plan
 from experiments.lab.progress import Training, duration, known_steps, names_among
 from experiments.lab.store import Store
@@ -163,19 +163,16 @@ def train(options: Any) -> tuple[int, Any]:
     """Train one run in this process."""
     launch.check_device(options.device)
     _limit_threads(options.threads)
-    from experiments.lab.datasets import identity
     from experiments.lab.folder import Interrupted
     from experiments.lab.worker import Stopper, Train, run_task
 
-    config = options.config
-    if config.dataset.startswith("cifar-bin:") and config.data_sha256 is None:
-        config = config.replace(data_sha256=identity(config.dataset, options.data_dir))
+    config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
     machine = Machine(
         device=options.device, threads=options.threads, micro_batch=options.micro_batch,
         data_dir=None if options.data_dir is None else str(options.data_dir),
     )  # fmt: skip
     machine.check(config)
-    examples = launch.check_data([config], machine)[config.run_id]
+    examples = launch.check_data([config], machine, options.store)[config.run_id]
     store, stopper, asked = Store(options.store), Stopper(), []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.validity import check_fields, shown
-from experiments.lab.words import Augment, Budget, ConfigError, Model, Norm, Optimizer, Precision, Scaling, Schedule
+from experiments.lab.words import Augment, Budget, ConfigError, Model, Norm, Optimizer, Precision, Scaling, Schedule, TrainDraw
 
 __all__ = [
     "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Machine", "Model", "Norm", "Optimizer", "Precision",
-    "RunConfig", "Scaling", "Schedule", "program",
+    "RunConfig", "Scaling", "Schedule", "TrainDraw", "program",
 ]  # fmt: skip
 
 SCIENCE_VERSION = 1
@@ -45,9 +45,12 @@ class RunConfig:
     data_sha256: str | None = None
     """content hash of a `cifar-bin:` data set; filled in when the run is planned"""
     n_train: int | None = None
-    """training examples used, the first of the data set's fixed order (none: all that validation leaves)"""
+    """training examples used, the first in the order of `train_draw` (none: all that validation leaves)"""
     n_validation: int = 0
-    """examples held out from the end of the training split for tuning"""
+    """examples held out for tuning, the last in the order of `train_draw`"""
+    train_draw: TrainDraw = TrainDraw.FIRST
+    """order of the examples, of which every subset takes the first. first: that of the files, which only the data sets of
+    published results keep; for all others it becomes `fixed` when the run is planned. fixed: one random order, always the same"""
     augment: Augment = Augment.NONE
     """crop-flip: 4-pixel zero padding, random crop, horizontal flip; a pure function of (seed, epoch, example)"""
 
@@ -199,7 +202,7 @@ class RunConfig:
 
 _ENUMS: dict[str, type[StrEnum]] = {
     "model": Model, "norm": Norm, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,
-    "budget": Budget, "augment": Augment, "precision": Precision,
+    "budget": Budget, "augment": Augment, "precision": Precision, "train_draw": TrainDraw,
 }  # fmt: skip
 
 

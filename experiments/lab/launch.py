@@ -19,6 +19,7 @@ from types import FrameType
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.fusing import MOST, begun_together, groups
 from experiments.lab.lease import clear_record
+from experiments.lab.moved import located
 from experiments.lab.outlook import Part, configs_of, kind_of, look_ahead, name_of, say_what_is_there
 from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
 from experiments.lab.progress import Progress, Sweep, known_steps, names_among
@@ -108,7 +109,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 clear_record(folder)
         part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
         tasks = _tasks(stage, chosen, request, store)
-        check_data([task.config for task in tasks], machine)
+        check_data([task.config for task in tasks], machine, store.root)
         if index == 0 and not quiet:
             say_what_is_there(stages, where, store)
         pairs = [pair for pair in stage.pairs(request) if {pair.first.run_id, pair.second.run_id} <= part.configs.keys()]
@@ -139,19 +140,19 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 result.counts[record.status] = result.counts.get(record.status, 0) + 1
 
 
-def check_data(configs: Sequence[RunConfig], machine: Machine) -> dict[str, int]:
+def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:
     """Read every data set once, here, so that a damaged or missing file stops the sweep before any training. The training
     examples of each run, by its id."""
     from experiments.lab.datasets import load
 
-    found = {}
-    for name in dict.fromkeys(config.dataset for config in configs):
-        dataset = load(name, machine.data_path)
-        for config in configs:
-            if config.dataset == name:
-                found[config.run_id] = check_fits(config, len(dataset.train.labels))
-                machine.check(config)
-    return found
+    found: dict[tuple[str, str | None], int] = {}
+    sizes = {}
+    for config in configs:
+        if (key := (config.dataset, config.data_sha256)) not in found:
+            found[key] = len(load(located(config, machine.data_path, root), machine.data_path).train.labels)
+        sizes[config.run_id] = check_fits(config, found[key])
+        machine.check(config)
+    return sizes
 
 
 def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:

@@ -1,7 +1,8 @@
 """Measurements of finished runs: the `sharpness` package on stored weights.
 
 Every measurement is made in float32 with TF32 off (float64 for float64 runs), dropout and augmentation off, in
-evaluation mode with recalibrated batch-norm statistics, on the first `examples` training examples.
+evaluation mode with recalibrated batch-norm statistics, on the first `examples` training examples: random ones, always the
+same, except in the data sets of published results (`RunConfig.train_draw`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from experiments.lab.config import ConfigError, Machine, RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.landscape import plane
 from experiments.lab.measures_noise import own_batch_sharpness
+from experiments.lab.moved import located
 from experiments.lab.spectrum import spectrum
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, measure
@@ -57,7 +59,7 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     weights, config = final_weights(store, run_id), store.config(run_id)
     if config is None:
         raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
-    data = prepare(config, machine, read(config.dataset, machine.data_path))
+    data = prepare(config, machine, read(located(config, machine.data_path, store.root), machine.data_path))
     model = models.build(config, data.shape, data.classes).to(machine.device, dtype_of(config))
     try:
         model.load_state_dict(weights)

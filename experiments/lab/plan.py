@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import experiments
-from experiments.lab.config import ConfigError, RunConfig
-from experiments.lab.datasets import identity
+from experiments.lab.config import ConfigError, RunConfig, TrainDraw
+from experiments.lab.datasets import FOLDER_PREFIX, IN_FILE_ORDER
+from experiments.lab.moved import content_of
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Pair, Record, Request, Stage, Study
 
@@ -81,7 +82,7 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
             stages.append(PlannedStage(stage, None, (), bound))
             continue
         with _no_collections():
-            runs = tuple(dict.fromkeys(_identified(c, data_dir, hashes) for c in stage.runs(request, tuple(earlier))))
+            runs = tuple(dict.fromkeys(identified(c, data_dir, store, hashes) for c in stage.runs(request, tuple(earlier))))
             records = tuple(store.records(runs))
         stages.append(PlannedStage(stage, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
@@ -100,12 +101,16 @@ def _no_collections() -> Iterator[None]:
             gc.enable()
 
 
-def _identified(config: RunConfig, data_dir: Path | None, hashes: dict[str, str | None]) -> RunConfig:
-    """The config with the content hash of an unnamed data set filled in; `hashes` remembers those read already."""
-    if not config.dataset.startswith("cifar-bin:") or config.data_sha256 is not None:
+def identified(config: RunConfig, data_dir: Path | None, store: Store, hashes: dict[str, str | None]) -> RunConfig:
+    """The config as it is recorded: with the content hash of an unnamed data set, and with examples in random order except in
+    data sets whose published results are otherwise. `hashes` remembers those read already."""
+    if config.dataset in IN_FILE_ORDER:
+        return config
+    config = config if config.train_draw is TrainDraw.FIXED else config.replace(train_draw=TrainDraw.FIXED)
+    if not config.dataset.startswith(FOLDER_PREFIX) or config.data_sha256 is not None:
         return config
     if config.dataset not in hashes:
-        hashes[config.dataset] = identity(config.dataset, data_dir)
+        hashes[config.dataset] = content_of(config.dataset, data_dir, store.root)
     return config.replace(data_sha256=hashes[config.dataset])
 
 

@@ -13,6 +13,7 @@ from experiments.lab.files import StoreError
 from experiments.lab.folder import LeaseLost, RunFolder, Watch, open_run
 from experiments.lab.fusing import company_of, read_plan
 from experiments.lab.lease import clear_record
+from experiments.lab.moved import located
 from experiments.lab.store import Store
 from experiments.lab.training.checkpoint import final_weights
 from experiments.lab.training.data import Data, prepare, read
@@ -41,7 +42,8 @@ def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, sto
         if BUSY in statuses.values():
             return [statuses.get(config.run_id, BUSY) for config in configs]
         if folders:
-            data = prepare(folders[0].config, machine, read(folders[0].config.dataset, machine.data_path))
+            name = located(folders[0].config, machine.data_path, store.root)
+            data = prepare(folders[0].config, machine, read(name, machine.data_path))
             ids = [folder.config.run_id for folder in folders]
             begun = len(ids) > 1 and company_of(store, ids[0]) == ids
             size = len(ids) if begun else members_that_pay([folder.config for folder in folders], machine, data)

@@ -65,6 +65,13 @@ class Budget(StrEnum):
     PLATEAU = "plateau"
 
 
+class TrainDraw(StrEnum):
+    """Which examples are the first ones: of the training split, for every subset that is measured, and of the test split."""
+
+    FIRST = "first"
+    FIXED = "fixed"
+
+
 class Augment(StrEnum):
     NONE = "none"
     CROP_FLIP = "crop-flip"

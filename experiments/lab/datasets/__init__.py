@@ -1,35 +1,34 @@
-"""Data sets: the embedded one, those downloaded on first use, and any folder in CIFAR's binary layout.
+"""Data sets: the embedded one, those downloaded on first use, and any folder in CIFAR's binary or Python layout.
 
 Cheap to import: numpy and the loaders come with the first `load`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from .base import DataError, Dataset, Split
 
-__all__ = ["NAMES", "DataError", "Dataset", "Split", "available", "identity", "load"]
+__all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Split", "available", "candidates", "identity", "load"]
 
 NAMES: tuple[str, ...] = (
     "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
 )  # fmt: skip
+IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})
+"""data sets whose subsets are the first examples as they lie, because published results were made so; each is in an order
+without meaning (`cifar10-jpeg` once its test file is shuffled). Of all others subsets are random: see `RunConfig.train_draw`."""
 FOLDER_PREFIX = "cifar-bin:"
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set `name`: one of NAMES, or "cifar-bin:FOLDER" for a folder in CIFAR's binary layout.
+    """The data set `name`: one of NAMES, or "cifar-bin:FOLDER" for a folder in CIFAR's binary or Python layout.
 
     data_dir: where files lie and are downloaded to; default $BATCHLAB_DATA_DIR, else ~/.cache/batchlab.
     DataError when the name is unknown or a file is missing, damaged, altered or mislabelled.
     """
     _check_name(name)
-    if name.startswith(FOLDER_PREFIX):
-        from .cifar import load_folder
-
-        return load_folder(name, _folder(name))
-    root = _root(data_dir)
     if name == "fashion-mini":
         from .embedded import load_fashion_mini
 
@@ -38,10 +37,16 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .quadratic import load_noisy_quadratic
 
         return load_noisy_quadratic()
+    if name.startswith(FOLDER_PREFIX):
+        from .cifar import load_folder
+
+        return load_folder(name, _folder(name, data_dir))
+    root = _root(data_dir)
     if name in ("fashion-mnist", "mnist"):
         from . import mnist
 
-        return mnist.load_idx(mnist.FASHION_MNIST if name == "fashion-mnist" else mnist.MNIST, root / name)
+        spec = mnist.FASHION_MNIST if name == "fashion-mnist" else mnist.MNIST
+        return mnist.load_idx(spec, mnist.idx_folder(spec, root))
     if name == "cifar10-jpeg":
         from .cifar import JPEG_COPY, load_pinned_folder
 
@@ -64,7 +69,7 @@ def identity(name: str, data_dir: Path | None = None) -> str | None:
         return None
     from .cifar import folder_sha256
 
-    return folder_sha256(_folder(name))
+    return folder_sha256(_folder(name, data_dir))
 
 
 def available(name: str, data_dir: Path | None = None) -> bool:
@@ -76,36 +81,68 @@ def available(name: str, data_dir: Path | None = None) -> bool:
         from .cifar import folder_files
 
         try:
-            return bool(folder_files(_folder(name)))
+            return bool(folder_files(_folder(name, data_dir)))
         except DataError:
             return False
     root = _root(data_dir)
     if name in ("fashion-mnist", "mnist"):
-        from .mnist import MNIST
+        from . import mnist
 
-        return all((root / name / file).is_file() for file, _ in MNIST.files)
+        spec = mnist.FASHION_MNIST if name == "fashion-mnist" else mnist.MNIST
+        return all((mnist.idx_folder(spec, root) / file).is_file() for file, _ in spec.files)
     if name == "cifar10-jpeg":
-        from .cifar import JPEG_COPY, pinned_folder
+        from .cifar import JPEG_COPY, pinned_places
 
         try:
-            return bool(pinned_folder(JPEG_COPY, root))
+            return bool(pinned_places(JPEG_COPY, root))
         except DataError:
             return False
     from . import cifar_archive
 
     spec = cifar_archive.CIFAR10 if name == "cifar10" else cifar_archive.CIFAR100
-    return (root / spec.file).is_file()
+    return any((root / file).is_file() for file in (spec.file, spec.python_file)) or bool(cifar_archive.archive_places(spec, root))
+
+
+def candidates(name: str, data_dir: Path | None = None) -> list[Path]:
+    """Folders in which the data "cifar-bin:FOLDER" may lie now, the likeliest first: FOLDER as it is named from here; the data
+    folder itself, FOLDER in it, and every other folder in it."""
+    found = _named(name, data_dir)[:1]
+    with contextlib.suppress(DataError, OSError):
+        root = _root(data_dir)
+        found += [root, *_named(name, data_dir)[1:], *sorted(path for path in root.iterdir() if path.is_dir())]
+    return list(dict.fromkeys(Path(os.path.abspath(path)) for path in found))
 
 
 def _root(data_dir: Path | None) -> Path:
     """The only place where the environment variable is read."""
     if data_dir is not None:
-        return Path(data_dir).expanduser()
-    return Path(os.environ.get("BATCHLAB_DATA_DIR") or "~/.cache/batchlab").expanduser()
+        return _expanded(Path(data_dir))
+    return _expanded(Path(os.environ.get("BATCHLAB_DATA_DIR") or "~/.cache/batchlab"))
 
 
-def _folder(name: str) -> Path:
-    return Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise DataError(
+            f"{path} begins with a home folder, and this user has none; name another with --data-dir or BATCHLAB_DATA_DIR."
+        ) from None
+
+
+def _named(name: str, data_dir: Path | None) -> list[Path]:
+    """The folder of "cifar-bin:FOLDER" as it is named from here, and as it is named from the data folder."""
+    folder = _expanded(Path(name.removeprefix(FOLDER_PREFIX)))
+    try:
+        root = _root(data_dir)
+    except DataError:  # a user without a home
+        return [folder]
+    return [folder, root / folder, root / folder.name]
+
+
+def _folder(name: str, data_dir: Path | None) -> Path:
+    """The first of these that is a folder; if none is, as it is named from here."""
+    places = _named(name, data_dir)
+    return next((place for place in places if place.is_dir()), places[0])
 
 
 def _check_name(name: str) -> None:

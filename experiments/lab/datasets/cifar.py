@@ -1,8 +1,14 @@
-"""CIFAR's binary layout: records of one label byte (CIFAR-100: two) and 3,072 pixel bytes, channel-major."""
+"""CIFAR's binary layout: records of one label byte (CIFAR-100: two) and 3,072 pixel bytes, channel-major.
+
+The Python layout, pickles of the same names without `.bin`, is read into the same records; see `pickled`.
+"""
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import math
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from .base import DataError, Dataset, Split
+from .pickled import MOST_BYTES, PIXELS, read_pickle
 
 SHAPE = (3, 32, 32)
-PIXELS = 3 * 32 * 32
 STATISTICS_CHUNK = 4096
 
 
@@ -35,15 +41,24 @@ class Layout:
 
 CIFAR10_LAYOUT = Layout((10,))
 CIFAR100_LAYOUT = Layout((20, 100))  # coarse, fine
+OWN_LAYOUTS = (Layout((256,)), Layout((256, 256)))
+"""of a user's own folder, whose labels may be any byte"""
+REMEDY = "write it again in CIFAR's binary or Python layout"
 
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files of one folder in CIFAR's layout, training files in order."""
+    """The files of one folder in one of CIFAR's layouts, training files in order."""
 
     layout: Layout
     train: tuple[Path, ...]
     test: Path
+    pickled: bool = False
+    """in the Python layout"""
+
+    def read(self, remedy: str = REMEDY) -> list[bytes]:
+        """The records of each file, the test file last."""
+        return [read_records(path, self.layout, remedy, pickled=self.pickled) for path in (*self.train, self.test)]
 
 
 @dataclass(frozen=True)
@@ -63,6 +78,8 @@ class PinnedFolder:
     records_per_file: int = 10_000
 
 
+FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
+"""below the data folder, as the archives of CIFAR-10 unpack"""
 JPEG_COPY = PinnedFolder(
     name="cifar10-jpeg",
     sha256="f9ee3e880e33d456f04c660ed3e5cdfdd073c6314d49ade3e66545693d0e6231",
@@ -100,79 +117,117 @@ def shuffled(split: Split) -> Split:
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel of uint8 [N, C, H, W], in units where a pixel is 0..1."""
-    totals = np.zeros(
-        (2, images.shape[1]), np.int64
-    )  # integers: exact, however the images are split into chunks
+    sums = np.zeros((2, images.shape[1]), np.int64)  # integers: exact, however the images are split into chunks
     for start in range(0, len(images), STATISTICS_CHUNK):
         chunk = images[start : start + STATISTICS_CHUNK].astype(np.int64)
-        totals += np.stack([chunk.sum(axis=(0, 2, 3)), np.square(chunk).sum(axis=(0, 2, 3))])
-    pixels = images[:, 0].size
-    mean = totals[0] / pixels
-    std = np.sqrt(np.maximum(totals[1] / pixels - mean**2, 0))
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+        sums += np.stack([chunk.sum(axis=(0, 2, 3)), np.square(chunk).sum(axis=(0, 2, 3))])
+    n = images[:, 0].size
+    mean = tuple(total / n / 255 for total in sums[0].tolist())
+    # Python's integers: of a constant channel the difference is 0, not what rounding leaves
+    std = tuple(math.sqrt((n * squares - total**2) / n**2) / 255 for total, squares in sums.T.tolist())
+    return mean, std
 
 
 def folder_files(folder: Path) -> FolderFiles:
-    """The data files of `folder`; DataError unless it holds exactly one of the two layouts."""
-    remedy = "name a folder with data_batch_1.bin ... and test_batch.bin, or with train.bin and test.bin"
+    """The data files of `folder`; DataError unless it holds exactly one of the layouts."""
+    remedy = (
+        "name a folder with data_batch_1.bin ... and test_batch.bin, or with train.bin and test.bin, or with the same "
+        "names without .bin in CIFAR's Python layout"
+    )
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder in CIFAR's binary layout; {remedy}.")
-    batches = {path: re.fullmatch(r"data_batch_(\d+)\.bin", path.name) for path in folder.iterdir()}
-    numbered = sorted((int(match[1]), path) for path, match in batches.items() if match and path.is_file())
-    ten = bool(numbered) and (folder / "test_batch.bin").is_file()
-    hundred = (folder / "train.bin").is_file() and (folder / "test.bin").is_file()
-    if ten == hundred:
-        found = "both of CIFAR's binary layouts" if ten else "neither of CIFAR's binary layouts"
-        raise DataError(f"{folder} holds {found}, expected one; {remedy}.")
-    if ten:
-        return FolderFiles(CIFAR10_LAYOUT, tuple(path for _, path in numbered), folder / "test_batch.bin")
-    return FolderFiles(CIFAR100_LAYOUT, (folder / "train.bin",), folder / "test.bin")
+        raise DataError(f"{folder} is not a folder in CIFAR's binary or Python layout; {remedy}.")
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    found = []
+    for suffix in (".bin", ""):
+        numbers = {name: re.fullmatch(rf"data_batch_(\d+){re.escape(suffix)}", name) for name in names}
+        batches = tuple(folder / name for _, name in sorted((int(match[1]), name) for name, match in numbers.items() if match))
+        if batches and f"test_batch{suffix}" in names:
+            found.append(FolderFiles(OWN_LAYOUTS[0], batches, folder / f"test_batch{suffix}", not suffix))
+        if {f"train{suffix}", f"test{suffix}"} <= names:
+            found.append(FolderFiles(OWN_LAYOUTS[1], (folder / f"train{suffix}",), folder / f"test{suffix}", not suffix))
+    if len(found) != 1:
+        state = f"both {found[0].test.name} and {found[1].test.name}" if found else "neither of CIFAR's layouts"
+        raise DataError(f"{folder} holds {state}, expected one layout; {remedy}.")
+    return found[0]
 
 
 def folder_sha256(folder: Path) -> str:
-    """SHA-256 of what `load_folder` would read, however it is cut into files; DataError as there."""
+    """SHA-256 of what `load_folder` would read, however it is cut into files and in either layout; DataError as there."""
     files = folder_files(folder)
-    return _content_sha256(files, [_read(path) for path in files.train], _read(files.test))
+    return _content_sha256(files.layout, files.read())
+
+
+def unchanged_sha256(folder: Path) -> str:
+    """The same, remembered while no file's size or time changes: a worker asks before each run."""
+    files = folder_files(folder)
+    facts = [path.stat() for path in (*files.train, files.test)]
+    return _remembered_sha256(files, tuple((fact.st_size, fact.st_mtime_ns, fact.st_ino) for fact in facts))
+
+
+@functools.lru_cache(maxsize=16)
+def _remembered_sha256(files: FolderFiles, facts: tuple[tuple[int, ...], ...]) -> str:
+    return _content_sha256(files.layout, files.read())
 
 
 def load_folder(name: str, folder: Path) -> Dataset:
-    """Any folder in CIFAR's binary layout, mean and std computed from its training files.
+    """Any folder in one of CIFAR's layouts: mean and std computed from its training files, classes from all its labels.
 
-    DataError when the folder is not in that layout, a file is cut, or a label is out of range.
+    A channel that is the same everywhere is divided by 1. DataError when the folder is in no layout or a file is cut.
     """
     files = folder_files(folder)
-    train_contents, test_content = [_read(path) for path in files.train], _read(files.test)
-    remedy = "write it again in CIFAR's binary layout"
-    train = decode_records(train_contents, files.layout, files.train, remedy)
-    test = decode_records([test_content], files.layout, [files.test], remedy)
+    contents = files.read()
+    train = decode_records(contents[:-1], files.layout, files.train, REMEDY)
+    test = decode_records(contents[-1:], files.layout, [files.test], REMEDY)
     mean, std = channel_statistics(train.images)
-    digest = _content_sha256(files, train_contents, test_content)
-    return Dataset(name, train, test, files.layout.classes, mean, std, digest)
+    classes = max(2, 1 + int(max(train.labels.max(), test.labels.max())))
+    scale = tuple(value or 1.0 for value in std)
+    return Dataset(name, train, test, classes, mean, scale, _content_sha256(files.layout, contents))
 
 
-def pinned_folder(spec: PinnedFolder, root: Path) -> Path:
-    """Where below `root` the files of `spec` lie; DataError when one is missing in every place."""
-    names = (*spec.train_files, spec.test_file)
-    places = (root / "cifar-10-batches-bin", root)
-    for place in places:
-        if all((place / name).is_file() for name in names):
-            return place
-    raise DataError(
-        f"{places[0]} lacks a file of {spec.name}, expected {names[0]} to {names[-2]} and {names[-1]} there "
-        f"or in {root}; copy them there, or point --data-dir or BATCHLAB_DATA_DIR at their folder."
-    )
+def places(root: Path, folders: Sequence[str], train: Sequence[str], test: str, layout: Layout) -> list[FolderFiles]:
+    """Where a known copy of CIFAR lies whole, in the binary layout or in Python's: below `root` in one of `folders`, or in it.
+
+    train, test: names in the binary layout. By name only; OSError where a folder cannot be looked into.
+    """
+    found = []
+    for suffix, folder in ((suffix, folder) for suffix in (".bin", "") for folder in (*(root / name for name in folders), root)):
+        paths = [folder / f"{name.removesuffix('.bin')}{suffix}" for name in (*train, test)]
+        if all(path.is_file() for path in paths):
+            found.append(FolderFiles(layout, tuple(paths[:-1]), paths[-1], not suffix))
+    return found
+
+
+def pinned_places(spec: PinnedFolder, root: Path) -> list[FolderFiles]:
+    """Where below `root` the files of `spec` may lie; DataError when one is missing in every place."""
+    found = places(root, FOLDERS, spec.train_files, spec.test_file, CIFAR10_LAYOUT)
+    if not found:
+        raise DataError(
+            f"{root / FOLDERS[0]} lacks a file of {spec.name}, expected {spec.train_files[0]} to {spec.train_files[-1]} and "
+            f"{spec.test_file} there or in {root}, or the same in CIFAR's Python layout in {root / FOLDERS[1]}; "
+            "copy them there, or point --data-dir or BATCHLAB_DATA_DIR at their folder."
+        )
+    return found
 
 
 def load_pinned_folder(spec: PinnedFolder, root: Path) -> Dataset:
-    """A pinned copy of CIFAR-10; DataError when a file is missing, cut, altered or mislabelled."""
-    folder = pinned_folder(spec, root)
-    paths = [folder / name for name in (*spec.train_files, spec.test_file)]
+    """A pinned copy of CIFAR-10; DataError when a file is missing, cut, altered or mislabelled in every place."""
+    refusals = []
+    for files in pinned_places(spec, root):
+        try:
+            return _load_pinned(spec, files)
+        except DataError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _load_pinned(spec: PinnedFolder, files: FolderFiles) -> Dataset:
+    folder, paths = files.test.parent, (*files.train, files.test)
     remedy = f"copy {spec.name}'s files there again"
     expected = spec.records_per_file * CIFAR10_LAYOUT.record_size
     for path in paths:
-        if path.stat().st_size != expected:
+        if not files.pickled and path.stat().st_size != expected:
             raise DataError(f"{path} has {path.stat().st_size} bytes, expected {expected}; {remedy}.")
-    contents = [_read(path) for path in paths]
+    contents = files.read(remedy)
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)
@@ -192,20 +247,25 @@ def load_pinned_folder(spec: PinnedFolder, root: Path) -> Dataset:
     )
 
 
-def _content_sha256(files: FolderFiles, train: Sequence[bytes], test: bytes) -> str:
-    digest = hashlib.sha256()
-    for content in (*train, test):
-        digest.update(content)
-    # Without the lengths, moving the boundary between training and test would keep the hash.
-    lengths = f"{len(files.layout.label_classes)} {sum(map(len, train))} {len(test)}"
-    digest.update(lengths.encode())
-    return digest.hexdigest()
-
-
-def _read(path: Path) -> bytes:
+def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> bytes:
+    """The content of a file in the binary layout, or the same made of one in the Python layout; DataError as `pickled` says."""
     try:
-        return path.read_bytes()
+        if pickled and os.path.getsize(path) > MOST_BYTES:
+            raise DataError(f"{path} has more than the {MOST_BYTES} bytes that a pickle may have; {remedy}.")
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror}), expected a readable file; check its permissions."
         ) from error
+    return read_pickle(path, content, len(layout.label_classes), remedy) if pickled else content
+
+
+def _content_sha256(layout: Layout, contents: Sequence[bytes]) -> str:
+    """Of training files and, last, the test file."""
+    digest = hashlib.sha256()
+    for content in contents:
+        digest.update(content)
+    # Without the lengths, moving the boundary between training and test would keep the hash.
+    lengths = f"{len(layout.label_classes)} {sum(map(len, contents[:-1]))} {len(contents[-1])}"
+    digest.update(lengths.encode())
+    return digest.hexdigest()

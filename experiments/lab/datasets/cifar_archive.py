@@ -1,20 +1,33 @@
-"""cifar10 and cifar100: the official binary archives, downloaded when absent, read without unpacking."""
+"""cifar10 and cifar100: the official binary archives, downloaded when absent, read without unpacking.
+
+Where an archive is not there, its content is taken from what others keep of it, unpacked or in the Python layout: each file,
+as records of the binary layout, must have the SHA-1 that MXNet publishes of it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .base import DataError, Dataset
-from .cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, Layout, decode_records
+from .cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, FolderFiles, Layout, decode_records, places, read_records
 from .download import fetch
-from .tar_stream import read_members
+from .pickled import read_pickle
+from .tar_stream import SLACK, read_members
+
+PICKLED = 1.1
+"""a pickled file is so many times as long at most: it names its images"""
 
 
 @dataclass(frozen=True)
 class ArchiveSpec:
-    """An archive: sha256 is of the .tar.gz itself; members are exact names with their number of records."""
+    """An archive: sha256 is of the .tar.gz itself; members are exact names with their number of records.
+
+    sha1: of each member, training members first. python_file, python_folder: the archive of the same in the Python layout.
+    """
 
     name: str
     file: str
@@ -25,6 +38,14 @@ class ArchiveSpec:
     test_member: tuple[str, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    sha1: tuple[str, ...]
+    python_file: str
+    python_folder: str
+
+    @property
+    def folder(self) -> str:
+        """What the archive unpacks to."""
+        return self.test_member[0].split("/")[0]
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each member, training members first."""
@@ -46,6 +67,16 @@ CIFAR10 = ArchiveSpec(
     test_member=("cifar-10-batches-bin/test_batch.bin", 10_000),
     mean=(0.4914, 0.4822, 0.4465),
     std=(0.2470, 0.2435, 0.2616),
+    sha1=(
+        "aadd24acce27caa71bf4b10992e9e7b2d74c2540",
+        "c0ba65cce70568cd57b4e03e9ac8d2a5367c1795",
+        "1dd00a74ab1d17a6e7d73e185b69dbf31242f295",
+        "aab85764eb3584312d3c7f65fd2fd016e36a258e",
+        "26e2849e66a845b7f1e4614ae70f4889ae604628",
+        "67eb016db431130d61cd03c7ad570b013799c88c",
+    ),
+    python_file="cifar-10-python.tar.gz",
+    python_folder="cifar-10-batches-py",
 )
 
 CIFAR100 = ArchiveSpec(
@@ -58,33 +89,72 @@ CIFAR100 = ArchiveSpec(
     test_member=("cifar-100-binary/test.bin", 10_000),
     mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
+    sha1=("e207cd2e05b73b1393c74c7f5e7bea451d63e08e", "8fb6623e830365ff53cf14adec797474f5478006"),
+    python_file="cifar-100-python.tar.gz",
+    python_folder="cifar-100-python",
 )
 
 
 def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
-    """Images [N, 3, 32, 32] from `root`/`spec.file`.
+    """Images [N, 3, 32, 32] from `root`/`spec.file`, else from what lies there unpacked or in the Python layout.
 
-    DataError when the archive is missing (and cannot be downloaded), damaged, altered or mislabelled.
+    DataError when nothing of it is there (and the archive cannot be downloaded), or it is damaged, altered or mislabelled.
     """
     path = root / spec.file
-    if not path.exists():
-        fetch(spec.urls, path, verify=lambda candidate: check_archive(spec, candidate))
-    check_archive(spec, path)
-    members = read_members(path, spec.sizes(), _remedy(spec))
-    contents = [members[name] for name in spec.sizes()]
-    places = [path / name for name in spec.sizes()]
+    contents = None if path.exists() else _elsewhere(spec, root)
+    if contents is None:
+        if not path.exists():
+            fetch(spec.urls, path, verify=lambda candidate: check_archive(spec, candidate))
+        check_archive(spec, path)
+        members = read_members(path, spec.sizes(), _remedy(spec))
+        contents = [members[name] for name in spec.sizes()]
+    paths = [path / name for name in spec.sizes()]
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)
     return Dataset(
         name=spec.name,
-        train=decode_records(contents[:-1], spec.layout, places[:-1], _remedy(spec)),
-        test=decode_records(contents[-1:], spec.layout, places[-1:], _remedy(spec)),
+        train=decode_records(contents[:-1], spec.layout, paths[:-1], _remedy(spec)),
+        test=decode_records(contents[-1:], spec.layout, paths[-1:], _remedy(spec)),
         classes=spec.layout.classes,
         mean=spec.mean,
         std=spec.std,
         sha256=digest.hexdigest(),
     )
+
+
+def archive_places(spec: ArchiveSpec, root: Path) -> list[FolderFiles]:
+    """Where the archive's content may lie unpacked, in either layout; by name only."""
+    names = [name.split("/")[-1] for name in spec.sizes()]
+    return places(root, (spec.folder, spec.python_folder), names[:-1], names[-1], spec.layout)
+
+
+def _elsewhere(spec: ArchiveSpec, root: Path) -> list[bytes] | None:
+    """The records of each file, the test file last; None where nothing of the name lies there, or only other data."""
+    labels, remedy = len(spec.layout.label_classes), _remedy(spec)
+    for files in archive_places(spec, root):
+        paths = (*files.train, files.test)
+        with contextlib.suppress(DataError):  # other data under the same names are no damage
+            return _checked(spec, files.test.parent, (read_records(p, spec.layout, remedy, pickled=files.pickled) for p in paths))
+    archive = root / spec.python_file
+    if not archive.exists():
+        return None
+    remedy = f"delete it, or copy the official {spec.python_file} there"
+    sizes = {
+        f"{spec.python_folder}/{Path(name).stem}": int(PICKLED * size) + SLACK for name, size in spec.sizes().items()
+    }  # names of images are there, too
+    members = read_members(archive, sizes, remedy, at_most=True)
+    return _checked(spec, archive, (read_pickle(archive / name, members[name], labels, remedy) for name in sizes))
+
+
+def _checked(spec: ArchiveSpec, place: Path, contents: Iterable[bytes]) -> list[bytes]:
+    """`contents`; DataError at the first that is not the official one."""
+    found = []
+    for content, name, sha1 in zip(contents, spec.sizes(), spec.sha1, strict=True):
+        if (own := hashlib.sha1(content, usedforsecurity=False).hexdigest()) != sha1:
+            raise DataError(f"{place} is not {spec.name}: as {name} it has SHA-1 {own}, expected {sha1}; {_remedy(spec)}.")
+        found.append(content)
+    return found
 
 
 def check_archive(spec: ArchiveSpec, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,16 @@ def read_file(spec: IdxSpec, position: int, path: Path) -> bytes:
             f"{path} was altered: its content has SHA-256 {found}, expected {expected}; {remedy}."
         )
     return content
+
+
+def idx_folder(spec: IdxSpec, root: Path) -> Path:
+    """Where below `root` the four files of `spec` lie or belong: the folder of its name, or `root` where that holds them."""
+    own, (labels, sha256) = root / spec.name, spec.files[3]
+    if not own.is_dir() and all((root / name).is_file() for name, _ in spec.files):
+        with contextlib.suppress(DataError):  # the files of a relative, under the same names
+            if hashlib.sha256(read_exactly(root / labels, spec.size(3), "gz", "")).hexdigest() == sha256:
+                return root
+    return own
 
 
 def load_idx(spec: IdxSpec, folder: Path, *, download: bool = True) -> Dataset:

@@ -55,8 +55,10 @@ class BoundedReader:
         return data
 
 
-def read_members(path: Path, sizes: Mapping[str, int], remedy: str) -> dict[str, bytes]:
+def read_members(path: Path, sizes: Mapping[str, int], remedy: str, *, at_most: bool = False) -> dict[str, bytes]:
     """The contents of the regular files named in `sizes` (exact name -> exact bytes); all others are skipped.
+
+    at_most: sizes are the largest that are taken.
 
     Nothing is written to disk; memory is bounded by the sum of `sizes`, whatever the archive claims or
     expands to.
@@ -66,14 +68,14 @@ def read_members(path: Path, sizes: Mapping[str, int], remedy: str) -> dict[str,
     limit = SLACK + sum(BLOCK + padded(size) for size in sizes.values())
     try:
         with gzip.open(path, "rb") as stream:
-            return _read(BoundedReader(cast(BinaryIO, stream), limit), sizes)
+            return _read(BoundedReader(cast(BinaryIO, stream), limit), sizes, at_most)
     except FileNotFoundError:
         raise DataError(f"{path} is missing; {remedy}.") from None
     except (OSError, EOFError, zlib.error, ArchiveError) as error:
         raise DataError(f"{path} is not the expected archive: {error}; {remedy}.") from error
 
 
-def _read(reader: BoundedReader, sizes: Mapping[str, int]) -> dict[str, bytes]:
+def _read(reader: BoundedReader, sizes: Mapping[str, int], at_most: bool) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     while any(header := reader.read(BLOCK)):
         name, kind, size = parse_header(header)
@@ -84,8 +86,8 @@ def _read(reader: BoundedReader, sizes: Mapping[str, int]) -> dict[str, bytes]:
             raise ArchiveError(f"its member {name} is not a regular file")
         if name in found:
             raise ArchiveError(f"its member {name} is there twice")
-        if size != sizes[name]:
-            raise ArchiveError(f"its member {name} has {size} bytes, expected {sizes[name]}")
+        if size > sizes[name] or (size < sizes[name] and not at_most):
+            raise ArchiveError(f"its member {name} has {size} bytes, expected {sizes[name]}{' at most' if at_most else ''}")
         found[name] = reader.read(size)
         reader.skip(padded(size) - size)
     reader.drain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.lab.config import Machine, Model, Precision, RunConfig
-from experiments.lab.datasets import DataError, Dataset, load
+from experiments.lab.config import Machine, Model, Precision, RunConfig, TrainDraw
+from experiments.lab.datasets import DataError, Dataset, Split, load
 from experiments.lab.plan import check_fits
 from experiments.lab.training.augment import Crops
+
+DRAW_KEY = 20170424
+"""changing it changes what every run of `train_draw` fixed is"""
 
 
 @dataclass(frozen=True)
@@ -85,21 +89,34 @@ def prepare(config: RunConfig, machine: Machine, dataset: Dataset) -> Data:
     n_train = check_fits(config, available)
     # strided convolutions on CPU run a third faster on channels-last inputs
     layout = torch.contiguous_format if config.model is Model.MLP else torch.channels_last
-    return _tensors(dataset, n_train, available - config.n_validation, machine.device, dtype_of(config), layout)
+    fixed = config.train_draw is TrainDraw.FIXED
+    return _tensors(dataset, n_train, available - config.n_validation, fixed, machine.device, dtype_of(config), layout)
 
 
 @functools.lru_cache(maxsize=1)
-def _tensors(dataset: Dataset, n_train: int, held_out: int, device: str, dtype: torch.dtype, layout: torch.memory_format) -> Data:
+def _tensors(dataset: Dataset, n_train: int, held_out: int, fixed: bool, device: str, dtype: torch.dtype,
+             layout: torch.memory_format) -> Data:  # fmt: skip
     """Remembered like `read`: nothing writes to them."""
-    def examples(images: np.ndarray, labels: np.ndarray) -> Examples:
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
-        inputs = ((torch.from_numpy(images.astype(np.float32)) / 255 - mean) / std).to(device, dtype)
-        return Examples(inputs.contiguous(memory_format=layout), torch.from_numpy(labels.copy()).to(device))
+    mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
 
-    train, test = dataset.train, dataset.test
+    def examples(split: Split, part: slice) -> Examples:
+        taken = order_of(len(split.labels))[part] if fixed else part
+        inputs = ((torch.from_numpy(split.images[taken].astype(np.float32)) / 255 - mean) / std).to(device, dtype)
+        if not math.isfinite(inputs.sum().item()):
+            raise DataError(
+                f"{dataset.name} has inputs that are not finite once its mean {dataset.mean} is taken away and what is left is "
+                f"divided by its standard deviation {dataset.std}; a channel's must be above 0, and pixels must be numbers."
+            )
+        return Examples(inputs.contiguous(memory_format=layout), torch.from_numpy(split.labels[taken].copy()).to(device))
+
     return Data(
-        train=examples(train.images[:n_train], train.labels[:n_train]),
-        validation=examples(train.images[held_out:], train.labels[held_out:]),
-        test=examples(test.images, test.labels),
+        train=examples(dataset.train, slice(n_train)),
+        validation=examples(dataset.train, slice(held_out, None)),
+        test=examples(dataset.test, slice(None)),
         classes=dataset.classes,
     )
+
+
+def order_of(count: int) -> np.ndarray:
+    """The order of `train_draw` fixed: random, and always the same for so many examples."""
+    return np.random.Generator(np.random.Philox(key=DRAW_KEY)).permutation(count)
