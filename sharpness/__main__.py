@@ -51,7 +51,7 @@ class Options:
     metrics: tuple[str, ...] = ("all",)
     """all, or names of the table that --list prints, apart or with commas between"""
     examples: int | None = None
-    """measure on the first so many (default: for each metric what the table states)"""
+    """measure on so many, random ones (default: for each metric what the table states)"""
     params: tuple[str, ...] = ()
     """names of the parameters that count (default: all with requires_grad)"""
     batch_size: int | None = None

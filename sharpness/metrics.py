@@ -96,7 +96,7 @@ class Metric:
         name: as in `panel(..., metrics=[name])`.
         family: what kind of quantity it is.
         about: one sentence, with the value that stands for the result.
-        examples: how many it is measured on at most, unless the caller says otherwise: the first ones.
+        examples: how many it is measured on at most, unless the caller says otherwise.
         work: what it takes, over these examples.
         measure: a pure function of the subject.
         shares: whether it uses the Hessian that others use too.

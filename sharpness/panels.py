@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, SequentialSampler
 
 from sharpness.arguments import check_count, check_seed, shown
-from sharpness.batches import TensorBatches, as_batches, as_whole
+from sharpness.batches import Batches, TensorBatches, as_batches, as_whole
 from sharpness.calls import ForeignError, as_pair, length_of
 from sharpness.consistency import contradictions
 from sharpness.guard import Mode
@@ -93,12 +95,13 @@ def panel(
 ) -> Iterator[Measured]:
     """Measure the metrics of the table one after the other, and yield each as soon as it is there.
 
-    Each is measured with the radius, number of probes and steps stated in the table, on the first examples
-    of `data`, at most as many as the table states: estimates for an overview, of which each has a function
+    Each is measured with the radius, number of probes and steps stated in the table, on examples of `data`,
+    at most as many as the table states: estimates for an overview, of which each has a function
     of its own with more options and more precision. Metrics of the Hessian share one operator, recorded once.
     A metric without meaning here (accuracy for a regression, per-example gradients with batch statistics)
-    is yielded as "not applicable", with the reason. The first examples mislead where `data` is sorted:
-    shuffle it first.
+    is yielded as "not applicable", with the reason. Of more examples than are wanted, random ones are taken, always the
+    same: of tensors, of a list of batches of tensors, and of a DataLoader that does not shuffle. Of other data they are the
+    first, which mislead where the data are sorted: shuffle them.
 
     Args:
         metrics: "all", or names; they are measured in the table's order.
@@ -147,8 +150,8 @@ def subjects(
     progress: Progress = None,
     **options: Any,
 ) -> tuple[Callable[[int], Subject], int]:
-    """(examples) -> what metrics are measured on, the first so many, and how many there are of those that a metric may ask
-    for; everything that can be wrong is wrong here."""
+    """(examples) -> what metrics are measured on, so many, and how many there are of those that a metric may ask for;
+    everything that can be wrong is wrong here."""
     chosen = choose(metrics)
     if examples is not None:
         check_count("examples", examples, "128 (or None for the table's)")
@@ -163,7 +166,7 @@ def subjects(
 
 
 def _taken(model: nn.Module, loss: Loss, data: Data, count: int, options: dict[str, Any]) -> tuple[Data, bool, int]:
-    """The first examples, and False; or whole batches, and True, where the model takes nothing less (a graph); and how many."""
+    """So many examples, and False; or whole batches, and True, where the model takes nothing less (a graph); and how many."""
     first = partial(_first, data, options["batch_size"], count, options["seed"])
     try:
         few = first()
@@ -207,20 +210,54 @@ def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
 
 
 def _first(data: Data, batch_size: int | None, count: int, seed: int, *, cut: bool = True) -> Data:
-    """The first `count` examples, as the pair or the list of batches that they come in; of the last batch only as many as
-    are missing, or all with `cut` False."""
+    """`count` examples, as the pair or the list of batches that they come in: random ones where they can be chosen, else the
+    first; of the last batch only as many as are missing, or all with `cut` False."""
     with torch.random.fork_rng(devices=[]):  # a shuffling loader draws from the global generator
         torch.default_generator.manual_seed(seed)
         batches, taken = as_batches(data, batch_size), []
         if isinstance(batches, TensorBatches):
-            return batches.taken(torch.arange(min(count, batches.examples)))
-        for batch in batches:
+            return batches.taken(_draw(batches.examples, count))
+        for batch in _mixed(batches, count) if cut else batches:
             length = length_of(*as_pair(batch))
             taken.append(_part(batch, torch.arange(count), length) if cut and length > count else batch)
             count -= length
             if count <= 0:
                 break
     return taken
+
+
+def _draw(examples: int, count: int) -> Tensor:
+    """Which of the examples are taken, ascending: all, or `count` random ones, always the same."""
+    if count >= examples:
+        return torch.arange(examples)
+    return torch.from_numpy(np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(examples)[:count]))
+
+
+def _mixed(batches: Batches, count: int) -> Batches:
+    """Batches whose first `count` examples are random ones of all, where they can be chosen without reading the others."""
+    if type(batches) is DataLoader and isinstance(batches.sampler, SequentialSampler) and batches.batch_size is not None:
+        index = _draw(len(batches.sampler), count).tolist()
+        if len(index) == len(batches.sampler):
+            return batches
+        return DataLoader(batches.dataset, batches.batch_size, sampler=index, collate_fn=batches.collate_fn)
+    if not (isinstance(batches, (list, tuple)) and all(_is_plain(batch) for batch in batches)):
+        return batches
+    lengths = [len(targets) for _, targets in batches]
+    if sum(lengths) <= count or len({(inputs.shape[1:], targets.shape[1:]) for inputs, targets in batches}) > 1:
+        return batches
+    index, start, parts = _draw(sum(lengths), count), 0, []
+    for (inputs, targets), length in zip(batches, lengths, strict=True):
+        own = index[(index >= start) & (index < start + length)] - start
+        parts.append((inputs[own.to(inputs.device)], targets[own.to(targets.device)]))
+        start += length
+    return list(TensorBatches(*(torch.cat(part) for part in zip(*parts, strict=True)), lengths[0]))
+
+
+def _is_plain(batch: Any) -> bool:
+    """Whether a batch is inputs and targets, each one dense tensor with a row per example."""
+    return isinstance(batch, (list, tuple)) and len(batch) == 2 and all(
+        isinstance(part, Tensor) and part.ndim > 0 and part.layout == torch.strided and not part.is_nested for part in batch
+    ) and len(batch[0]) == len(batch[1])  # fmt: skip
 
 
 def _part(batch: Any, index: Tensor, length: int) -> Any:

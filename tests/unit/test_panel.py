@@ -140,14 +140,36 @@ def test_entries_come_one_by_one():
     assert next(entries, None) is None
 
 
-@pytest.mark.parametrize("batches", [False, True])
-def test_examples_are_the_first_ones(batches):
+@pytest.mark.parametrize("kind", ["pair", "list", "loader"])
+def test_examples_are_random_ones(kind):
+    """Of sorted data the metrics would be those of one class."""
+    inputs, targets = classes(300)
+    order = targets.argsort()
+    inputs, targets = inputs[order], targets[order]
+    data = {
+        "pair": (inputs, targets),
+        "list": list(zip(inputs.split(8), targets.split(8), strict=True)),
+        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=8),
+    }[kind]
+    seen = []
+
+    def loss(outputs, targets):
+        seen.append(targets.clone())
+        return nn.functional.cross_entropy(outputs, targets)
+
+    (some,) = panel(net(), loss, data, metrics="random_perturbation", examples=40)
+    assert some.to_dict()["examples"] == 40 and set(torch.cat(seen).tolist()) == {0, 1, 2}
+    (pair,) = panel(net(), nn.CrossEntropyLoss(), (inputs, targets), metrics="random_perturbation", examples=40)
+    assert some.value == pytest.approx(pair.value, rel=1e-4)  # the same ones, however they come
+
+
+def test_as_many_as_there_are_stay_as_they_come():
+    """A caller's own subset would be measured in another order, to other bits."""
     inputs, targets = classes(30)
-    data = list(zip(inputs.split(8), targets.split(8), strict=True)) if batches else (inputs, targets)
-    (some,) = panel(net(), nn.CrossEntropyLoss(), data, metrics="fisher_rao_norm", examples=20)
-    (same,) = panel(net(), nn.CrossEntropyLoss(), (inputs[:20], targets[:20]), metrics="fisher_rao_norm")
-    assert some.to_dict()["examples"] == 20
-    assert some.value == pytest.approx(same.value, rel=1e-5)
+    for data in ((inputs, targets), list(zip(inputs.split(8), targets.split(8), strict=True))):
+        (all_of_it,) = panel(net(), nn.CrossEntropyLoss(), data, metrics="fisher_rao_norm", examples=30)
+        (plain,) = panel(net(), nn.CrossEntropyLoss(), data, metrics="fisher_rao_norm")
+        assert all_of_it.value == plain.value and all_of_it.to_dict()["examples"] == 30
 
 
 def test_a_shuffling_loader_measures_and_leaves_the_generator():
@@ -268,7 +290,7 @@ class Two(nn.Module):
         return self.left(a) * self.right(b)
 
 
-def test_the_first_examples_of_whatever_batches_hold():
+def test_as_many_examples_of_whatever_batches_hold():
     """Batches that are dicts came with all their examples, and a pair with a dict of inputs was an error."""
     torch.manual_seed(0)
     model, (x, y) = Two(), classes(200)
@@ -277,7 +299,7 @@ def test_the_first_examples_of_whatever_batches_hold():
         (entry,) = panel(model, loss, data, metrics="frobenius_norm", examples=50)
         assert entry.to_dict()["examples"] == 50
         found.append(entry.value)
-    assert found == pytest.approx([found[0]] * 4, rel=1e-4)
+    assert found[0] == pytest.approx(found[1], rel=1e-4) and found[2] == pytest.approx(found[3], rel=1e-4)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
