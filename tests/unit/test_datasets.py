@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 
 from experiments.lab import datasets
+from experiments.lab.config import Budget, Machine, RunConfig
 from experiments.lab.datasets import DataError, embedded, idx, make_fashion_mini, mnist
 from experiments.lab.datasets.cifar import JPEG_COPY, channel_statistics
 from experiments.lab.datasets.download import fetch
+from experiments.lab.training.data import prepare
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLOSED_PORT = "http://127.0.0.1:9/"
@@ -188,7 +190,49 @@ def test_cifar100_style_folder_uses_the_fine_label(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(record * 2)
     (tmp_path / "test.bin").write_bytes(record)
     data = datasets.load(f"cifar-bin:{tmp_path}")
-    assert data.classes == 100 and data.train.labels.tolist() == [93, 93]
+    assert data.classes == 94 and data.train.labels.tolist() == [93, 93]
+
+
+@pytest.mark.parametrize(("train", "test", "classes"), [((0, 0), (0,), 2), ((0, 1), (1,), 2), ((0, 4), (19,), 20), ((0,), (255,), 256)])
+@pytest.mark.parametrize("layout", ["one label", "two labels"])
+def test_the_head_fits_a_users_labels(tmp_path: Path, layout: str, train: tuple[int, ...], test: tuple[int, ...],
+                                      classes: int) -> None:  # fmt: skip
+    """Breaks when data of 2 or 20 classes get the outputs of CIFAR, or are refused for having more."""
+    names, coarse = (("data_batch_1", "test_batch"), b"") if layout == "one label" else (("train", "test"), b"\x1e")
+    for name, labels in zip(names, (train, test), strict=True):
+        (tmp_path / f"{name}.bin").write_bytes(b"".join(coarse + bytes([label]) + bytes(3072) for label in labels))
+    assert datasets.load(f"cifar-bin:{tmp_path}").classes == classes
+
+
+def test_a_constant_channel_is_no_division_by_zero(tmp_path: Path) -> None:
+    """Breaks when images in grey, or of one colour, become NaN, and runs on them `diverged`."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 3, 1024), np.uint8)
+    pixels[:, 1], pixels[:, 2] = 77, 255
+    (tmp_path / "test_batch.bin").write_bytes(bytes(3073))  # another constant than in training
+    (tmp_path / "data_batch_1.bin").write_bytes(b"".join(b"\1" + image.tobytes() for image in pixels))
+    dataset = datasets.load(f"cifar-bin:{tmp_path}")
+    config = RunConfig(dataset=dataset.name, batch_size=8, lr=0.1, budget=Budget.STEPS, steps=1)
+    data = prepare(config, Machine(), dataset)
+    assert dataset.std[1:] == (1, 1) and data.train.inputs[:, 1:].abs().max() < 1e-6 and data.test.inputs.abs().max() < 3
+
+
+def test_inputs_that_are_not_finite_are_a_data_error() -> None:
+    """Breaks when data that cannot be normalised are trained on, and the run passes for diverged."""
+    images = np.full((4, 1, 2, 2), 9, np.uint8)
+    split = datasets.Split(images, np.zeros(4, np.int64))
+    config = RunConfig(batch_size=2, lr=0.1, budget=Budget.STEPS, steps=1)
+    for mean, std in (((0.1,), (0.0,)), ((float("nan"),), (1.0,)), ((9 / 255,), (0.0,))):
+        with pytest.raises(DataError, match=r"odd has inputs that are not finite.*; "):
+            prepare(config, Machine(), datasets.Dataset("odd", split, split, 2, mean, std, ""))
+
+
+@pytest.mark.parametrize("place", ["mnist", ""])
+def test_idx_files_in_the_data_folder_itself(tmp_path: Path, place: str) -> None:
+    """Breaks when --data-dir cannot name the folder of MNIST's files, or takes a relative's files of the same names."""
+    spec = small_idx_files(tmp_path / place)
+    assert mnist.idx_folder(spec, tmp_path) == tmp_path / place
+    other = replace(spec, name="fashion-mnist", files=(*spec.files[:3], (spec.files[3][0], "0" * 64)))
+    assert mnist.idx_folder(other, tmp_path) == tmp_path / "fashion-mnist"
 
 
 def test_data_dir_is_argument_then_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

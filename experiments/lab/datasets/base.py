@@ -36,3 +36,5 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    former_classes: int | None = None
+    """outputs that a user's data had before `classes` fitted their labels: of runs that were made so, in file order"""

@@ -181,7 +181,8 @@ def load_folder(name: str, folder: Path) -> Dataset:
     mean, std = channel_statistics(train.images)
     classes = max(2, 1 + int(max(train.labels.max(), test.labels.max())))
     scale = tuple(value or 1.0 for value in std)
-    return Dataset(name, train, test, classes, mean, scale, _content_sha256(files.layout, contents))
+    former = (CIFAR10_LAYOUT, CIFAR100_LAYOUT)[len(files.layout.label_classes) - 1].classes
+    return Dataset(name, train, test, classes, mean, scale, _content_sha256(files.layout, contents), former)
 
 
 def places(root: Path, folders: Sequence[str], train: Sequence[str], test: str, layout: Layout) -> list[FolderFiles]:

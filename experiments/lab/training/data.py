@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +90,8 @@ def prepare(config: RunConfig, machine: Machine, dataset: Dataset) -> Data:
     # strided convolutions on CPU run a third faster on channels-last inputs
     layout = torch.contiguous_format if config.model is Model.MLP else torch.channels_last
     fixed = config.train_draw is TrainDraw.FIXED
-    return _tensors(dataset, n_train, available - config.n_validation, fixed, machine.device, dtype_of(config), layout)
+    data = _tensors(dataset, n_train, available - config.n_validation, fixed, machine.device, dtype_of(config), layout)
+    return data if fixed or dataset.former_classes is None else replace(data, classes=dataset.former_classes)
 
 
 @functools.lru_cache(maxsize=1)

@@ -1,0 +1,128 @@
+"""The order of examples never matters to what is measured: every subset of a user's data is a random one, always the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from cifar_folders import two_kinds, write_binary
+
+from experiments.__main__ import main
+from experiments.lab import models
+from experiments.lab.config import Budget, Machine, Model, Norm, RunConfig, TrainDraw
+from experiments.lab.datasets import IN_FILE_ORDER, NAMES, load
+from experiments.lab.measure import Subject, lambda_max
+from experiments.lab.plan import identified
+from experiments.lab.store import Store
+from experiments.lab.training import course, evaluate
+from experiments.lab.training.course import checked_loss
+from experiments.lab.training.data import Data, order_of, prepare
+from experiments.lab.training.evaluate import calibrate_on
+
+TRAIN, TEST, FEW = 240, 120, 60
+
+
+def config_of(folder: Path, **changes: object) -> RunConfig:
+    config = RunConfig(dataset=f"cifar-bin:{folder}", n_validation=60, batch_size=20, lr=0.1, budget=Budget.STEPS, steps=3,
+                       width=8, depth=1, norm=Norm.BATCH)  # fmt: skip
+    return identified(config.replace(**changes), None, Store(folder.parent / "store", create=False), {})
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Subsets that are much smaller than the data, as they are in earnest."""
+    monkeypatch.setattr(evaluate, "CALIBRATION_EXAMPLES", FEW)
+    monkeypatch.setattr(course, "CHECKED", FEW)
+    monkeypatch.setattr(course, "CURVE", FEW)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same images, shuffled and sorted by class."""
+    root = tmp_path_factory.mktemp("data")
+    shuffled, ordered = (
+        write_binary(root / name, two_kinds(TRAIN, 0, sort=sort), two_kinds(TEST, 1, sort=sort))
+        for name, sort in (("shuffled", False), ("sorted", True))
+    )
+    return shuffled, ordered
+
+
+def partial(config: RunConfig, data: Data) -> torch.nn.Module:
+    """A network that knows the dark images alone: whatever is measured of one class is far from that of both."""
+    torch.manual_seed(0)
+    model = models.build(config, data.shape, data.classes)
+    with torch.no_grad():
+        list(model.parameters())[-1].copy_(torch.tensor([3.0, 0.0]))
+    return model
+
+
+def curve(model: torch.nn.Module, data: Data) -> float:
+    return evaluate.evaluate(model, data.test.inputs[: course.CURVE], data.test.targets[: course.CURVE]).loss
+
+
+def curvature(model: torch.nn.Module, data: Data) -> float:
+    return lambda_max(Subject(config=None, model=model, weights={}, data=data), examples=FEW)["value"]  # pyright: ignore[reportArgumentType]
+
+
+def statistics(model: torch.nn.Module, data: Data) -> float:
+    """A running mean, which is that of bright or of dark images where these came first."""
+    calibrate_on(model, data.train.inputs)
+    return 1 + next(b for name, b in model.named_buffers() if name.endswith("mean")).abs().sum().item()
+
+
+def validation(model: torch.nn.Module, data: Data) -> float:
+    return evaluate.evaluate(model, data.validation.inputs, data.validation.targets).loss
+
+
+@pytest.mark.parametrize("measured", [statistics, checked_loss, curve, curvature, validation])
+def test_sorted_data_measure_as_shuffled_ones(measured: Callable[[torch.nn.Module, Data], float], folders: tuple[Path, Path]) -> None:
+    """Batch norm, the stop rule, curves, curvature or validation would look at one class where a folder is sorted."""
+    values = []
+    for folder in folders:
+        config = config_of(folder)
+        data = prepare(config, Machine(), load(config.dataset))
+        model = partial(config, data)
+        calibrate_on(model, torch.cat([data.train.inputs, data.validation.inputs]))
+        values.append(measured(model.eval(), data))
+    assert values[1] == pytest.approx(values[0], rel=0.3)
+
+
+def test_a_sorted_folder_trains_to_the_same_accuracy(folders: tuple[Path, Path], tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """50% on a folder whose shuffled copy gives 100%."""
+    argv = ["train", "--store", str(tmp_path), "--model", "mlp", "--width", "16", "--depth", "2", "--norm", "batch", "--lr", "0.1",
+            "--batch-size", "40", "--budget", "epochs", "--epochs", "5", "--json"]  # fmt: skip
+    for folder in folders:
+        assert main([*argv, "--dataset", f"cifar-bin:{folder}"]) == 0
+        assert json.loads(capsys.readouterr().out)["test_accuracy"] > 97
+
+
+def test_only_data_of_published_results_keep_their_order(tmp_path: Path) -> None:
+    """Published runs would be other runs; or those of all other data stay as their files lie."""
+    store = Store(tmp_path, create=False)
+    for name in NAMES:
+        model = {"model": Model.QUADRATIC} if name == "noisy-quadratic" else {}
+        config = RunConfig(dataset=name, batch_size=20, lr=0.1, budget=Budget.STEPS, steps=3, **model)
+        found = identified(config, None, store, {})
+        assert (found == config) == (name in IN_FILE_ORDER) and (found.run_id == config.run_id) == (name in IN_FILE_ORDER)
+        assert found.train_draw is (TrainDraw.FIRST if name in IN_FILE_ORDER else TrainDraw.FIXED)
+    assert frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"}) == IN_FILE_ORDER
+
+
+def test_the_fixed_order_is_always_the_same() -> None:
+    """Runs of one id would be of other subsets."""
+    assert order_of(10).tolist() == [0] and sorted(order_of(1000)) == list(range(1000))
+
+
+def test_a_run_in_file_order_stays_as_it_was_made(folders: tuple[Path, Path]) -> None:
+    """Old runs of a user's own data could not be measured any more: other examples, another head."""
+    config = config_of(folders[1])
+    old = config.replace(train_draw=TrainDraw.FIRST)
+    dataset = load(old.dataset)
+    data = prepare(old, Machine(), dataset)
+    assert data.classes == 10 and old.run_id != config.run_id
+    assert data.test.targets.tolist() == dataset.test.labels.tolist()
+    assert prepare(config, Machine(), dataset).classes == 2
