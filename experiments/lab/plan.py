@@ -75,6 +75,7 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     check_scale(study, request.scale)
     earlier: list[Record] = []
     hashes: dict[str, str | None] = {}
+    ids: dict[str, str] = {}
     stages: list[PlannedStage] = []
     for stage in study.stages:
         if stages and not stages[-1].complete:
@@ -82,7 +83,8 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
             stages.append(PlannedStage(stage, None, (), bound))
             continue
         with _no_collections():
-            runs = tuple(dict.fromkeys(identified(c, data_dir, store, hashes) for c in stage.runs(request, tuple(earlier))))
+            declared = stage.runs(request, tuple(earlier))
+            runs = tuple(dict.fromkeys(_recorded_as(c, data_dir, store, hashes, ids) for c in declared))
             records = tuple(store.records(runs))
         stages.append(PlannedStage(stage, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
@@ -99,6 +101,17 @@ def _no_collections() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+def _recorded_as(config: RunConfig, data_dir: Path | None, store: Store, hashes: dict[str, str | None],
+                 ids: dict[str, str]) -> RunConfig:  # fmt: skip
+    """`identified`, of a declared parent's run too; `ids` remembers as what each declared run is recorded, by their ids."""
+    found = identified(config, data_dir, store, hashes)
+    if found.parent in ids:
+        found = found.replace(parent=ids[found.parent])
+    if found is not config:
+        ids[config.run_id] = found.run_id
+    return found
 
 
 def identified(config: RunConfig, data_dir: Path | None, store: Store, hashes: dict[str, str | None]) -> RunConfig:

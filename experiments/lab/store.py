@@ -12,6 +12,7 @@
                           summary.json         written last, atomically, with the SHA-256 of the files above
     <store>/measurements/<id>.json             measurements of pairs of runs
     <store>/damaged/                           what `store check --repair` moved aside
+    <store>/data.json                          where data of a known content were last seen on this machine
 
 A summary is published by a hard link, so the first owner wins and a stale one cannot replace it.
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from experiments.lab import models
 from experiments.lab.config import Budget, Machine, Model, Norm, RunConfig, TrainDraw
 from experiments.lab.datasets import IN_FILE_ORDER, NAMES, load
 from experiments.lab.measure import Subject, lambda_max
-from experiments.lab.plan import identified
+from experiments.lab.plan import find_study, identified, plan
 from experiments.lab.store import Store
+from experiments.lab.study import Record, Request
 from experiments.lab.training import course, evaluate
 from experiments.lab.training.course import checked_loss
 from experiments.lab.training.data import Data, order_of, prepare
@@ -110,6 +111,24 @@ def test_only_data_of_published_results_keep_their_order(tmp_path: Path) -> None
         assert (found == config) == (name in IN_FILE_ORDER) and (found.run_id == config.run_id) == (name in IN_FILE_ORDER)
         assert found.train_draw is (TrainDraw.FIRST if name in IN_FILE_ORDER else TrainDraw.FIXED)
     assert frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"}) == IN_FILE_ORDER
+
+
+class Finished(Store):
+    """A store in which every run is finished."""
+
+    def records(self, configs: Sequence[RunConfig]) -> list[Record | None]:
+        return [Record(config, "done", {}) for config in configs]
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_parents_and_pairs_are_planned_runs_on_any_data(folders: tuple[Path, Path], tmp_path: Path, own: bool) -> None:
+    """A warm start would wait for ever for a run that nobody plans; slices between minima would be left out."""
+    request = Request("quick", dataset=f"cifar-bin:{folders[0]}" if own else "mnist")
+    stages = plan(find_study("keskar2017"), request, Finished(tmp_path, create=False))
+    runs = [config for stage in stages for config in stage.runs or ()]
+    assert {config.parent for config in runs} - {None} <= {config.run_id for config in runs}
+    assert {config.train_draw for config in runs} == {TrainDraw.FIXED} and any(config.parent for config in runs)
+    assert sum(len(stage.pairs(request)) for stage in stages) > 0
 
 
 def test_the_fixed_order_is_always_the_same() -> None:
