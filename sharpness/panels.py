@@ -250,7 +250,7 @@ def _mixed(batches: Batches, count: int) -> Batches:
         own = index[(index >= start) & (index < start + length)] - start
         parts.append((inputs[own.to(inputs.device)], targets[own.to(targets.device)]))
         start += length
-    return list(TensorBatches(*(torch.cat(part) for part in zip(*parts, strict=True)), lengths[0]))
+    return list(TensorBatches(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), lengths[0]))
 
 
 def _is_plain(batch: Any) -> bool:

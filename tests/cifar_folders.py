@@ -37,7 +37,8 @@ def write_binary(folder: Path, train: Examples, test: Examples) -> Path:
 def batch(examples: Examples, key: type = bytes) -> dict[Any, Any]:
     """As the official pickles have it; `key` is the type of its names."""
     pixels, labels = examples
-    named = {"batch_label": "batch", "labels": labels.tolist(), "data": pixels, "filenames": [f"{k}.png" for k in range(len(labels))]}
+    names = [f"{k}.png" for k in range(len(labels))]
+    named = {"batch_label": "batch", "labels": labels.tolist(), "data": pixels, "filenames": names}
     return {name.encode() if key is bytes else name: value for name, value in named.items()}
 
 

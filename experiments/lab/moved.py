@@ -60,7 +60,7 @@ def located(config: RunConfig, data_dir: Path | None, root: Path) -> str:
 
     last = seen(root).get(wanted)
     others: dict[Path, str | None] = {}
-    for place in dict.fromkeys([*candidates(config.dataset, data_dir), *([Path(last["place"])] if last else [])]):
+    for place in candidates(config.dataset, data_dir) + ([Path(last["place"])] if last else []):
         with contextlib.suppress(DataError, OSError):
             others[place] = None
             others[place] = unchanged_sha256(place)

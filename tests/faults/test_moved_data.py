@@ -18,7 +18,8 @@ ARGV = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-si
 
 @pytest.fixture
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[Path, str]:
-    """A folder `work` with data `mine` and a store, in which a run was trained by the relative name; the run. We stand elsewhere."""
+    """A folder `work` with data `mine`, beside it a store in which a run was trained by the relative name, and the run's id. The
+    working folder is another."""
     work, elsewhere = tmp_path / "work", tmp_path / "elsewhere"
     write_binary(work / "mine", two_kinds(40, 0), two_kinds(10, 1))
     elsewhere.mkdir()

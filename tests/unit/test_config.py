@@ -59,7 +59,7 @@ def test_every_default_is_frozen() -> None:
     assert off == {
         "dataset": "fashion-mini", "augment": "none", "model": "mlp", "norm": "none", "dropout": True, "optimizer": "sgd",
         "scaling": "none", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule": "constant", "precision": "float32",
-        "batch_growth": 1, "trust": 0.001,
+        "batch_growth": 1, "trust": 0.001, "train_draw": "first",
     }  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def test_examples_are_random_ones(kind):
     (some,) = panel(net(), loss, data, metrics="random_perturbation", examples=40)
     assert some.to_dict()["examples"] == 40 and set(torch.cat(seen).tolist()) == {0, 1, 2}
     (pair,) = panel(net(), nn.CrossEntropyLoss(), (inputs, targets), metrics="random_perturbation", examples=40)
-    assert some.value == pytest.approx(pair.value, rel=1e-4)  # the same ones, however they come
+    assert some.value == pytest.approx(pair.value, rel=1e-3)  # the same ones, however they come
 
 
 def test_as_many_as_there_are_stay_as_they_come():

@@ -100,7 +100,8 @@ def available(name: str, data_dir: Path | None = None) -> bool:
     from . import cifar_archive
 
     spec = cifar_archive.CIFAR10 if name == "cifar10" else cifar_archive.CIFAR100
-    return any((root / file).is_file() for file in (spec.file, spec.python_file)) or bool(cifar_archive.archive_places(spec, root))
+    archived = any((root / file).is_file() for file in (spec.file, spec.python_file))
+    return archived or bool(cifar_archive.archive_places(spec, root))
 
 
 def candidates(name: str, data_dir: Path | None = None) -> list[Path]:
