@@ -11,6 +11,7 @@ from cifar_folders import two_kinds, write_binary
 
 from experiments.__main__ import main
 from experiments.lab.moved import remember, seen
+from experiments.lab.training.data import read
 
 ARGV = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
         "--dataset", "cifar-bin:mine", "--json"]  # fmt: skip
@@ -28,6 +29,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(work)
     assert main([*ARGV, "--store", str(tmp_path / "store")]) == 0
     monkeypatch.chdir(elsewhere)
+    read.cache_clear()  # a command is a process of its own
     return work, json.loads(capsys.readouterr().out)["run_id"]
 
 
