@@ -57,7 +57,9 @@ def partial(config: RunConfig, data: Data) -> torch.nn.Module:
     torch.manual_seed(0)
     model = models.build(config, data.shape, data.classes)
     with torch.no_grad():
-        list(model.parameters())[-1][0] += 3
+        weight, bias = list(model.parameters())[-2:]
+        weight *= 6
+        bias[0] += 3
     return model
 
 
