@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from analysis import settings
-from analysis.load import Published, config_column, find, from_published, none_if_missing
+from analysis.load import DEFAULTS, Published, config_column, find, from_published, none_if_missing
 from experiments.lab import config as config_module
 from experiments.lab.config import RunConfig
 from experiments.lab.plan import plan
@@ -71,7 +71,7 @@ def test_settings_are_those_of_the_records(folder: Path) -> None:
     found = settings.read(folder)
     assert {(stage, config.run_id) for stage, config in found} == rows.keys() and len(found) == len(rows)
     for stage, config in found:
-        row = rows[stage, config.run_id]
+        row = DEFAULTS | rows[stage, config.run_id]  # fields added since are at their defaults
         assert {name: none_if_missing(row[config_column(name)]) for name in config.full_dict()} == config.full_dict()
 
 
