@@ -121,7 +121,7 @@ def study(job: Job) -> int:
     data_dir = None if job.data is None else str(job.data)
     settings = Machine(device=job.device, data_dir=data_dir, fused=2 if job.rehearsal else None)
     stage = plan(wanted, request, store, settings.data_path)[0]
-    launch.check_data(stage.runs or (), settings)
+    launch.check_data(stage.runs or (), settings, store.root)
     measured = stage.stage.measures
     waiting = [Train(record.config, tuple(measured(record.config))) for record in stage.records if record is not None]
     result, said = launch.Result(), "running"

@@ -104,7 +104,7 @@ def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
     contents = None if path.exists() else _elsewhere(spec, root)
     if contents is None:
         if not path.exists():
-            fetch(spec.urls, path, verify=lambda candidate: check_archive(spec, candidate))
+            _download(spec, path)
         check_archive(spec, path)
         members = read_members(path, spec.sizes(), _remedy(spec))
         contents = [members[name] for name in spec.sizes()]
@@ -121,6 +121,16 @@ def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
         std=spec.std,
         sha256=digest.hexdigest(),
     )
+
+
+def _download(spec: ArchiveSpec, path: Path) -> None:
+    try:
+        fetch(spec.urls, path, verify=lambda candidate: check_archive(spec, candidate))
+    except DataError as error:
+        others = ", ".join(str(files.test.parent) for files in archive_places(spec, path.parent))
+        if not others:
+            raise
+        raise DataError(f"what lies in {others} is not the official {spec.name} by its SHA-1, and {error}") from error
 
 
 def archive_places(spec: ArchiveSpec, root: Path) -> list[FolderFiles]:
