@@ -86,6 +86,10 @@ class Histories(Options):
 class Publish(Options):
     """Write records, tables and figures into figures/, and renew the boards and the README."""
 
+    to: Path | None = None
+    """a folder of your own to publish into, with its own board (default: the project's figures/, for the project's own studies,
+    from within a clone of it)"""
+
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
             "histories": Histories, "publish": Publish}  # fmt: skip
@@ -148,9 +152,13 @@ def _tables(options: Options) -> Iterator[Tables]:
     """The records of the study asked for, or of `all` that have the scale."""
     from analysis.load import from_published, from_store
 
-    for study in _studies(options):
+    studies = _studies(options)
+    if isinstance(options, Publish):
+        for study in studies:  # before any is published
+            _destination(options, study)
+    for study in studies:
         if options.published:
-            yield from_published(PUBLISHED / study.name / options.scale)
+            yield from_published(PUBLISHED / study.name / options.scale, study)
         else:
             request = None
             if isinstance(options, (Figures, Pilot)) and options.pilot:
@@ -199,9 +207,21 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
-            written = publish.publish(tables, PUBLISHED)
+            written = publish.publish(tables, *_destination(options, tables.study))
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")
+
+
+def _destination(options: Publish, study: Study) -> tuple[Path, Path | None]:
+    """The folder to publish into and the README to renew: the project's own only for its own studies, in a clone of it."""
+    if options.to is not None:
+        return options.to.expanduser(), None
+    project = PUBLISHED.parent
+    if not study.module.startswith("experiments."):
+        raise UsageError(f"{study.name} is a study of yours: give a folder of yours to publish it into, with --to")
+    if not (project / "README.md").is_file() or not Path.cwd().resolve().is_relative_to(project):
+        raise UsageError(f"figures/ is the project's: publish {study.name} from within a clone of it, or into a folder with --to")
+    return PUBLISHED, project / "README.md"
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

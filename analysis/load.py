@@ -168,8 +168,11 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
     )  # fmt: skip
 
 
-def from_published(folder: Path) -> Tables:
-    """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none."""
+def from_published(folder: Path, declared: Study | None = None) -> Tables:
+    """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none.
+
+    `declared` is their study (none: the project's own of that name).
+    """
     folder = Path(folder)
     if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
         raise UsageError(f"{folder} has no {absent[0]}.parquet; `python -m analysis publish` writes it")
@@ -181,7 +184,10 @@ def from_published(folder: Path) -> Tables:
     if len(names) != 1:
         raise UsageError(f"{folder}/runs.parquet holds {len(names)} studies and scales instead of one; publish it again")
     scale = str(names["scale"].iloc[0])
-    study = find(str(names["study"].iloc[0]), scale)
+    name = str(names["study"].iloc[0])
+    if declared is not None and declared.name != name:
+        raise UsageError(f"{folder} holds the study {name} instead of {declared.name}; publish {declared.name} again")
+    study = declared or find(name, scale)
     request = Request(scale)
     stages = _published_stages(study, folder, Published(frames["runs"]))
     have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}
