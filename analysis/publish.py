@@ -78,9 +78,11 @@ def full_board(found: board.Verdicts, root: str | None = "../") -> str:
     about = f"{summary(found, root)} Each study's page has its tables, figures, power and deviations."
     if root is not None:
         about += f" See also [what a verdict means]({root}docs/verdicts.md) and [what it comes to]({root}docs/findings.md)."
+    if not found:
+        return "# The board\n\nNo study here tests a claim; each has a page of its own.\n"
+    drawn = "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)"
     parts = [
-        "# The board", about,
-        "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)", f"*{PICTURE}*",
+        "# The board", about, *([drawn, f"*{PICTURE}*"] if primary else []),
         "## Primary claims", ABOUT, board.markdown(primary), "## All claims", board.markdown(found),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
@@ -98,11 +100,13 @@ def summary(found: board.Verdicts, root: str | None = "") -> str:
 
 
 def picture(found: board.Verdicts) -> dict[str, bytes]:
-    """The effects of all primary claims as files: the figure, and its values."""
+    """The effects of all primary claims as files: the figure, and its values. None without primary claims."""
     from analysis.figures.forest import frame, make_figure
     from analysis.style import save
 
-    data = frame([verdict for verdict in found if verdict["primary"]], studies=True)
+    if not (primary := [verdict for verdict in found if verdict["primary"]]):
+        return {}
+    data = frame(primary, studies=True)
     files = {f"board.{form}": save(make_figure(data), form) for form in ("pdf", "png")}
     return {**files, "board.csv": data.to_csv(index=False, lineterminator="\n").encode()}
 
