@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -42,7 +43,7 @@ def test_it_runs_where_python_finds_others(script: Path, tmp_path: Path) -> None
         return done.stdout
 
     study = ("mine", "--scale", "quick", "--studies", "studies", "--store", "store")
-    assert "trained_or_measured_now: 4" in batchlab("run", *study, "--workers", "2")
+    assert json.loads(batchlab("run", *study, "--workers", "2", "--json"))["trained_or_measured_now"] == 4
     assert "B 32 ends higher" in batchlab("verdicts", *study)
     assert "lambda_max" in batchlab("sharpness", "--list")
     assert all(name in batchlab("--help") for name in ("plan", "publish", "sharpness"))
