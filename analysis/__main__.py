@@ -5,6 +5,7 @@ Exit status: 0 finished, 1 runs or measurements are missing, 2 wrong usage.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -18,7 +19,8 @@ import tyro
 from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
-from experiments.lab.plan import UsageError, check_scale, find_study, studies
+from experiments.lab.finding import search
+from experiments.lab.plan import BrokenStudyError, UsageError, check_names, check_scale, find_study, folder_of_studies
 from experiments.lab.store import Store
 from experiments.lab.study import Request
 
@@ -34,7 +36,9 @@ class Options:
     study: tyro.conf.Positional[str]
     """name of a study, or `all`"""
     scale: str
-    """quick, laptop, overnight, gpu or paper"""
+    """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
+    studies: Path | None = None
+    """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     published: bool = False
@@ -86,23 +90,29 @@ class Histories(Options):
 class Publish(Options):
     """Write records, tables and figures into figures/, and renew the boards and the README."""
 
+    to: Path | None = None
+    """a folder of your own to publish into, with its own board (default: the project's figures/, for the project's own studies,
+    from within a clone of it)"""
+
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
             "histories": Histories, "publish": Publish}  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
-        options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m analysis", description=__doc__, args=argv)
+        options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=argv)
         if isinstance(options, Histories):
             return _export(options)
         incomplete, documents = 0, []
+        out = sys.stdout
         for tables in _tables(options):
-            text, document = _answer(options, tables)
+            with contextlib.redirect_stdout(sys.stderr):  # what studies print is no part of the document
+                text, document = _answer(options, tables)
             documents.extend(document)
             if not options.json:
-                print(text)
+                print(text, file=out)
             if tables.missing_runs or tables.missing_measurements:
                 incomplete = 1
                 where = "" if options.published else f" --store {options.store}"
@@ -130,7 +140,9 @@ def _export(options: Histories) -> int:
         raise UsageError("histories are read from a store; the published ones are figures/<study>/<scale>/history.parquet")
     written, missing, store = [], 0, Store(options.store, create=False)
     for study in _studies(options):
-        stages = stages_in(study, Request(options.scale), store)
+        stages = ()
+        with _alone(options):
+            stages = stages_in(study, Request(options.scale), store)
         records = [record for stage in stages for record in stage.records if record is not None]
         written += export(store, records, _folder(options, "store", study.name))
         if absent := sum(stage.at_most for stage in stages) - len(records):
@@ -148,22 +160,50 @@ def _tables(options: Options) -> Iterator[Tables]:
     """The records of the study asked for, or of `all` that have the scale."""
     from analysis.load import from_published, from_store
 
-    for study in _studies(options):
-        if options.published:
-            yield from_published(PUBLISHED / study.name / options.scale)
-        else:
-            request = None
-            if isinstance(options, (Figures, Pilot)) and options.pilot:
-                request = Request(options.scale, options.seeds, pilot=True)
-            yield from_store(study, options.scale, Store(options.store, create=False), request)
+    studies = _studies(options)
+    if isinstance(options, Publish):
+        for study in studies:  # before any is published
+            _destination(options, study)
+    for study in studies:
+        folder = PUBLISHED / study.name / options.scale
+        if options.published and options.study == "all" and not folder.is_dir():
+            _complain(f"left out: {study.name} is not published at scale {options.scale}")
+            continue
+        with _alone(options):
+            if options.published:
+                yield from_published(folder, study)
+            else:
+                request = None
+                if isinstance(options, (Figures, Pilot)) and options.pilot:
+                    request = Request(options.scale, options.seeds, pilot=True)
+                yield from_store(study, options.scale, Store(options.store, create=False), request)
+
+
+@contextlib.contextmanager
+def _alone(options: Options) -> Iterator[None]:
+    """A study that breaks when it is planned is left out of `all`; asked for by its name it is an error."""
+    try:
+        yield
+    except BrokenStudyError as error:
+        if options.study != "all":
+            raise
+        _complain(f"left out: {error}")
 
 
 def _studies(options: Options) -> list[Study]:
-    if options.study == "all":
-        chosen = [study for study in studies().values() if options.scale in {scale.name for scale in study.scales}]
-    else:
-        chosen = [find_study(options.study)]
-        check_scale(chosen[0], options.scale)
+    folder = folder_of_studies(options.studies)
+    if options.study != "all":
+        study = find_study(options.study, folder)
+        check_scale(study, options.scale)
+        return [study]
+    found, chosen = search(folder), []
+    for broken in found.broken:
+        _complain(f"left out: {broken.sentence}")
+    for study in found.studies.values():
+        if options.scale in {scale.name for scale in study.scales}:
+            with _alone(options):
+                check_names(study)
+                chosen.append(study)
     if not chosen:
         raise UsageError(f"no study has a scale {options.scale!r}; `python -m experiments` lists the studies and scales")
     return chosen
@@ -175,33 +215,48 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     from analysis import tables as text_tables
     from analysis.verdicts import verdicts
 
+    no_claims = f"{tables.study.name} tests no claim at scale {tables.scale}"
     if isinstance(options, Pilot):
         rows = pilot.rows(tables)
-        return pilot.text(rows), rows
+        return pilot.text(rows) or no_claims, rows
     found = verdicts(tables)
+    answers = text_tables.verdict_lines(found) or no_claims
     match options:
         case Verdicts():
-            return text_tables.verdict_lines(found), [v.to_dict() for v in found]
+            return answers, [v.to_dict() for v in found]
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
             return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
         case Figures():
             drawn = draw.draw_all(tables, _folder(options, tables.source, tables.study.name))
-            return "\n".join(_drawn_line(d) for d in drawn), [vars(d) for d in drawn]
+            none = f"{tables.study.name} draws no figure at scale {tables.scale}"
+            return "\n".join(_drawn_line(d) for d in drawn) or none, [vars(d) for d in drawn]
         case Report():
             folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
             path.write_text(report.markdown(tables, found, drawn))
-            text = "\n".join([text_tables.verdict_lines(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            text = "\n".join([answers, *(_drawn_line(d) for d in drawn), f"report: {path}"])
             return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
-            written = publish.publish(tables, PUBLISHED)
+            written = publish.publish(tables, *_destination(options, tables.study))
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")
+
+
+def _destination(options: Publish, study: Study) -> tuple[Path, Path | None]:
+    """The folder to publish into and the README to renew: the project's own only for its own studies, in a clone of it."""
+    if options.to is not None:
+        return options.to.expanduser(), None
+    project = PUBLISHED.parent
+    if not study.module.startswith("experiments."):
+        raise UsageError(f"{study.name} is a study of yours: give a folder of yours to publish it into, with --to")
+    if not (project / "README.md").is_file() or not Path.cwd().resolve().is_relative_to(project):
+        raise UsageError(f"figures/ is the project's: publish {study.name} from within a clone of it, or into a folder with --to")
+    return PUBLISHED, project / "README.md"
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

@@ -40,8 +40,9 @@ class Drawn:
 
 
 def figures_of(study: Study, scale: str) -> tuple[Figure, ...]:
-    """The effects of its claims, which every study has, and the figures that it declares for this scale."""
-    return Figure("effects", "forest"), *study.figures_at(scale)
+    """The effects of its claims, if it has any, and the figures that it declares for this scale."""
+    effects = (Figure("effects", "forest"),) if study.claims_at(scale) else ()
+    return *effects, *study.figures_at(scale)
 
 
 def draw_all(tables: Tables, folder: Path) -> list[Drawn]:

@@ -28,18 +28,13 @@ from analysis.cluster import CLUSTER
 from analysis.history import frame
 from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
-from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
+from experiments.lab.plan import PlannedStage, UsageError, check_runs, find_study, plan
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Record, Request, Stage, Study
+from experiments.lab.vocabulary import SUMMARY
 
 TABLES = ("runs", "history", "measurements", "correct")
 
-SUMMARY = {
-    "status": "str", "reason": "str", "steps": "Int64", "examples": "Int64", "epochs": "float64", "seconds": "float64",
-    "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64", "test_accuracy": "float64",
-    "validation_loss": "float64", "validation_accuracy": "float64", "gap_accuracy": "float64", "gap_loss": "float64",
-    "distance_from_start": "float64", "commit": "str", "device": "str", "hardware": "str",
-}  # fmt: skip
 _DTYPES = {"int": "int64", "int | None": "Int64", "float": "float64", "float | None": "float64", "bool": "bool"}
 
 
@@ -146,7 +141,9 @@ def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStag
             f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {request.scale} "
             f"--store {store.root}`, or read the published results with --published"
         )
-    return plan(study, request, store)
+    stages = plan(study, request, store)
+    check_runs(study, request, stages)
+    return stages
 
 
 def from_store(study: Study, scale: str, store: Store, request: Request | None = None) -> Tables:
@@ -168,8 +165,11 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
     )  # fmt: skip
 
 
-def from_published(folder: Path) -> Tables:
-    """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none."""
+def from_published(folder: Path, study: Study | None = None) -> Tables:
+    """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none.
+
+    `study` is theirs (none: the project's own of that name).
+    """
     folder = Path(folder)
     if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
         raise UsageError(f"{folder} has no {absent[0]}.parquet; `python -m analysis publish` writes it")
@@ -181,7 +181,10 @@ def from_published(folder: Path) -> Tables:
     if len(names) != 1:
         raise UsageError(f"{folder}/runs.parquet holds {len(names)} studies and scales instead of one; publish it again")
     scale = str(names["scale"].iloc[0])
-    study = find(str(names["study"].iloc[0]), scale)
+    name = str(names["study"].iloc[0])
+    if study is not None and study.name != name:
+        raise UsageError(f"{folder} holds the study {name} instead of {study.name}; publish {study.name} again")
+    study = study or find(name, scale)
     request = Request(scale)
     stages = _published_stages(study, folder, Published(frames["runs"]))
     have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}

@@ -23,8 +23,9 @@ from experiments.lab.files import StoreError, to_json, write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROOT / "README.md") -> list[Path]:
-    """Write `tables` and all that follows from them below `figures`, and renew the README; returns the files.
+def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md") -> list[Path]:
+    """Write `tables` and all that follows from them below `figures`, and renew the README (none: a folder of the user's, whose
+    board links to nothing outside it); returns the files.
 
     Everything but the Parquet files is made from these, read back, so that it is what a reader can make of them.
     Raises `StoreError` while runs or measurements are missing.
@@ -42,7 +43,7 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     for name in TABLES:
         written.append(folder / f"{name}.parquet")
         write_atomic(written[-1], _parquet(pa.Table.from_pandas(getattr(kept, name), preserve_index=False)))
-    published = from_published(folder)
+    published = from_published(folder, tables.study)
     found = verdicts(published)
     written.append(folder / "verdicts.json")
     write_atomic(written[-1], to_json([verdict.to_dict() for verdict in found]))
@@ -55,10 +56,12 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     written += [folder / "README.md", figures / "README.md"]
     write_atomic(written[-2], markdown(published, found, drawn).encode())
     verdicts_of_all = board.published(figures)
-    write_atomic(written[-1], full_board(verdicts_of_all).encode())
+    write_atomic(written[-1], full_board(verdicts_of_all, "../" if readme else None).encode())
     for name, content in picture(verdicts_of_all).items():
         written.append(figures / name)
         write_atomic(written[-1], content)
+    if readme is None:
+        return written
     write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
     return [*written, readme]
 
@@ -69,36 +72,41 @@ def _without_spare_bits(tables: Tables) -> Tables:
     return replace(tables, correct=tables.correct[tables.correct["run_id"].isin(used)])
 
 
-def full_board(found: board.Verdicts) -> str:
-    """figures/README.md: the primary claims, then every published verdict."""
+def full_board(found: board.Verdicts, root: str | None = "../") -> str:
+    """figures/README.md: the primary claims, then every published verdict; `root` is the way to the project's root, if any."""
     primary = [verdict for verdict in found if verdict["primary"]]
+    about = f"{summary(found, root)} Each study's page has its tables, figures, power and deviations."
+    if root is not None:
+        about += f" See also [what a verdict means]({root}docs/verdicts.md) and [what it comes to]({root}docs/findings.md)."
+    if not found:
+        return "# The board\n\nNo study here tests a claim; each has a page of its own.\n"
+    drawn = "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)"
     parts = [
-        "# The board",
-        f"{summary(found, '../')} Each study's page has its tables, figures, power and deviations. See also "
-        "[what a verdict means](../docs/verdicts.md) and [what it comes to](../docs/findings.md).",
-        "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)", f"*{PICTURE}*",
+        "# The board", about, *([drawn, f"*{PICTURE}*"] if primary else []),
         "## Primary claims", ABOUT, board.markdown(primary), "## All claims", board.markdown(found),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 
-def summary(found: board.Verdicts, root: str = "") -> str:
+def summary(found: board.Verdicts, root: str | None = "") -> str:
     """How the claims were answered, and how many answers hang on their margins; `root` is the way to the project's root."""
     by_interval = [v for v in found if margins.holding(v) is not None]
     steady = sum(margins.at(v, 0.5 * v["margin"]) == margins.at(v, 2 * v["margin"]) == v["verdict"] for v in by_interval)
     return (
         f"{len(found)} published verdicts, from {len({v['study'] for v in found})} studies: {board.tally(found)}. "
         f"{steady} of the {len(by_interval)} verdicts that an interval decided would be the same at half and at twice their "
-        f"margins ([which would not]({root}notebooks/02_who_is_right.ipynb))."
+        + ("margins." if root is None else f"margins ([which would not]({root}notebooks/02_who_is_right.ipynb)).")
     )
 
 
 def picture(found: board.Verdicts) -> dict[str, bytes]:
-    """The effects of all primary claims as files: the figure, and its values."""
+    """The effects of all primary claims as files: the figure, and its values. None without primary claims."""
     from analysis.figures.forest import frame, make_figure
     from analysis.style import save
 
-    data = frame([verdict for verdict in found if verdict["primary"]], studies=True)
+    if not (primary := [verdict for verdict in found if verdict["primary"]]):
+        return {}
+    data = frame(primary, studies=True)
     files = {f"board.{form}": save(make_figure(data), form) for form in ("pdf", "png")}
     return {**files, "board.csv": data.to_csv(index=False, lineterminator="\n").encode()}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from analysis.draw import Drawn
 from analysis.load import Tables
 from analysis.tables import Table, cell_table, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
 from experiments.lab.claims import Claim, Kind
+from experiments.lab.finding import file_of
 from experiments.lab.study import Study
 
 _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
@@ -19,10 +18,10 @@ _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
 
 def deviations(study: Study) -> list[str]:
     """The `# Deviation:` comments of the study's module, one sentence each; continued lines are indented by three."""
-    spec = importlib.util.find_spec(study.module)
-    if spec is None or spec.origin is None:
+    file = file_of(study)
+    if file is None:
         return []
-    found = _DEVIATION.findall(Path(spec.origin).read_text())
+    found = _DEVIATION.findall(file.read_text(encoding="utf-8"))
     sentences = [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
@@ -34,9 +33,9 @@ def tried_at(study: Study, scale: str) -> list[str]:
 
 
 def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
-    """The verdicts, the cells, and ours beside the paper's where the scale has a network of the paper's."""
-    paper = paper_table(tables)
-    return [verdict_table(found), cell_table(tables), *([paper] if paper.rows else [])]
+    """The verdicts, the cells, and ours beside the paper's where the scale has a network of the paper's; none is empty."""
+    listed = [verdict_table(found), cell_table(tables), paper_table(tables)]
+    return [table for table in listed if table.rows or table.name == "cells"]
 
 
 def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
@@ -46,7 +45,8 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     commits = ", ".join(sorted(tables.runs["commit"].dropna().unique())) or "none recorded"
     origin = {"store": "a store", "published": "the published records"}[tables.source]
     decided = [f"**{verdict.verdict}**" for verdict in found if verdict.primary]
-    parts = [f"# {study.name}", f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}.",
+    tested = f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}."
+    parts = [f"# {study.name}", tested if found else f"{study.title}: no claim is tested at this scale.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
              f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]  # fmt: skip
     if tables.missing_runs or tables.missing_measurements:
@@ -57,7 +57,8 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
     if listed := tried_at(study, tables.scale):
         parts += ["## What was tried", "\n".join(f"- {sentence}" for sentence in listed)]
-    parts.append("## Figures")
+    if drawn:
+        parts.append("## Figures")
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
     if listed := deviations(study):
         parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]

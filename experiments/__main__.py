@@ -6,6 +6,7 @@ are written; the same command continues).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -35,11 +36,21 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Overview(Common):
+    """List the studies, their claims and their state."""
+
+    studies: Path | None = None
+    """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class OfStudy(Common):
     study: tyro.conf.Positional[str]
     """name of a study"""
+    studies: Path | None = None
+    """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     scale: str
-    """quick, laptop, overnight, gpu or paper"""
+    """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
     seeds: int | None = None
     """seeds per cell (default: as the study declares; verdicts always want the declared number)"""
     dataset: str | None = None
@@ -118,16 +129,19 @@ COMMANDS: dict[str, tuple[type[Common], Callable[[Any], tuple[int, Any]]]] = {
 }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
-        if not arguments or arguments == ["--json"]:
-            options = Common(json=bool(arguments))
-            return _print(*command.overview(options), "overview", options)
+        if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
+            plain = not arguments or arguments == ["--json"]  # tyro would take a tenth of the time
+            options = Overview(json=bool(arguments)) if plain else tyro.cli(Overview, prog=prog, args=arguments)
+            with contextlib.redirect_stdout(sys.stderr):  # what studies print is no part of the document
+                answer = command.overview(options)
+            return _print(*answer, "overview", options)
         options = tyro.extras.subcommand_cli_from_dict(
             {name: kind for name, (kind, _) in COMMANDS.items()},
-            prog="python -m experiments",
+            prog=prog,
             description=__doc__,
             args=arguments,
             config=(tyro.conf.EnumChoicesFromValues, tyro.conf.OmitArgPrefixes)
@@ -135,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
             else (),
         )
         name, action = next((name, action) for name, (kind, action) in COMMANDS.items() if type(options) is kind)
-        return _print(*action(options), name, options)
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = action(options)
+        return _print(*answer, name, options)
     except (UsageError, ConfigError) as error:
         return _complain(error, 2)
     except (StoreError, DataError, OSError) as error:
@@ -149,8 +165,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_study(name: str) -> int:
-    """What `python experiments/<study>.py ...` does: `run` for that study."""
-    return main(["run", name, *sys.argv[1:]])
+    """What `python experiments/<study>.py ...` does, or that of a study of the user's: `run` for that study."""
+    folder = Path(sys.argv[0]).resolve().parent
+    own = [] if folder == Path(__file__).resolve().parent else ["--studies", str(folder)]
+    return main(["run", name, *own, *sys.argv[1:]])
 
 
 def _print(status: int, document: Any, name: str, options: Common) -> int:

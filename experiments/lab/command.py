@@ -16,34 +16,55 @@ from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
-from experiments.lab.plan import UsageError, find_study, identified, select, studies
+from experiments.lab.finding import Broken, search
+from experiments.lab.plan import (
+    BrokenStudyError,
+    UsageError,
+    check_names,
+    check_runs,
+    find_study,
+    folder_of_studies,
+    identified,
+    select,
+)
 from experiments.lab.plan import plan as make_plan
 from experiments.lab.progress import Training, duration, known_steps, names_among
 from experiments.lab.store import Store
-from experiments.lab.study import Request
+from experiments.lab.study import Request, Study
 from experiments.lab.underway import Begun, begun
 from experiments.lab.worker import set_blas_threads
 
 
 def overview(options: Any) -> tuple[int, Any]:
-    """Every study with its claims, and how many runs of each scale the store has."""
+    """Every study with its claims, how many runs of each scale the store has, and the files that give no study."""
     store = Store(options.store, create=False)
-    found = []
-    for study in studies().values():
-        scales = []
-        for scale in study.scales:
-            stages = make_plan(study, Request(scale.name), store)
-            claims = [
-                {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash}
-                for c in study.claims_at(scale.name)
-            ]
-            scales.append({
-                "scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
-                "finished": sum(record is not None for stage in stages for record in stage.records),
-                "runs": sum(stage.at_most for stage in stages),
-            })  # fmt: skip
-        found.append({"study": study.name, "title": study.title, "citation": study.citation, "scales": scales})
-    return 0, {"store": str(options.store), "studies": found, "board": board.published()}
+    found = search(folder_of_studies(options.studies))
+    shown, broken = [], list(found.broken)
+    for study in found.studies.values():
+        try:
+            check_names(study)
+            shown.append(_listed(study, store))
+        except BrokenStudyError as error:
+            broken.append(error.broken)
+    return 0, {"store": str(options.store), "studies": shown, "broken": [vars(b) for b in broken], "board": board.published()}
+
+
+def _listed(study: Study, store: Store) -> dict[str, Any]:
+    scales = []
+    for scale in study.scales:
+        request = Request(scale.name)
+        stages = make_plan(study, request, store)
+        check_runs(study, request, stages)
+        claims = [
+            {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash}
+            for c in study.claims_at(scale.name)
+        ]
+        scales.append({
+            "scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
+            "finished": sum(record is not None for stage in stages for record in stage.records),
+            "runs": sum(stage.at_most for stage in stages),
+        })  # fmt: skip
+    return {"study": study.name, "title": study.title, "citation": study.citation, "scales": scales}
 
 
 MAX_SEEDS, MAX_THREADS = 1000, 1024
@@ -58,6 +79,8 @@ def overview_text(document: Any) -> str:
             lines.append(f"  {scale['scale']}: {scale['about']}; {scale['cost']}")
             lines.append(f"    {scale['finished']} of {scale['runs']} runs in the store {document['store']}, "
                          f"{len(scale['claims'])} claims")  # fmt: skip
+    if document["broken"]:
+        lines += ["", "Broken, and left out:", *(f"  {Broken(**broken).sentence}" for broken in document["broken"])]
     primary = [verdict for verdict in document["board"] if verdict["primary"]]
     if primary:
         lines += ["", "What was found (primary claims; all of them: figures/README.md, or --json):", "", board.text(primary), ""]
@@ -108,8 +131,9 @@ def _under_way(stage: str, config: RunConfig, name: str, found: Begun | None) ->
 def _planned(options: Any) -> dict[str, Any]:
     """A study's stages with the chosen runs, each with its state and what is known of it where it is not finished."""
     study, request, store = _study(options)
-    stages = []
-    for stage in make_plan(study, request, store, options.data_dir):
+    stages, planned = [], make_plan(study, request, store, options.data_dir)
+    check_runs(study, request, planned)
+    for stage in planned:
         known = stage.runs is not None
         records = {config.run_id: record for config, record in zip(stage.runs or (), stage.records, strict=True)}
         chosen = select(stage.runs or (), options.where)
@@ -267,7 +291,7 @@ def readable(document: Any, indent: int = 0) -> str:
 
 
 def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
-    study = find_study(options.study)
+    study = find_study(options.study, folder_of_studies(options.studies))
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
     if options.dataset is not None:

@@ -132,7 +132,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         values = self.__dict__
         for name in _KINDS:
-            values[name] = _typed(name, values[name])
+            values[name] = typed(name, values[name])
         check_fields(self)
 
     @property
@@ -175,7 +175,7 @@ class RunConfig:
         values = self.__dict__.copy()
         values.pop("run_id", None)
         for name, value in changes.items():
-            values[name] = _typed(name, value)
+            values[name] = typed(name, value)
         new = object.__new__(RunConfig)
         object.__setattr__(new, "__dict__", values)
         check_fields(new)
@@ -216,7 +216,7 @@ _DEFAULTS = tuple((f.name, f.default) for f in dataclasses.fields(RunConfig))
 _JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
 
-def _typed(name: str, value: Any) -> Any:
+def typed(name: str, value: Any) -> Any:
     """`value` in the type of its field: 400 and 400.0 epochs are one run, not two."""
     kind, optional = _KINDS[name]
     if type(value) is kind or (optional and value is None):

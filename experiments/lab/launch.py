@@ -21,7 +21,7 @@ from experiments.lab.fusing import MOST, begun_together, groups
 from experiments.lab.lease import clear_record
 from experiments.lab.moved import located
 from experiments.lab.outlook import Part, configs_of, kind_of, look_ahead, name_of, say_what_is_there
-from experiments.lab.plan import PlannedStage, UsageError, check_fits, measurements_due, plan, select
+from experiments.lab.plan import PlannedStage, UsageError, check_fits, check_runs, measurements_due, plan, select
 from experiments.lab.progress import Progress, Sweep, known_steps, names_among
 from experiments.lab.store import Store
 from experiments.lab.study import Request, Study
@@ -96,7 +96,9 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 where: Sequence[str], quiet: bool) -> None:  # fmt: skip
     whole = Sweep(0, pool.count)
     for index in range(len(study.stages)):
-        stages = plan(study, request, store, machine.data_path)[index:]
+        planned = plan(study, request, store, machine.data_path)
+        check_runs(study, request, planned)
+        stages = planned[index:]
         stage = stages[0]
         if stage.runs is None:
             result.planned += stage.at_most
@@ -124,7 +126,9 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                      if task.config.run_id not in result.kept]  # fmt: skip
         look_ahead(whole, result.chosen, stages, chosen, [*tasks, *ahead], where)
         execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
-        stages = plan(study, request, store, machine.data_path)[index:]
+        planned = plan(study, request, store, machine.data_path)
+        check_runs(study, request, planned)
+        stages = planned[index:]
         stage = stages[0]
         due = [
             Observe(measure, run_ids)

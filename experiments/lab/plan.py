@@ -4,46 +4,99 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import pkgutil
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from difflib import get_close_matches
 from pathlib import Path
 
-import experiments
 from experiments.lab.config import ConfigError, RunConfig, TrainDraw
 from experiments.lab.datasets import FOLDER_PREFIX, IN_FILE_ORDER
+from experiments.lab.declared import Wrong, wrong_names, wrong_runs
+from experiments.lab.finding import Broken, broken_by, file_of, line_of, search
 from experiments.lab.moved import content_of
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Pair, Record, Request, Stage, Study
+from experiments.lab.validity import shown
+from experiments.lab.vocabulary import unknown
 
 
 class UsageError(Exception):
     """The command asks for something that does not exist; the message is one sentence with the remedy."""
 
 
-def studies() -> dict[str, Study]:
-    """Every study, by name: each module of `experiments` that declares a `STUDY`."""
-    found = {}
-    for module in sorted(info.name for info in pkgutil.iter_modules(experiments.__path__) if not info.ispkg):
-        if module != "__main__":
-            study = getattr(importlib.import_module(f"experiments.{module}"), "STUDY", None)
-            if study is not None:
-                found[study.name] = study
-    return found
+class BrokenStudyError(UsageError):
+    """A study cannot be used; the message is one sentence with its file, the line and the reason."""
+
+    def __init__(self, broken: Broken) -> None:
+        super().__init__(broken.sentence)
+        self.broken = broken
 
 
-def find_study(name: str) -> Study:
-    known = studies()
-    if name not in known:
-        raise UsageError(f"there is no study {name!r}; the studies are {', '.join(known)}")
-    return known[name]
+def folder_of_studies(given: Path | None) -> Path | None:
+    """The user's folder of studies, as given or as BATCHLAB_STUDIES says; raises `UsageError` where it does not exist."""
+    named = os.environ.get("BATCHLAB_STUDIES", "") if given is None else str(given)
+    if not named:
+        return None
+    folder = Path(os.path.expanduser(named))
+    if not folder.is_dir():
+        raise UsageError(f"the folder of studies {folder} does not exist; give another --studies")
+    return folder.resolve()
+
+
+def studies(folder: Path | None = None) -> dict[str, Study]:
+    """Every study that can be used, by name: of `experiments`, and of a folder of the user's."""
+    return search(folder).studies
+
+
+def find_study(name: str, folder: Path | None = None) -> Study:
+    """Raises `UsageError` where there is no such study, `BrokenStudyError` where it declares what does not exist."""
+    found = search(folder)
+    if name not in found.studies:
+        for broken in found.broken:
+            if name in (broken.study, Path(broken.file).stem):
+                raise BrokenStudyError(broken)
+        unread = "".join(f"; {broken.sentence}" for broken in found.broken)
+        raise UsageError(f"{unknown('study', name, found.studies)}; `python -m experiments` lists the studies{unread}")
+    check_names(found.studies[name])
+    return found.studies[name]
+
+
+def check_names(study: Study) -> None:
+    """Raise `BrokenStudyError` where `study` names what does not exist."""
+    with declared_by(study):
+        wrong = wrong_names(study)
+    _refuse(study, wrong)
+
+
+def check_runs(study: Study, request: Request, stages: Sequence[PlannedStage]) -> None:
+    """Raise `BrokenStudyError` where the runs known so far could not be measured, or would leave a claim without an answer."""
+    known = [(stage.stage, stage.runs) for stage in stages if stage.runs is not None]
+    with declared_by(study):
+        wrong = wrong_runs(study, request, known)
+    _refuse(study, wrong)
+
+
+def _refuse(study: Study, wrong: Wrong | None) -> None:
+    if wrong is not None:
+        file = file_of(study)
+        raise BrokenStudyError(Broken(study.name, str(file or study.name), line_of(file, wrong.word), wrong.sentence))
+
+
+@contextlib.contextmanager
+def declared_by(study: Study) -> Iterator[None]:
+    """What a function of the study raises becomes `BrokenStudyError`: it is the study's fault, and no other's."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise BrokenStudyError(broken_by(error, file_of(study), study.name)) from error
 
 
 def check_scale(study: Study, scale: str) -> None:
     names = [s.name for s in study.scales]
     if scale not in names:
-        raise UsageError(f"study {study.name} has no scale {scale!r}; its scales are {', '.join(names)}")
+        near = "".join(f", did you mean {name!r}?" for name in get_close_matches(scale, names, 1))
+        raise UsageError(f"study {study.name} has no scale {scale!r}{near}; its scales are {', '.join(names)}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +123,8 @@ class PlannedStage:
 def plan(study: Study, request: Request, store: Store, data_dir: Path | None = None) -> tuple[PlannedStage, ...]:
     """Every stage of `study`, each resolved once all stages before it are complete. Torch-free and without side effects.
 
-    Raises `ConfigError` where a stage declares a run that cannot exist, and `UsageError` for an unknown scale.
+    Raises `BrokenStudyError` where a function of the study fails, as by declaring a run that cannot exist (`ConfigError` where
+    the user asked for another data set), and `UsageError` for an unknown scale.
     """
     check_scale(study, request.scale)
     earlier: list[Record] = []
@@ -79,16 +133,30 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     stages: list[PlannedStage] = []
     for stage in study.stages:
         if stages and not stages[-1].complete:
-            bound = stage.at_most(request) if stage.at_most else len(stage.runs(request, ()))
+            with declared_by(study):
+                bound = int(stage.at_most(request)) if stage.at_most else len(stage.runs(request, ()))
             stages.append(PlannedStage(stage, None, (), bound))
             continue
         with _no_collections():
-            declared = stage.runs(request, tuple(earlier))
+            declared = _declared(study, stage, request, earlier)
             runs = tuple(dict.fromkeys(_recorded_as(c, data_dir, store, hashes, ids) for c in declared))
             records = tuple(store.records(runs))
         stages.append(PlannedStage(stage, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
     return tuple(stages)
+
+
+def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Record]) -> list[RunConfig]:
+    try:
+        with declared_by(study):
+            runs = list(stage.runs(request, tuple(earlier)))
+    except BrokenStudyError as broken:
+        if request.dataset is not None and isinstance(broken.__cause__, ConfigError):
+            raise broken.__cause__ from None  # the data set is the user's choice, not the study's
+        raise
+    if stray := [run for run in runs if not isinstance(run, RunConfig)]:
+        _refuse(study, Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig"))
+    return runs
 
 
 @contextlib.contextmanager

@@ -84,9 +84,10 @@ def commands(root: Path, share: int) -> dict[str, Any]:
     import experiments.lab.command as command
     import experiments.lab.plan as plan
     from experiments.__main__ import main
+    from experiments.lab.finding import Found
 
-    found = {"grid": study(RUNS // share)}
-    plan.studies = command.studies = lambda: found
+    found = Found({"grid": study(RUNS // share)}, ())
+    plan.search = command.search = lambda folder: found
     os.environ["BATCHLAB_STORE"] = str(root)
     here = ["grid", "--scale", "quick", "--store", str(root)]
     times = {}

@@ -1,4 +1,4 @@
-"""The guide to a study of one's own: one file and nothing else."""
+"""The guide to a study of one's own: one file in a folder of one's own, and nothing else."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ STUDY = ("example2026", "--scale", "quick")
 
 
 def run(folder: Path, *words: str) -> str:
-    command = [sys.executable, "-m", *words, "--store", str(folder / "store"), "--json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    where = ["--studies", "studies", "--store", "store", "--json"]
+    done = subprocess.run([sys.executable, "-m", *words, *where], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_example_is_a_whole_study(tmp_path: Path) -> None:
-    """A reader who follows the guide would get no verdict, or a study would need a second file."""
+    """A reader who follows the guide would get no verdict, would need a second file, or would write into the project."""
     assert len(CODE.strip().splitlines()) <= 40
-    for package in ("experiments", "analysis", "sharpness"):
-        (tmp_path / package).mkdir()
-        for path in (ROOT / package).iterdir():
-            (tmp_path / package / path.name).symlink_to(path)
-    (tmp_path / "experiments" / "example2026.py").write_text(CODE)
+    (tmp_path / "studies").mkdir()
+    (tmp_path / "studies" / "example2026.py").write_text(CODE)
     run(tmp_path, "experiments", "run", *STUDY)
     (verdict,) = json.loads(run(tmp_path, "analysis", "verdicts", *STUDY))
     assert (verdict["verdict"], verdict["n_seeds"], verdict["claim"]) == ("reproduced", 8, "learns-less")
     drawn = json.loads(run(tmp_path, "analysis", "figures", *STUDY))
-    assert len(drawn) == 2  # its own, and the effects that every study has
-    assert all(figure["state"] == "drawn" and Path(figure["files"][1]).is_file() for figure in drawn)
+    assert len(drawn) == 2  # its own, and the effects that every study with claims has
+    assert all(figure["state"] == "drawn" and Path(tmp_path, figure["files"][1]).is_file() for figure in drawn)
+    (published,) = json.loads(run(tmp_path, "analysis", "publish", *STUDY, "--to", "results"))
+    assert all(Path(tmp_path, file).is_file() and file.startswith("results") for file in published["written"])
+    assert "No paper's claim, an example." in (tmp_path / "results" / "example2026" / "quick" / "README.md").read_text()
+    board = (tmp_path / "results" / "README.md").read_text()
+    assert verdict["sentence"] in board and "](../" not in board  # no link out of the user's folder
