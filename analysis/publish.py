@@ -59,7 +59,7 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path = ROO
     for name, content in picture(verdicts_of_all).items():
         written.append(figures / name)
         write_atomic(written[-1], content)
-    write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
+    write_atomic(readme, renewed(readme.read_text(encoding="utf-8"), verdicts_of_all).encode())
     return [*written, readme]
 
 

@@ -1,7 +1,7 @@
 """The command line: `python -m experiments`. Without a command it lists the studies, their claims and their state.
 
 Exit status: 0 finished, 1 something failed or is missing, 2 wrong usage, 130 or 143 after Ctrl-C or SIGTERM (checkpoints
-are written; the same command continues).
+are written; the same command continues), 141 where nobody reads the output any more (`| head`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.lab import command
+from experiments.lab import command, terminal
 from experiments.lab.config import ConfigError, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
@@ -26,7 +26,7 @@ from experiments.lab.plan import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
+    store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     data_dir: Path | None = None
     """folder of the data sets (default: $BATCHLAB_DATA_DIR, else the user's cache)"""
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     try:
         if not arguments or arguments == ["--json"]:
-            status, document = command.overview(Common(json=bool(arguments)))
+            status, document = command.overview(terminal.expanded(Common(json=bool(arguments))))
             return _print(status, document, as_json=bool(arguments))
         options = tyro.extras.subcommand_cli_from_dict(
             {name: kind for name, (kind, _) in COMMANDS.items()},
@@ -134,13 +134,18 @@ def main(argv: list[str] | None = None) -> int:
             if arguments[0] == "train"
             else (),
         )
+        options = terminal.expanded(options)
         action = next(action for kind, action in COMMANDS.values() if type(options) is kind)
         status, document = action(options)
         return _print(status, document, as_json=options.json)
     except (UsageError, ConfigError) as error:
-        return _complain(error, 2)
+        return terminal.complain(error, 2)
+    except BrokenPipeError:
+        raise  # to `terminal.run`
     except (StoreError, DataError, OSError) as error:
-        return _complain(error, 1)
+        return terminal.complain(error, 1)
+    except ImportError as error:
+        return terminal.complain(terminal.missing(error), 1)
     except Stopped as stopped:
         print("stopped; checkpoints are written and the same command continues", file=sys.stderr)
         return 128 + stopped.signal_number
@@ -150,21 +155,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def run_study(name: str) -> int:
     """What `python experiments/<study>.py ...` does: `run` for that study."""
-    return main(["run", name, *sys.argv[1:]])
+    return terminal.run(lambda: main(["run", name, *sys.argv[1:]]))
 
 
 def _print(status: int, document: Any, *, as_json: bool) -> int:
     if as_json:
-        print(json.dumps(document, indent=1, sort_keys=True))
+        terminal.show(json.dumps(document, indent=1, sort_keys=True))
     else:
-        print(command.overview_text(document) if "studies" in document else command.readable(document))
-    return status
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        terminal.show(command.overview_text(document) if "studies" in document else command.readable(document))
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

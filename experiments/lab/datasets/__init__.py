@@ -29,7 +29,6 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .cifar import load_folder
 
         return load_folder(name, _folder(name))
-    root = _root(data_dir)
     if name == "fashion-mini":
         from .embedded import load_fashion_mini
 
@@ -38,6 +37,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .quadratic import load_noisy_quadratic
 
         return load_noisy_quadratic()
+    root = _root(data_dir)
     if name in ("fashion-mnist", "mnist"):
         from . import mnist
 
@@ -99,13 +99,20 @@ def available(name: str, data_dir: Path | None = None) -> bool:
 
 def _root(data_dir: Path | None) -> Path:
     """The only place where the environment variable is read."""
-    if data_dir is not None:
-        return Path(data_dir).expanduser()
-    return Path(os.environ.get("BATCHLAB_DATA_DIR") or "~/.cache/batchlab").expanduser()
+    return _expanded(data_dir or os.environ.get("BATCHLAB_DATA_DIR") or "~/.cache/batchlab")
 
 
 def _folder(name: str) -> Path:
-    return Path(name.removeprefix(FOLDER_PREFIX)).expanduser()
+    return _expanded(name.removeprefix(FOLDER_PREFIX))
+
+
+def _expanded(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{path} is not found, expected a home folder for it ({error}); name a folder with --data-dir or BATCHLAB_DATA_DIR."
+        ) from error
 
 
 def _check_name(name: str) -> None:
