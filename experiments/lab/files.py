@@ -157,11 +157,13 @@ def try_out(folder: Path) -> None:
     one, other = (folder / f".probe.json.{os.getpid()}.{secrets.token_hex(4)}.tmp" for _ in range(2))
     steps = {
         "write a file": lambda: append(one, b"{}", durable=False),
-        "add to a file": lambda: append(one, b"{}"),
+        "add to a file": lambda: append(one, b"\n"),
+        "read it back": lambda: _expect(one, b"{}\n"),
         "cut a file": lambda: os.truncate(one, 2),
         "write a second file": lambda: append(other, b"{}", durable=False),
         "replace a file": lambda: os.replace(other, one),
         "wait for the disk": lambda: sync_folder(folder),
+        "read that back": lambda: _expect(one, b"{}"),
         "remove a file": one.unlink,
     }
     try:
@@ -174,6 +176,11 @@ def try_out(folder: Path) -> None:
         for path in (one, other):
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
+
+
+def _expect(path: Path, content: bytes) -> None:
+    if (found := path.read_bytes()) != content:
+        raise OSError(errno.EIO, f"it holds {found!r}, not {content!r}")
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -18,13 +18,14 @@ import lives
 import pytest
 import toy_lives
 from toy_runs import toy_config
-from toy_store import finish
+from toy_store import finish, stopped_twice
 
 from experiments.__main__ import main
 from experiments.lab.check import check
 from experiments.lab.files import StoreError, name_first
 from experiments.lab.lease import acquire
 from experiments.lab.store import Store
+from experiments.lab.training.checkpoint import load_checkpoint
 from experiments.lab.transfer import export_runs, import_runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +82,14 @@ def test_what_may_be_lacking(where: Any, name: str, code: int, tmp_path: Path, m
     assert store.finished(finish(store, toy_config()).name)
 
 
+def test_a_checkpoint_need_not_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where files cannot be mapped into memory, each run would begin anew."""
+    path = stopped_twice(Store(tmp_path), toy_config())
+    monkeypatch.setattr("experiments.lab.training.checkpoint.safe_open", refusing(errno.ENODEV), raising=False)
+    checkpoint = load_checkpoint(path)
+    assert checkpoint is not None and checkpoint.current.step > 0
+
+
 def test_a_lease_is_kept_warm_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another machine would take a live owner's run after two minutes."""
     lease = acquire(tmp_path)
@@ -100,8 +109,14 @@ def refuse_to_replace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", replace)
 
 
+def overwrite_instead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is to be added overwrites the beginning."""
+    own = os.open
+    monkeypatch.setattr(os, "open", lambda path, flags, *rest, **more: own(path, flags & ~os.O_APPEND, *rest, **more))
+
+
 REFUSED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
-    "replace": refuse_to_replace,
+    "replace": refuse_to_replace, "add": overwrite_instead,
     **{name: lambda patch, name=name, code=code: patch.setattr(os, name, refusing(code)) for name, code in (
         ("write", errno.ENOSPC), ("fsync", errno.EDQUOT), ("truncate", errno.EPERM), ("unlink", errno.EPERM),
     )},
