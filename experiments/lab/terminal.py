@@ -61,7 +61,7 @@ def run(main: Callable[[], int]) -> int:
 
 
 def show(text: str) -> None:
-    """Print on stdout, now; raises `OSError` with one sentence where that cannot be done, `BrokenPipeError` where nobody reads."""
+    """Print on stdout, now; raises `OSError`, one sentence, where that cannot be done, `BrokenPipeError` where nobody reads."""
     _written(lambda: print(text, flush=True))
 
 

@@ -1,4 +1,4 @@
-"""File systems that lack links, locks, syncing or times, or refuse more: nothing is lost, and what cannot be is said at opening."""
+"""File systems that lack links, locks, syncing or times: nothing is lost; and those that refuse more say so at opening."""
 
 from __future__ import annotations
 
@@ -136,7 +136,9 @@ def test_what_a_run_needs_is_tried_at_opening(
     assert name == "unlink" or not [*tmp_path.rglob(".*")]
 
 
-def test_measuring_opens_the_store_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_measuring_opens_the_store_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A long measurement would be made, and then not be kept."""
     run_id = finish(Store(tmp_path), toy_config()).name
     refuse_to_replace(monkeypatch)
