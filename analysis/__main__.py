@@ -1,6 +1,7 @@
 """The command line: `python -m analysis`. Reads records and study declarations; never trains.
 
-Exit status: 0 finished, 1 runs or measurements are missing, 2 wrong usage.
+Exit status: 0 finished, 1 something failed or is missing (runs, measurements), 2 wrong usage, 141 where nobody reads the
+output any more (`| head`).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from experiments.lab import terminal
 from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
-from experiments.lab.files import StoreError
+from experiments.lab.files import StoreError, write_atomic
 from experiments.lab.finding import search
 from experiments.lab.plan import BrokenStudyError, UsageError, check_names, check_scale, find_study, folder_of_studies
 from experiments.lab.store import Store
@@ -39,7 +41,7 @@ class Options:
     """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
     studies: Path | None = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
-    store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
+    store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     published: bool = False
     """read what the project publishes instead of a store"""
@@ -103,30 +105,34 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=argv)
+        options = terminal.expanded(options)
         if isinstance(options, Histories):
             return _export(options)
         incomplete, documents = 0, []
-        out = sys.stdout
         for tables in _tables(options):
             with contextlib.redirect_stdout(sys.stderr):  # what studies print is no part of the document
                 text, document = _answer(options, tables)
             documents.extend(document)
             if not options.json:
-                print(text, file=out)
+                terminal.show(text)
             if tables.missing_runs or tables.missing_measurements:
                 incomplete = 1
                 where = "" if options.published else f" --store {options.store}"
-                _complain(
+                terminal.complain(
                     f"{tables.missing_runs} runs and {tables.missing_measurements} measurements of {tables.study.name} are "
                     f"missing; `python -m experiments run {tables.study.name} --scale {tables.scale}{where}` makes them"
                 )
         if options.json:
-            print(json.dumps(documents, indent=1, sort_keys=True))
+            terminal.show(json.dumps(documents, indent=1, sort_keys=True))
         return incomplete
     except (UsageError, ConfigError) as error:
-        return _complain(str(error), 2)
+        return terminal.complain(error, 2)
+    except BrokenPipeError:
+        raise  # to `terminal.run`
     except (StoreError, DataError, OSError) as error:
-        return _complain(str(error), 1)
+        return terminal.complain(error, 1)
+    except ImportError as error:
+        return terminal.complain(terminal.missing(error), 1)
     except KeyboardInterrupt:
         return 130
 
@@ -147,12 +153,12 @@ def _export(options: Histories) -> int:
         written += export(store, records, _folder(options, "store", study.name))
         if absent := sum(stage.at_most for stage in stages) - len(records):
             missing += absent
-            _complain(f"{absent} runs of {study.name} are missing; `python -m experiments run {study.name} --scale "
+            terminal.complain(f"{absent} runs of {study.name} are missing; `python -m experiments run {study.name} --scale "
                       f"{options.scale} --store {options.store}` makes them")  # fmt: skip
     if options.json:
-        print(json.dumps([{"written": str(path)} for path in written], indent=1))
+        terminal.show(json.dumps([{"written": str(path)} for path in written], indent=1))
     else:
-        print("\n".join(f"written: {path}" for path in written))
+        terminal.show("\n".join(f"written: {path}" for path in written))
     return int(missing > 0)
 
 
@@ -167,7 +173,7 @@ def _tables(options: Options) -> Iterator[Tables]:
     for study in studies:
         folder = PUBLISHED / study.name / options.scale
         if options.published and options.study == "all" and not folder.is_dir():
-            _complain(f"left out: {study.name} is not published at scale {options.scale}")
+            terminal.complain(f"left out: {study.name} is not published at scale {options.scale}")
             continue
         with _alone(options):
             if options.published:
@@ -187,7 +193,7 @@ def _alone(options: Options) -> Iterator[None]:
     except BrokenStudyError as error:
         if options.study != "all":
             raise
-        _complain(f"left out: {error}")
+        terminal.complain(f"left out: {error}")
 
 
 def _studies(options: Options) -> list[Study]:
@@ -198,7 +204,7 @@ def _studies(options: Options) -> list[Study]:
         return [study]
     found, chosen = search(folder), []
     for broken in found.broken:
-        _complain(f"left out: {broken.sentence}")
+        terminal.complain(f"left out: {broken.sentence}")
     for study in found.studies.values():
         if options.scale in {scale.name for scale in study.scales}:
             with _alone(options):
@@ -236,7 +242,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
-            path.write_text(report.markdown(tables, found, drawn))
+            write_atomic(path, report.markdown(tables, found, drawn).encode())
             text = "\n".join([answers, *(_drawn_line(d) for d in drawn), f"report: {path}"])
             return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
         case Publish():
@@ -271,10 +277,5 @@ def _drawn_line(drawn: Any) -> str:
     return f"figure {drawn.name} ({drawn.state}){where}"
 
 
-def _complain(sentence: str, status: int = 1) -> int:
-    print(f"error: {' '.join(sentence.split())}", file=sys.stderr)
-    return status
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

@@ -8,8 +8,15 @@ from __future__ import annotations
 
 import sys
 
+from experiments.lab import terminal
+
 
 def main() -> int:
+    """The process of `batchlab`; returns its exit status."""
+    return terminal.run(_command)
+
+
+def _command() -> int:
     """`batchlab sharpness ...` is `python -m sharpness ...`; the other commands are those of `analysis` and of `experiments`."""
     words = sys.argv[1:]
     if words[:1] == ["sharpness"]:
@@ -22,6 +29,6 @@ def main() -> int:
     from experiments.__main__ import main as experiments
 
     if words in (["--help"], ["-h"]):
-        print(f"usage: batchlab {{{', '.join([*OTHERS, *COMMANDS, 'sharpness'])}}}; each has its own --help")
+        terminal.show(f"usage: batchlab {{{', '.join([*OTHERS, *COMMANDS, 'sharpness'])}}}; each has its own --help")
         return 0
     return (analysis if words[:1] and words[0] in COMMANDS else experiments)(words, "batchlab")

@@ -62,7 +62,7 @@ def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path | Non
         write_atomic(written[-1], content)
     if readme is None:
         return written
-    write_atomic(readme, renewed(readme.read_text(), verdicts_of_all).encode())
+    write_atomic(readme, renewed(readme.read_text(encoding="utf-8"), verdicts_of_all).encode())
     return [*written, readme]
 
 

@@ -1,7 +1,7 @@
 """The command line: `python -m experiments`. Without a command it lists the studies, their claims and their state.
 
 Exit status: 0 finished, 1 something failed or is missing, 2 wrong usage, 130 or 143 after Ctrl-C or SIGTERM (checkpoints
-are written; the same command continues).
+are written; the same command continues), 141 where nobody reads the output any more (`| head`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.lab import command, printed
+from experiments.lab import command, printed, terminal
 from experiments.lab.config import ConfigError, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
@@ -27,7 +27,7 @@ from experiments.lab.plan import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
+    store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
     """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
     data_dir: Path | None = None
     """folder of the data sets (default: $BATCHLAB_DATA_DIR, else the user's cache)"""
@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
         if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
             plain = not arguments or arguments == ["--json"]  # tyro would take a tenth of the time
             options = Overview(json=bool(arguments)) if plain else tyro.cli(Overview, prog=prog, args=arguments)
+            options = terminal.expanded(options)
             with contextlib.redirect_stdout(sys.stderr):  # what studies print is no part of the document
                 answer = command.overview(options)
             return _print(*answer, "overview", options)
@@ -148,14 +149,19 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
             if arguments[0] == "train"
             else (),
         )
+        options = terminal.expanded(options)
         name, action = next((name, action) for name, (kind, action) in COMMANDS.items() if type(options) is kind)
         with contextlib.redirect_stdout(sys.stderr):
             answer = action(options)
         return _print(*answer, name, options)
     except (UsageError, ConfigError) as error:
-        return _complain(error, 2)
+        return terminal.complain(error, 2)
+    except BrokenPipeError:
+        raise  # to `terminal.run`
     except (StoreError, DataError, OSError) as error:
-        return _complain(error, 1)
+        return terminal.complain(error, 1)
+    except ImportError as error:
+        return terminal.complain(terminal.missing(error), 1)
     except Stopped as stopped:
         print("stopped; the same command continues from the checkpoints", file=sys.stderr)
         return 128 + stopped.signal_number
@@ -168,18 +174,13 @@ def run_study(name: str) -> int:
     """What `python experiments/<study>.py ...` does, or that of a study of the user's: `run` for that study."""
     folder = Path(sys.argv[0]).resolve().parent
     own = [] if folder == Path(__file__).resolve().parent else ["--studies", str(folder)]
-    return main(["run", name, *own, *sys.argv[1:]])
+    return terminal.run(lambda: main(["run", name, *own, *sys.argv[1:]]))
 
 
 def _print(status: int, document: Any, name: str, options: Common) -> int:
-    print(json.dumps(document, indent=1, sort_keys=True) if options.json else printed.text(name, document, options))
-    return status
-
-
-def _complain(error: Exception, status: int) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    terminal.show(json.dumps(document, indent=1, sort_keys=True) if options.json else printed.text(name, document, options))
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(terminal.run(main))

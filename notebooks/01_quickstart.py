@@ -39,7 +39,7 @@ STUDY, SCALE = "keskar2017", "quick"
 root = Path(analysis.__file__).resolve().parents[1]
 
 if store := os.environ.get("BATCHLAB_STORE"):
-    tables = from_store(find(STUDY, SCALE), SCALE, Store(Path(store), create=False))
+    tables = from_store(find(STUDY, SCALE), SCALE, Store(Path(store).expanduser(), create=False))
 else:
     tables = from_published(root / "figures" / STUDY / SCALE)
 

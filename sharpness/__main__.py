@@ -2,7 +2,8 @@
 
 Exit status: 0 finished (metrics without meaning for this model and data are said to be so), 1 something failed (a
 metric is not finite or cannot be true, a file is damaged, memory ran out), 2 wrong usage (model, loss, data and weights
-that do not fit together too), 130 or 143 after Ctrl-C or SIGTERM (what is measured is printed; with --json nothing is).
+that do not fit together too), 130 or 143 after Ctrl-C or SIGTERM (what is measured is printed; with --json nothing is), 141
+where nobody reads the output any more (`| head`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
+import io
 import json
+import os
 import signal
 import sys
 import time
@@ -22,8 +25,6 @@ from typing import Any, Literal, cast
 
 import torch
 import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminable():
             chosen = _chosen(options.metrics)
             if options.list:
-                print(_listed(chosen, as_json=options.json))
+                _show(_listed(chosen, as_json=options.json))
                 return 0
             with contextlib.redirect_stdout(sys.stderr):  # what the user's code prints is no result
                 arguments = _arguments(options)
@@ -102,21 +103,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                     for entry in _with_progress(chosen, arguments, planned):
                         done.append(entry)
             if options.plan:
-                print(json.dumps(planned.to_dict(), indent=1) if options.json else _planned(planned))
+                _show(json.dumps(planned.to_dict(), indent=1) if options.json else _planned(planned))
                 return 0
     except UsageError as error:
         return _complain(error, 2)
     except DamagedError as error:
         return _complain(error, 1)
+    except ImportError as error:  # the user's own are in a UsageError
+        return _complain(f"the package {error.name or 'needed'} cannot be imported ({error}); pip install batchlab", 1)
     except (MemoryError, torch.OutOfMemoryError):
         return _complain(
             f"out of memory after {len(done)} metrics: use fewer --examples or a smaller --batch-size", 1
         )
     except (KeyboardInterrupt, Terminated) as stop:
         if done and not options.json:
-            print(_table(done))
+            _show(_table(done))
         return 143 if isinstance(stop, Terminated) else 130
-    print(json.dumps([e.to_dict() for e in done], indent=1) if options.json else _table(done))
+    _show(json.dumps([e.to_dict() for e in done], indent=1) if options.json else _table(done))
     return int(any(_failed(entry) for entry in done))
 
 
@@ -132,7 +135,7 @@ def _arguments(options: Options) -> Arguments:
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {options.model} gave a {type(model).__name__}, not a torch.nn.Module")
     if options.weights is not None:
-        _load(model, options.weights)
+        _load(model, _expanded(options.weights))
     data = _named(options.data, "--data")
     data = _called(data, options.data, "--data") if inspect.isroutine(data) or isinstance(data, type) else data
     more: dict[str, Any] = {
@@ -241,6 +244,13 @@ def _load(model: nn.Module, path: Path) -> None:
             wanted[name].copy_(tensor)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise UsageError(f"--weights {path} cannot be expanded ({error}); write the whole path") from error
+
+
 def _split(names: Sequence[str]) -> list[str]:
     return [name for word in names for name in word.split(",") if name]
 
@@ -254,6 +264,9 @@ def _chosen(names: Sequence[str]) -> tuple[Metric, ...]:
 
 def _with_progress(chosen: Sequence[Metric], arguments: Arguments, planned: CostEstimate) -> Iterator[Measured]:
     """Each metric as it is measured, with what is under way and the time left on stderr."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     started, done = time.monotonic(), 0.0
     model, loss, data, more = arguments
     console = Console(stderr=True)
@@ -357,5 +370,36 @@ def _complain(error: object, status: int) -> int:
     return status
 
 
+def _show(text: str, end: str = "\n") -> None:
+    """Print on stdout, now; raises `OSError` where that cannot be done, after which what is printed goes nowhere."""
+    try:
+        print(text, end=end, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if isinstance(error, BrokenPipeError):
+            raise
+        said = error.strerror or error
+        raise OSError(f"standard output cannot be written ({said}); free space there, or send it elsewhere") from error
+
+
+def _process() -> int:
+    """`main` whatever the terminal is: its encoding lacks characters, or nobody reads it any more."""
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if sys.stdout is None:
+        return _complain("standard output is closed; send it to a file, or to /dev/null", 1)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return main()
+        finally:
+            _show("", end="")  # what the parser of options printed
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        return 141
+    except OSError as error:
+        return _complain(error, 1)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_process())

@@ -7,6 +7,7 @@ flipped is as good as absent: its point is computed again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -115,7 +116,11 @@ def _write(path: Path, name: str, probe: float, points: Mapping[int, Point]) -> 
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write("\n".join(lines) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:  # of a file system that cannot be waited for it says nothing
+                if error.errno in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+                    raise
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -100,6 +100,8 @@ def _axes(ax: Any) -> Any:
         if not hasattr(ax, "set_xlabel"):
             raise ValueError(f"ax is {shown(ax)}: pass matplotlib axes, or None")
         return ax
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"plots need matplotlib ({error}): pip install 'batchlab[analysis]'", name="matplotlib") from error
     return Figure(figsize=_SIZE, layout="constrained").add_subplot()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("write", "fsync", "replace", "link", "mkdir", "truncate", "ftruncate", "utime")
+CHANGES = ("write", "fsync", "replace", "rename", "link", "mkdir", "truncate", "ftruncate", "utime")
 """calls that change files, beside opening for writing and `unlink`"""
 FREEING = ("unlink", "truncate", "ftruncate", "flock")
 """calls that succeed on a full disk"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -69,8 +70,10 @@ def toy_task(root: Path) -> str:
     return report.kind if report.detail is None else f"{report.kind}: {report.detail}"
 
 
-def dying(root: Path, call: int, calls: Path | None = None) -> None:
+def dying(root: Path, call: int, calls: Path | None = None, links: bool = True) -> None:
     """`toy_task` on a machine that dies at the given call; `calls` is told how many there were."""
+    if not links:
+        os.link = lambda *_: (_ for _ in ()).throw(OSError(errno.EPERM, "no links"))
     disk = Disk(root, dies_at(call))
     toy_task(root)
     if calls is not None:

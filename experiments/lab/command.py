@@ -227,6 +227,8 @@ def measure(options: Any) -> tuple[int, Any]:
     run_id = store.resolve(options.run)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
     measures = [standard(metric) for metric in (known if "all" in options.metrics else options.metrics)]
+    if not all(store.measured(asked, [run_id]) for asked in measures):
+        store = Store(options.store)
     started = time.monotonic()
     for number, total, made in performing(store, machine, measures, [run_id]):
         elapsed = duration(time.monotonic() - started)

@@ -22,6 +22,9 @@ BLOCK = 1 << 16
 """bytes read at once"""
 LEFTOVER_SECONDS = 3600.0
 """age of a file under way after which nobody writes it any more"""
+UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOTTY, errno.EPERM,
+                         errno.EACCES})  # fmt: skip
+"""how file systems say that they have no locks, or cannot be waited for"""
 
 
 class StoreError(Exception):
@@ -101,21 +104,83 @@ def append(path: Path, content: bytes, *, durable: bool = True) -> None:
         while left:
             left = left[os.write(descriptor, left) :]
         if durable:
-            os.fsync(descriptor)
+            sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until a file is on the disk, where the file system can be asked for that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
 
 
 def sync_folder(path: Path) -> None:
     """Wait until the names in `path` are on the disk, where the file system can be asked for that."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
+        if error.errno in UNSUPPORTED:
+            return
+        raise
+    try:
+        sync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def name_first(draft: Path, path: Path) -> bool:
+    """Give the file `draft` the name `path` too; False where that name is taken, whose file stays.
+
+    Where the file system has no hard links it is renamed, and only a lock that the caller holds keeps two from doing so at
+    the same instant. Nothing is left behind that could stand in anybody's way.
+    """
+    try:
+        os.link(draft, path)
+    except FileExistsError:
+        return False
+    except OSError:  # EPERM, ENOSYS, EMLINK, EXDEV, ...: if it was the disk, renaming says so
+        if path.exists():
+            return False
+        os.rename(draft, path)
+    return True
+
+
+def try_out(folder: Path) -> None:
+    """Do to a file in `folder` what a run will do, so that a file system that refuses it says so before any training.
+
+    Raises `OSError`, which says what was refused.
+    """
+    one, other = (folder / f".probe.json.{os.getpid()}.{secrets.token_hex(4)}.tmp" for _ in range(2))
+    steps = {
+        "write a file": lambda: append(one, b"{}", durable=False),
+        "add to a file": lambda: append(one, b"\n"),
+        "read it back": lambda: _expect(one, b"{}\n"),
+        "cut a file": lambda: os.truncate(one, 2),
+        "write a second file": lambda: append(other, b"{}", durable=False),
+        "replace a file": lambda: os.replace(other, one),
+        "wait for the disk": lambda: sync_folder(folder),
+        "read that back": lambda: _expect(one, b"{}"),
+        "remove a file": one.unlink,
+    }
+    try:
+        for what, step in steps.items():
+            try:
+                step()
+            except OSError as error:
+                raise OSError(error.errno, f"{error.strerror or error}, when asked to {what}") from error
+    finally:
+        for path in (one, other):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
+def _expect(path: Path, content: bytes) -> None:
+    if (found := path.read_bytes()) != content:
+        raise OSError(errno.EIO, f"it holds {found!r}, not {content!r}")
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.config import SCIENCE_VERSION, Machine, RunConfig
-from experiments.lab.files import StoreError, append, sync_folder, to_json, write_atomic, write_together, writing
+from experiments.lab.files import StoreError, append, name_first, sync_folder, to_json, write_atomic, write_together, writing
 from experiments.lab.fusing import write_plan
 from experiments.lab.history import COLUMNS, columns_of
 from experiments.lab.lease import Lease, acquire
@@ -179,9 +179,8 @@ class RunFolder:
             draft = self.path / f".summary.{self.lease.token}.tmp"
             try:
                 write_together(self.path, {**written, draft.name: seal(to_json(summary))}, also=[self.history])
-                os.link(draft, self.path / "summary.json")  # where the file system has no locks, the first one wins
-            except FileExistsError:
-                return False
+                if not name_first(draft, self.path / "summary.json"):  # where the file system has no locks
+                    return False
             finally:
                 draft.unlink(missing_ok=True)
             sync_folder(self.path)

@@ -8,8 +8,6 @@ only a stale lease is taken over. The owner writes to its run under the same loc
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -21,6 +19,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from experiments.lab.files import UNSUPPORTED
 
 EXPIRY = 120.0
 """seconds without a touch after which a lease of another machine is stale"""
@@ -64,7 +64,18 @@ class Lease:
     def touch(self) -> None:
         with contextlib.suppress(OSError):
             if self.held():
-                os.utime(self.path)
+                try:
+                    os.utime(self.path)
+                except OSError:  # the file system sets times by itself, when the content is written
+                    self._write_again()
+
+    def _write_again(self) -> None:
+        if (descriptor := _lock(self.path, os.O_RDWR)) is not None:
+            try:
+                if _parse(content := os.pread(descriptor, 4096, 0)).get("token") == self.token:
+                    os.pwrite(descriptor, content, 0)
+            finally:
+                os.close(descriptor)
 
     def keep_warm(self) -> Callable[[], None]:
         """Touch it every `TOUCH` seconds, however long an update or an evaluation takes; returns what ends that."""
@@ -154,6 +165,8 @@ def _lock(path: Path, flags: int) -> int | None:
     Where the file system has no locks, two processes may take one stale lease at the same instant: the later one owns
     it, the other notices at its next checkpoint.
     """
+    import fcntl  # where it is needed: records are read without it
+
     deadline = time.monotonic() + LOCK_SECONDS
     while time.monotonic() < deadline:
         try:
@@ -170,7 +183,7 @@ def _lock(path: Path, flags: int) -> int | None:
         except (BlockingIOError, FileNotFoundError):
             pass
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            if error.errno in UNSUPPORTED:
                 return descriptor
             os.close(descriptor)
             raise
@@ -210,7 +223,7 @@ def _now(folder: Path) -> float:
 def _machine() -> str:
     """A name for this machine and its process table; hashed, because host names are nobody else's business."""
     parts = [socket.gethostname()]
-    for probe in (Path("/proc/sys/kernel/random/boot_id").read_text, lambda: os.readlink("/proc/self/ns/pid")):
+    for probe in (lambda: Path("/proc/sys/kernel/random/boot_id").read_text("ascii"), lambda: os.readlink("/proc/self/ns/pid")):
         with contextlib.suppress(OSError):
             parts.append(probe().strip())
     return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
@@ -222,7 +235,7 @@ def _started(pid: int) -> str | None:
     `HIDDEN` where it exists and the system tells no more: another user's, or no /proc. Then touches have to do.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # which holds the program's name, in any encoding
     except OSError:
         try:
             os.kill(pid, 0)
@@ -231,5 +244,5 @@ def _started(pid: int) -> str | None:
         except OSError:
             pass
         return HIDDEN
-    fields = stat[stat.rindex(")") + 2 :].split()
+    fields = stat[stat.rindex(b")") + 2 :].decode("ascii").split()
     return None if fields[0] in "ZX" else fields[19]

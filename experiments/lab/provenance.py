@@ -18,11 +18,11 @@ def commit() -> str | None:
     """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
-        run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10, check=True)
-        if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != root:
+        run = functools.partial(subprocess.run, cwd=root, capture_output=True, timeout=10, check=True)
+        if Path(os.fsdecode(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip())) != root:
             return None
         changed = run(["git", "status", "--porcelain", "--", "experiments", "sharpness"]).stdout
-        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed.strip() else "")
+        return run(["git", "rev-parse", "HEAD"]).stdout.decode("ascii").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -30,7 +30,7 @@ def commit() -> str | None:
 @functools.cache
 def processor() -> str:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     except OSError:

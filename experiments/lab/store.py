@@ -14,7 +14,8 @@
     <store>/damaged/                           what `store check --repair` moved aside
     <store>/data.json                          where data of a known content were last seen on this machine
 
-A summary is published by a hard link, so the first owner wins and a stale one cannot replace it.
+A summary is published by a hard link, so the first owner wins and a stale one cannot replace it. Where the file system has
+none it is renamed under the lock of the run's lease.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from experiments.lab.files import (
     read_document,
     read_file,
     to_json,
+    try_out,
     write_atomic,
     writing,
 )
@@ -58,7 +59,8 @@ def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
 
 
 class Store:
-    """A folder of runs. Opening creates it; raises `StoreError` when it cannot be written."""
+    """A folder of runs. Opening creates it, and tries out what a run will do to files in it; raises `StoreError` when that
+    cannot be done."""
 
     def __init__(self, root: Path, *, create: bool = True) -> None:
         self.root = Path(root)
@@ -67,13 +69,11 @@ class Store:
             try:
                 for folder in (self.root / "runs", self.root / "measurements"):
                     folder.mkdir(parents=True, exist_ok=True)
-                probe = self.root / "measurements" / f".probe.json.{os.getpid()}.{secrets.token_hex(4)}.tmp"
-                probe.touch()
-                probe.unlink()
-                clear_leftovers(self.root / "measurements")
+                    try_out(folder)
+                    clear_leftovers(folder)
             except OSError as error:
                 raise StoreError(
-                    f"the store {self.root} cannot be written ({error.strerror}); choose another with --store"
+                    f"the store {self.root} cannot be written ({error.strerror or error}); choose another with --store"
                 ) from error
 
     def folder(self, run_id: str) -> Path:

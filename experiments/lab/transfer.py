@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
+import math
 import re
 import secrets
 import shutil
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from experiments.lab.check import Findings, check_measurement, check_run
 from experiments.lab.datasets.tar_stream import BLOCK, CHUNK, REGULAR, ArchiveError, BoundedReader, padded, parse_header
-from experiments.lab.files import StoreError, append, sync_folder, to_json, writing
+from experiments.lab.files import StoreError, append, sync, sync_folder, to_json, writing
 from experiments.lab.lease import acquire
 from experiments.lab.seal import LIGHT, seal
 from experiments.lab.store import Store
@@ -158,7 +158,7 @@ def _unpack(archive: Path, staged: Store, store: Store) -> None:
                 reader.skip(padded(size))
                 current = None
                 continue
-            if size + RESERVE > shutil.disk_usage(store.root).free:
+            if size + RESERVE > _free(store.root):
                 raise StoreError(f"{store.root} has no room for {archive}; free space there and import it again")
             _write(reader, staged.root / name, size)
             if run_id is None:
@@ -183,6 +183,15 @@ def _members(reader: BoundedReader, archive: Path) -> Iterator[tuple[str, int]]:
         yield name, size
 
 
+def _free(folder: Path) -> float:
+    """Bytes free on the disk of `folder`; infinite where the file system does not say."""
+    try:
+        usage = shutil.disk_usage(folder)
+    except OSError:
+        return math.inf
+    return usage.free if usage.total else math.inf
+
+
 def _write(reader: BoundedReader, path: Path, size: int) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +203,7 @@ def _write(reader: BoundedReader, path: Path, size: int) -> None:
                     file.write(chunk)
                     left -= len(chunk)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
         except FileExistsError:
             raise ArchiveError(f"its member {path.name} is there twice") from None
     reader.skip(padded(size) - size)

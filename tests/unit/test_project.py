@@ -128,6 +128,37 @@ def test_files_stay_readable() -> None:
     assert {str(p): n for p, n in sizes.items() if n > 420} == {}
 
 
+TEXT = {"open": 3, "read_text": 0, "write_text": 1, "fdopen": 2, "run": None, "Popen": None, "check_output": None}
+"""calls that read or write text -> the place of `encoding` among their arguments"""
+
+
+def _lacks_its_encoding(call: ast.AST) -> bool:
+    """Whether `call` reads or writes text as the terminal's settings say."""
+    if not isinstance(call, ast.Call):
+        return False
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    own = {k.arg: k.value for k in call.keywords}
+    if name not in TEXT or "encoding" in own or ast.unparse(call.func) in ("os.open", "gzip.open", "tarfile.open", "Image.open"):
+        return False
+    if TEXT[name] is None:
+        return "text" in own or "universal_newlines" in own
+    if name in ("open", "fdopen"):
+        first = 0 if isinstance(call.func, ast.Attribute) and name == "open" else 1
+        mode = own.get("mode") or (call.args[first] if call.args[first:] else None)
+        return not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+    return len(call.args) <= TEXT[name]
+
+
+def test_text_files_name_their_encoding() -> None:
+    """Where the terminal is not UTF-8, files would be written and read in its encoding, or not at all."""
+    bad = ["open(p)", "open(p, 'w')", "p.open('a')", "p.read_text()", "p.write_text(s)", "run(c, text=True)"]
+    good = ["open(p, 'rb')", "p.open('xb')", "open(p, encoding='utf-8')", "p.read_text('utf-8')", "run(c)", "os.open(p, 0)"]
+    assert [_lacks_its_encoding(ast.parse(code, mode="eval").body) for code in bad + good] == [True] * 6 + [False] * 6
+    files = [path for name in (*PACKAGES, "notebooks", ".ci") for path in (ROOT / name).rglob("*.py")]
+    calls = ((path, node) for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    assert [f"{path.relative_to(ROOT)}:{call.lineno}" for path, call in calls if _lacks_its_encoding(call)] == []
+
+
 CLOCKS = re.compile(r"seconds|elapsed|duration|monotonic|perf_counter|process_time|\bwall\b|\btime\(")
 
 

@@ -24,7 +24,7 @@ def fetch(urls: tuple[str, ...], path: Path, verify: Callable[[Path], object]) -
     except ImportError:
         raise DataError(
             f"{path} is missing, and to download it the package pooch is expected; "
-            "install pooch, or copy the file there from a machine that has it."
+            "pip install 'batchlab[data]', or copy the file there from a machine that has it."
         ) from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

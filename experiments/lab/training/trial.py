@@ -44,12 +44,13 @@ def members_that_pay(configs: Sequence[RunConfig], machine: Machine, data: Data,
     facts = [str(program(configs[0])), len(configs), hardware(machine.device), torch.__version__, machine.micro_batch,
              machine.graphs]  # fmt: skip
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
-    known = _read(path)
+    known = {} if path is None else _read(path)
     if key not in known:
         known |= {key: fastest(configs, machine, data)}
-        with contextlib.suppress(OSError, StoreError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(known, indent=1).encode())
+        if path is not None:
+            with contextlib.suppress(OSError, StoreError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(path, json.dumps(known, indent=1).encode())
     return known[key]
 
 
@@ -90,8 +91,10 @@ def seconds_per_update(configs: Sequence[RunConfig], machine: Machine, data: Dat
     return statistics.median(seconds)
 
 
-def cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchlab" / "trials.json"
+def cache() -> Path | None:
+    """None for a user without a home folder."""
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "batchlab" / "trials.json"
 
 
 def _read(path: Path) -> dict[str, Any]:
