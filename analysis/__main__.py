@@ -24,6 +24,8 @@ from experiments.lab.study import Request
 
 if TYPE_CHECKING:
     from analysis.load import Tables
+    from analysis.replication import Replications
+    from analysis.verdicts import Verdict
     from experiments.lab.study import Study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
@@ -181,7 +183,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     found = verdicts(tables)
     match options:
         case Verdicts():
-            return text_tables.verdict_lines(found), [v.to_dict() for v in found]
+            return _with_further_seeds(tables, found, _again(options, tables))
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
@@ -193,15 +195,43 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
-            path.write_text(report.markdown(tables, found, drawn))
-            text = "\n".join([text_tables.verdict_lines(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
-            return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+            again = _again(options, tables)
+            words, rows = _with_further_seeds(tables, found, again)
+            path.write_text(report.markdown(tables, found, drawn, again.of_claims))
+            text = "\n".join([words, *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            return text, [{"report": str(path), "verdicts": rows, "figures": [vars(d) for d in drawn]}]
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
             written = publish.publish(tables, PUBLISHED)
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")
+
+
+def _again(options: Options, tables: Tables) -> Replications:
+    """What further seeds say, where a store may hold some; a sentence on stderr where they are none."""
+    from analysis.replication import Replications, replications
+
+    found = Replications() if options.published else replications(tables, Store(options.store, create=False))
+    if found.refused is not None:
+        print(f"note: {found.refused}", file=sys.stderr)
+    return found
+
+
+def _with_further_seeds(tables: Tables, found: list[Verdict], again: Replications) -> tuple[str, list[Any]]:
+    """The verdicts as text and as JSON objects; those of a store say what further seeds gave and whose records they are of."""
+    from analysis.tables import verdict_lines
+
+    rows = [v.to_dict() for v in found]
+    text = verdict_lines(found, {name: (other.words(), other.verdict) for name, other in again.of_claims.items()})
+    if tables.source == "store":
+        for row in rows:
+            other = again.of_claims.get(row["claim"])
+            row["replication"] = None if other is None else other.to_dict()
+            row["published_records"] = len(tables.imported.intersection(row["runs"]))
+    if tables.imported:
+        text += f"\n{tables.imported_words}"
+    return text, rows
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

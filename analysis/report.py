@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from analysis.draw import Drawn
 from analysis.load import Tables
-from analysis.tables import Table, cell_table, paper_table, render, verdict_table
+from analysis.replication import Replication
+from analysis.tables import Table, cell_table, effect_text, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
 from experiments.lab.claims import Claim, Kind
 from experiments.lab.study import Study
 
 _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
+
+
+FURTHER = (
+    "Seeds beyond the declared ones, asked for later. The verdicts above are of the declared seeds alone; these answer the claims "
+    "again by the same rule, gates included, and are never pooled with them."
+)
 
 
 def deviations(study: Study) -> list[str]:
@@ -39,8 +46,10 @@ def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
     return [verdict_table(found), cell_table(tables), *([paper] if paper.rows else [])]
 
 
-def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
-    """The whole report; figures are linked by name, beside it."""
+def markdown(
+    tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn], again: Mapping[str, Replication] | None = None
+) -> str:
+    """The whole report; figures are linked by name, beside it. `again` are the claims answered by further seeds."""
     study = tables.study
     scale = study.scale(tables.scale)
     commits = ", ".join(sorted(tables.runs["commit"].dropna().unique())) or "none recorded"
@@ -49,10 +58,17 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     parts = [f"# {study.name}", f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
              f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]  # fmt: skip
+    if tables.imported:
+        parts.append(tables.imported_words)
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):
         parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
+    if again:
+        parts += ["## Replication by further seeds", FURTHER, "\n".join(
+            f"- {r.verdict.sentence}: {r.words()}, **{r.verdict.verdict or 'no verdict'}**, {effect_text(r.verdict)}, n "
+            f"{r.verdict.n_seeds}: {r.verdict.decided_by}" for r in again.values()
+        )]  # fmt: skip
     if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
     if listed := tried_at(study, tables.scale):

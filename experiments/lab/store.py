@@ -8,6 +8,7 @@
                           checkpoint.<k>.safetensors   the last two
                           final.safetensors    weights
                           predictions.safetensors      per test example
+                          correct.safetensors          of a published record: which test examples it got right
                           measurements/<id>.json
                           summary.json         written last, atomically, with the SHA-256 of the files above
     <store>/measurements/<id>.json             measurements of pairs of runs
