@@ -1,5 +1,8 @@
 """The command line: `python -m analysis`. Reads records and study declarations; never trains.
 
+Tables from elsewhere: with shallue2019, --store may be the unpacked archive of google-research/batch_science (a study.json for
+each batch size, a metadata.json and a measurements.csv for each trial), which is read for the same figures.
+
 Exit status: 0 finished, 1 runs or measurements are missing, 2 wrong usage.
 """
 
@@ -38,7 +41,9 @@ class Options:
     scale: str
     """quick, laptop, overnight, gpu or paper"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE", "store"))
-    """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
+    """folder of the runs (default: $BATCHLAB_STORE, else ./store), or tables from elsewhere (study.json, measurements.csv)"""
+    goal: float | None = None
+    """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
     published: bool = False
     """read what the project publishes instead of a store"""
     json: bool = False
@@ -97,6 +102,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="python -m analysis", description=__doc__, args=argv)
+        if not options.published and _is_foreign(options):
+            return _foreign(options)
         if isinstance(options, Histories):
             return _export(options)
         incomplete, documents = 0, []
@@ -121,6 +128,58 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(str(error), 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _is_foreign(options: Options) -> bool:
+    from analysis import foreign
+
+    found = foreign.is_foreign(options.store)
+    if options.goal is not None and not found:
+        raise UsageError(f"--goal is of tables from elsewhere, and {options.store} holds none")
+    return found
+
+
+def _foreign(options: Options) -> int:
+    """What tables from elsewhere give: figures, effects and a table, below their folder."""
+    from analysis import draw, foreign, report
+    from analysis import tables as text_tables
+    from analysis.figures import NoDataError
+
+    if options.study != "shallue2019" or not isinstance(options, (Verdicts, Figures, Tabulate, Report)):
+        raise UsageError(
+            f"{options.store} holds tables from elsewhere: read them with verdicts, figures, tables or report of shallue2019, or "
+            "name a store of runs with --store"
+        )
+    (study,) = _studies(options)
+    searches, faults = foreign.read(options.store, options.goal)
+    tables, found, listed = (
+        foreign.tables(searches, study, options.scale), foreign.verdicts(searches, study, options.scale), foreign.table(searches)
+    )  # fmt: skip
+    text, documents, drawn = [listed.title], [], []
+    if isinstance(options, (Figures, Report)):
+        folder = _folder(options, foreign.SOURCE, study.name)
+        for figure in tables.study.figures:
+            try:
+                drawn.append(draw.draw(figure, tables, folder))
+            except NoDataError:
+                drawn.append(draw.Drawn(figure.name, "no data", reason="no trial has it"))
+    match options:
+        case Verdicts():
+            text, documents = [*text, text_tables.verdict_lines(found)], [v.to_dict() for v in found]
+        case Tabulate():
+            text.append(text_tables.render(listed, "md"))
+            documents = [{"table": listed.name, "columns": listed.columns, "rows": listed.rows}]
+        case Figures():
+            text, documents = [*text, *map(_drawn_line, drawn)], [vars(d) for d in drawn]
+        case Report():
+            path = folder / "report.md"
+            path.write_text(report.of_elsewhere(listed, found, drawn))
+            text += [text_tables.verdict_lines(found), *map(_drawn_line, drawn), f"report: {path}"]
+            documents = [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+    print(json.dumps(documents, indent=1, sort_keys=True) if options.json else "\n".join(text))
+    if faults:
+        _complain(f"{len(faults)} files are left out, the first because {faults[0]}; unpack the archive anew")
+    return int(bool(faults))
 
 
 def _export(options: Histories) -> int:

@@ -80,6 +80,13 @@ def markdown(
     return "\n\n".join(parts) + "\n"
 
 
+def of_elsewhere(listed: Table, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
+    """A report on other people's records."""
+    parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects", render(verdict_table(found), "md").rstrip(),
+             "## Figures", *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
+    return "\n\n".join(parts) + "\n"
+
+
 def on_gpu(tables: Tables) -> str:
     """The GPUs that made the runs, which a reader cannot guess from the scale; nothing where there are none."""
     on = tables.runs[tables.runs["device"].str.startswith("cuda", na=False)]

@@ -114,6 +114,8 @@ def verdict_lines(found: Sequence[Verdict], again: Mapping[str, tuple[str, Verdi
 def effect_text(v: Verdict) -> str:
     """Effect, unit and interval with its level; ratios are multiplied out."""
     values = (v.ratio, v.ratio_low, v.ratio_high) if v.ratio is not None else (v.effect, v.ci_low, v.ci_high)
+    if values[0] is not None and values[1] is None:
+        return f"{_number(values[0])}{'×' if v.ratio is not None else f' {v.unit}'}, no interval"
     if any(x is None for x in values):
         return DASH
     effect, low, high = (_number(x) for x in values)
