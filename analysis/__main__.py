@@ -9,6 +9,7 @@ Exit status: 0 finished, 1 runs or measurements are missing, 2 wrong usage.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -136,6 +137,8 @@ def _is_foreign(options: Options) -> bool:
     found = foreign.is_foreign(options.store)
     if options.goal is not None and not found:
         raise UsageError(f"--goal is of tables from elsewhere, and {options.store} holds none")
+    if options.goal is not None and not 0 < options.goal < math.inf:
+        raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
     return found
 
 

@@ -137,10 +137,7 @@ def read(root: Path, goal: float | None = None) -> tuple[list[Search], list[str]
             faults.append(str(error))
     if not found:
         raise StoreError(f"nothing below {root} can be read ({faults[0] if faults else 'no study.json'}); unpack the archive anew")
-    workloads: dict[tuple[str, str], list[Search]] = {}
-    for search in found:
-        workloads.setdefault((search.dataset, search.model), []).append(search)
-    with_goals = [dataclasses.replace(s, goal=_goal(own, goal)) for own in workloads.values() for s in own]
+    with_goals = [dataclasses.replace(s, goal=_goal(own, goal)) for own in _by_model(found).values() for s in own]
     return sorted(with_goals, key=lambda s: (s.workload, s.batch_size)), faults
 
 
@@ -205,7 +202,23 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
         else:
             answers.append((workload, "diminishing-returns", Kind.DIRECTIONAL, None,
                             "diminishing returns: larger batch sizes need more examples"))  # fmt: skip
+    for (dataset, model), own in _by_model(found).items():
+        plain = curves.get(f"{dataset}, {model}, sgd", {})
+        for optimizer in dict.fromkeys(s.optimizer for s in own if "momentum" in s.optimizer):
+            other = curves[f"{dataset}, {model}, {optimizer}"]
+            if len(sizes := sorted(plain.keys() & other.keys())) > 1:
+                saved = [math.log(steps[sizes[0]] / steps[sizes[-1]]) for steps in (other, plain)]
+                answers.append((f"{dataset}, {model}, {optimizer}", "momentum-scales-further", Kind.DIRECTIONAL, saved[0] - saved[1],
+                                f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain SGD"))  # fmt: skip
     return [_verdict(study, scale, *answer) for answer in answers]
+
+
+def _by_model(found: Sequence[Search]) -> dict[tuple[str, str], list[Search]]:
+    """The searches of each data set and model, which have one goal and one figure."""
+    together: dict[tuple[str, str], list[Search]] = {}
+    for search in found:
+        together.setdefault((search.dataset, search.model), []).append(search)
+    return together
 
 
 def _verdict(study: Study, scale: str, workload: str, claim: str, kind: Kind, effect: float | None, sentence: str) -> Verdict:
@@ -227,7 +240,7 @@ def _verdict(study: Study, scale: str, workload: str, claim: str, kind: Kind, ef
 
 def _figures(found: Sequence[Search]) -> tuple[Figure, ...]:
     """Steps and examples to the goal, and the best learning rates: a figure of each data set and model, a line an optimizer."""
-    pairs = list(dict.fromkeys((s.dataset, s.model) for s in found))
+    pairs = list(_by_model(found))
     figures = []
     for dataset, model in pairs:
         name = "" if len(pairs) == 1 else f"_{dataset.replace('/', '_')}_{model}"
