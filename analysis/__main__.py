@@ -148,7 +148,8 @@ def _foreign(options: Options) -> int:
     from analysis import tables as text_tables
     from analysis.figures import NoDataError
 
-    if options.study != "shallue2019" or not isinstance(options, (Verdicts, Figures, Tabulate, Report)):
+    own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
+    if options.study != "shallue2019" or own:
         raise UsageError(
             f"{options.store} holds tables from elsewhere: read them with verdicts, figures, tables or report of shallue2019, or "
             "name a store of runs with --store"

@@ -136,7 +136,8 @@ def read(root: Path, goal: float | None = None) -> tuple[list[Search], list[str]
         except StoreError as error:
             faults.append(str(error))
     if not found:
-        raise StoreError(f"nothing below {root} can be read ({faults[0] if faults else 'no study.json'}); unpack the archive anew")
+        why = faults[0] if faults else "no study.json"
+        raise StoreError(f"nothing below {root} can be read ({why}); unpack the archive anew")
     with_goals = [dataclasses.replace(s, goal=_goal(own, goal)) for own in _by_model(found).values() for s in own]
     return sorted(with_goals, key=lambda s: (s.workload, s.batch_size)), faults
 
@@ -159,8 +160,8 @@ def table(found: Sequence[Search]) -> Table:
 
 
 def tables(found: Sequence[Search], study: Study, scale: str) -> Tables:
-    """The best trials as the tables that figures are drawn from, with the figures that they can answer: config fields of which the
-    records say nothing are missing, seeds too."""
+    """The best trials as the tables that figures are drawn from, with the figures that they have something for. Config fields of
+    which the records say nothing are missing, seeds too."""
     rows = [
         {"study": study.name, "scale": scale, "stage": "best", "status": "done", "dataset": s.dataset, "model": s.model,
          "run_id": f"{s.dataset}/{s.model}/{s.optimizer}/{s.batch_size}/{best.number}", "optimizer": s.optimizer,
@@ -179,8 +180,9 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
     """The study's claims about steps and examples, of each workload: the effects where it has the batch sizes, and no verdict."""
     curves: dict[str, dict[int, int]] = {}
     for search in found:
-        steps = {search.batch_size: steps for steps, _ in search.reached()[:1] if steps > 0}
-        curves[search.workload] = curves.get(search.workload, {}) | steps
+        curve = curves.setdefault(search.workload, {})
+        if (reached := search.reached()) and reached[0][0] > 0:
+            curve[search.batch_size] = reached[0][0]
     answers = []
     for workload, steps in curves.items():
         sizes, log = sorted(steps), {size: math.log(at) for size, at in steps.items()}
@@ -189,8 +191,8 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
         if few is not None and more is not None:
             effect = log[more] - log[few] + math.log(more / few)
             answers.append((workload, "perfect-scaling", Kind.EQUIVALENCE, effect,
-                            f"perfect scaling at small batches: batch size {more} needs as many examples as {few}, within a factor "
-                            "of 1.25"))  # fmt: skip
+                            f"perfect scaling at small batches: batch size {more} needs as many examples as {few}, within a "
+                            "factor of 1.25"))  # fmt: skip
         if len(sizes) > 1:
             before, largest = sizes[-2:]
             effect = log[largest] - log[sizes[0]] + math.log(largest / sizes[0])
@@ -208,8 +210,8 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
             other = curves[f"{dataset}, {model}, {optimizer}"]
             if len(sizes := sorted(plain.keys() & other.keys())) > 1:
                 saved = [math.log(steps[sizes[0]] / steps[sizes[-1]]) for steps in (other, plain)]
-                answers.append((f"{dataset}, {model}, {optimizer}", "momentum-scales-further", Kind.DIRECTIONAL, saved[0] - saved[1],
-                                f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain SGD"))  # fmt: skip
+                answers.append((f"{dataset}, {model}, {optimizer}", "momentum-scales-further", Kind.DIRECTIONAL,
+                                saved[0] - saved[1], f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain SGD"))  # fmt: skip
     return [_verdict(study, scale, *answer) for answer in answers]
 
 

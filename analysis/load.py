@@ -31,7 +31,7 @@ from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.plan import PlannedStage, UsageError, find_study, plan
 from experiments.lab.published import bits_of
-from experiments.lab.seal import CORRECT, PUBLISHED
+from experiments.lab.seal import BITS, PUBLISHED
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Record, Request, Stage, Study
 
@@ -305,7 +305,7 @@ def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
     rows = []
     for record in records:
         run_id = record.config.run_id
-        name, read = (CORRECT, bits_of) if record.values.get(PUBLISHED) else ("predictions.safetensors", _bits)
+        name, read = (BITS, bits_of) if record.values.get(PUBLISHED) else ("predictions.safetensors", _bits)
         if (content := store.recorded(run_id, name, record.values)) is not None:
             try:
                 rows.append({"run_id": run_id, **read(content)})

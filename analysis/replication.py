@@ -55,8 +55,8 @@ def replications(tables: Tables, store: Store) -> Replications:
     extended = from_store(tables.study, tables.scale, store, Request(tables.scale, seeds))
     if (stage := _other_choice(tables.planned, extended.planned, seeds)) is not None:
         return Replications(refused=(
-            f"the further seeds in {store.root} are no replication of {tables.study.name}: with {seeds} seeds its stage {stage} has "
-            "other runs than declared"
+            f"the further seeds in {store.root} are no replication of {tables.study.name}: with {seeds} seeds its stage "
+            f"{stage} has other runs than declared"
         ))  # fmt: skip
     return of(tables, extended)
 

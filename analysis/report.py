@@ -19,8 +19,8 @@ _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
 
 
 FURTHER = (
-    "Seeds beyond the declared ones, asked for later. The verdicts above are of the declared seeds alone; these answer the claims "
-    "again by the same rule, gates included, and are never pooled with them."
+    "Seeds beyond the declared ones, asked for later. The verdicts above are of the declared seeds alone; these answer the "
+    "claims again by the same rule, gates included, and are never pooled with them."
 )
 
 
@@ -82,8 +82,8 @@ def markdown(
 
 def of_elsewhere(listed: Table, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
     """A report on other people's records."""
-    parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects", render(verdict_table(found), "md").rstrip(),
-             "## Figures", *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
+    parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects",
+             render(verdict_table(found), "md").rstrip(), "## Figures", *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

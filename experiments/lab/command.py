@@ -242,8 +242,8 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
     if (options.seeds or 0) > TUNING.start and not options.pilot and _tunes(study, options.scale):
         raise UsageError(
-            f"--seeds is {options.seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds from "
-            f"{TUNING.start} to {TUNING.stop - 1}"
+            f"--seeds is {options.seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
+            f"from {TUNING.start} to {TUNING.stop - 1}"
         )
     if options.dataset is not None:
         _check_dataset(options.dataset)

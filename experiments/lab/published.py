@@ -23,7 +23,7 @@ from experiments.lab.config import SCIENCE_VERSION, RunConfig
 from experiments.lab.files import StoreError, finite_or_null, to_json, write_together, writing
 from experiments.lab.history import COLUMNS, columns, pack
 from experiments.lab.plan import UsageError
-from experiments.lab.seal import CORRECT, LIGHT, PUBLISHED, SCHEMA, seal
+from experiments.lab.seal import BITS, LIGHT, PUBLISHED, SCHEMA, seal
 from experiments.lab.store import Store
 from experiments.lab.study import Measure
 from experiments.lab.transfer import adopt
@@ -40,7 +40,9 @@ MEASURED = ("value", "standard_error", "residual", "products", "examples", "bn_m
 Row = dict[str, Any]
 
 
-def import_published(store: Store, figures: Path, study: str | None = None, scale: str | None = None) -> tuple[int, int]:
+def import_published(
+    store: Store, figures: Path, study: str | None = None, scale: str | None = None
+) -> tuple[int, int]:
     """Take the runs published below `figures`, of one study or of all, that `store` has not begun.
 
     Returns how many were taken, and how many were left as they are: runs that are finished or begun here. Raises `UsageError` where nothing is
@@ -58,7 +60,7 @@ def import_published(store: Store, figures: Path, study: str | None = None, scal
 
 
 def bits_of(content: bytes) -> Row:
-    """What `CORRECT` says: a row of the table `correct` without its run. Raises KeyError or SafetensorError for anything else."""
+    """What `BITS` says: a row of the table `correct` without its run. Raises KeyError or SafetensorError for anything else."""
     from safetensors.numpy import load
 
     arrays = load(content)
@@ -128,7 +130,7 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
 
         texts = {"bits": bits["bits"], "test_set": bits["test_set"].encode()}
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in texts.items()}
-        contents[CORRECT] = save(arrays | {"examples": np.array([bits["examples"]])})
+        contents[BITS] = save(arrays | {"examples": np.array([bits["examples"]])})
     summary = {
         "schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
         LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()},
@@ -142,7 +144,8 @@ def _rows(path: Path) -> list[Row]:
         import pyarrow.parquet as pq
         from pyarrow import ArrowException
     except ImportError as error:
-        raise StoreError("published records are Parquet, which needs pyarrow: python -m pip install 'batchlab[analysis]'") from error
+        install = "python -m pip install 'batchlab[analysis]'"
+        raise StoreError(f"published records are Parquet, which needs pyarrow: {install}") from error
     try:
         rows = pq.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:

@@ -22,7 +22,7 @@ LIGHT = "without_weights"
 """in the summary of a run that was exported without its final weights"""
 PUBLISHED = "published"
 """in what was made of published records: the study and scale they were published as; nothing of it was computed in this store"""
-CORRECT = "correct.safetensors"
+BITS = "correct.safetensors"
 """of a published record, in place of predictions: a bit per test example, 1 where the run was right"""
 CHUNK = 1 << 20
 """bytes read at once"""

@@ -106,7 +106,8 @@ def test_own_runs_stay_as_they_are(imported: Store, tmp_path: Path) -> None:
     """A run trained here, one under way, or the measurement of a pair with one, replaced by what is published."""
     store = Store(tmp_path)
     pair = next(p for s in plan(find_study("keskar2017"), Request("quick"), imported) for p in s.pairs(Request("quick")))
-    own, begun = store.folder(pair.first.run_id), next(i for i in imported.run_ids() if i not in (pair.first.run_id, pair.second.run_id))
+    ids = (pair.first.run_id, pair.second.run_id)
+    own, begun = store.folder(ids[0]), next(i for i in imported.run_ids() if i not in ids)
     shutil.copytree(imported.folder(own.name), own)
     shutil.rmtree(own / "measurements")
     document = json.loads((own / "summary.json").read_text())
@@ -118,7 +119,6 @@ def test_own_runs_stay_as_they_are(imported: Store, tmp_path: Path) -> None:
     assert (taken, left) == (len(list(imported.run_ids())) - 2, 2)
     assert (own / "summary.json").read_bytes() == before and not (own / "measurements").exists()
     assert [path.name for path in store.folder(begun).iterdir()] == ["checkpoint.0.safetensors"]
-    ids = (pair.first.run_id, pair.second.run_id)
     assert imported.measured(pair.measure, ids) and not store.measured(pair.measure, ids)
     assert import_published(store, FIGURES, "keskar2017", "quick") == (0, taken + left)
 
@@ -138,7 +138,7 @@ def test_damaged_publications_are_not_taken(tmp_path: Path, capsys: pytest.Captu
     """Half of a scale would be in the store."""
     folder = Path(shutil.copytree(KESKAR, tmp_path / "figures" / "keskar2017" / "quick"))
     (folder / "history.parquet").write_bytes(b"PAR1")
-    with pytest.raises(StoreError, match="history.parquet cannot be read"):
+    with pytest.raises(StoreError, match=r"history\.parquet cannot be read"):
         import_published(Store(tmp_path / "store"), tmp_path / "figures")
     assert list((tmp_path / "store" / "runs").iterdir()) == [] and not list((tmp_path / "store").glob(".import.*"))
 

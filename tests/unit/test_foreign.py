@@ -14,6 +14,7 @@ import pytest
 
 from analysis import foreign
 from analysis.__main__ import main
+from experiments import shallue2019
 
 ERROR, LOSS, PRECISION = foreign.METRICS[0], foreign.METRICS[2], foreign.METRICS[1]
 Rows = Sequence[tuple[int, float | str]]
@@ -42,7 +43,7 @@ def search(root: Path, workload: str, size: int, **fields: Any) -> Path:
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """Three batch sizes of one workload; 1 is the best trial of each, which is below the goal, 0.1, after 2000, 500, 250 steps."""
+    """Three batch sizes of one workload; 1 is the best trial of each, below the goal, 0.1, after 2000, 500 and 250 steps."""
     root = tmp_path / "batch_science"
     for size, steps in ((16, 2000), (64, 500), (256, 250)):
         folder = search(root, "fashion_mnist/simple_cnn_base/sgd", size)
@@ -115,16 +116,15 @@ def test_momentum_is_compared_where_both_were_searched(archive: Path) -> None:
     """The paper's claim about momentum would be left out, or taken of batch sizes that one of the two lacks."""
     for size, steps in ((8, 9999), (16, 1600), (256, 100)):
         trial(search(archive, "fashion_mnist/simple_cnn_base/nesterov_momentum", size), 1, [(0, 0.9), (steps, 0.09)])
-    from experiments.shallue2019 import STUDY as study
-
-    (verdict,) = [v for v in foreign.verdicts(foreign.read(archive)[0], study, "quick") if "momentum-scales" in v.claim]
+    found = foreign.verdicts(foreign.read(archive)[0], shallue2019.STUDY, "quick")
+    (verdict,) = [v for v in found if "momentum-scales" in v.claim]
     assert verdict.effect == pytest.approx(math.log(16) - math.log(8)) and "from batch size 16 to 256" in verdict.sentence
 
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("metadata.json", "{"), ("metadata.json", '{"status": "LOST"}'), ("measurements.csv", ""), ("measurements.csv", "a,b\n1,2\n"),
-     ("measurements.csv", None)],
+    [("metadata.json", "{"), ("metadata.json", '{"status": "LOST"}'), ("measurements.csv", ""),
+     ("measurements.csv", "a,b\n1,2\n"), ("measurements.csv", None)],
 )  # fmt: skip
 def test_a_damaged_trial_is_named_and_harms_itself_alone(
     name: str, content: str | None, archive: Path, capsys: pytest.CaptureFixture[str]
