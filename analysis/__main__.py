@@ -160,8 +160,8 @@ def _foreign(options: Options) -> int:
         foreign.tables(searches, study, options.scale), foreign.verdicts(searches, study, options.scale), foreign.table(searches)
     )  # fmt: skip
     text, documents, drawn = [listed.title], [], []
-    if isinstance(options, (Figures, Report)):
-        folder = _folder(options, foreign.SOURCE, study.name)
+    folder = _folder(options, foreign.SOURCE, study.name) if isinstance(options, (Figures, Report)) else None
+    if folder is not None:
         for figure in tables.study.figures:
             try:
                 drawn.append(draw.draw(figure, tables, folder))
@@ -175,7 +175,7 @@ def _foreign(options: Options) -> int:
             documents = [{"table": listed.name, "columns": listed.columns, "rows": listed.rows}]
         case Figures():
             text, documents = [*text, *map(_drawn_line, drawn)], [vars(d) for d in drawn]
-        case Report():
+        case Report() if folder is not None:
             path = folder / "report.md"
             path.write_text(report.of_elsewhere(listed, found, drawn))
             text += [text_tables.verdict_lines(found), *map(_drawn_line, drawn), f"report: {path}"]

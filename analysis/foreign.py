@@ -169,11 +169,11 @@ def tables(found: Sequence[Search], study: Study, scale: str) -> Tables:
         for s in found for steps, best in s.reached()[:1]
     ]  # fmt: skip
     nullable = {name: {"int64": "Int64", "bool": "boolean"}.get(kind, kind) for name, kind in RUNS.items()}
-    empty = {name: pd.DataFrame(columns=list(columns)) for name, columns in
-             (("history", HISTORY), ("measurements", MEASUREMENTS), ("correct", CORRECT))}  # fmt: skip
+    history, measurements, correct = (pd.DataFrame(columns=list(names)) for names in (HISTORY, MEASUREMENTS, CORRECT))
     own = dataclasses.replace(study, figures=_figures(found), claims=(), paper=(), comparisons=())
     runs = pd.DataFrame(rows).reindex(columns=list(RUNS)).astype(cast(Any, nullable))
-    return Tables(study=own, scale=scale, source=SOURCE, planned=(), pending=0, missing_measurements=0, runs=runs, **empty)
+    return Tables(study=own, scale=scale, source=SOURCE, planned=(), pending=0, missing_measurements=0, runs=runs,
+                  history=history, measurements=measurements, correct=correct)  # fmt: skip
 
 
 def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]:
@@ -211,7 +211,9 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
             if len(sizes := sorted(plain.keys() & other.keys())) > 1:
                 saved = [math.log(steps[sizes[0]] / steps[sizes[-1]]) for steps in (other, plain)]
                 answers.append((f"{dataset}, {model}, {optimizer}", "momentum-scales-further", Kind.DIRECTIONAL,
-                                saved[0] - saved[1], f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain SGD"))  # fmt: skip
+                                saved[0] - saved[1],
+                                f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain "
+                                "SGD"))  # fmt: skip
     return [_verdict(study, scale, *answer) for answer in answers]
 
 
@@ -334,7 +336,7 @@ def _trial(path: Path) -> Trial:
 def _records(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`Trial.best` of a file of measurements, whatever the order of its rows."""
     try:
-        frame = pd.read_csv(path, skipinitialspace=True, usecols=lambda name: name.strip() in ("step", *METRICS))
+        frame = pd.read_csv(path, skipinitialspace=True, usecols=lambda name: str(name).strip() in ("step", *METRICS))
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
     frame = frame.rename(columns=str.strip).apply(pd.to_numeric, errors="coerce")

@@ -83,7 +83,8 @@ def markdown(
 def of_elsewhere(listed: Table, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
     """A report on other people's records."""
     parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects",
-             render(verdict_table(found), "md").rstrip(), "## Figures", *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
+             render(verdict_table(found), "md").rstrip(), "## Figures",
+             *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

@@ -80,7 +80,7 @@ def test_records_say_that_they_were_not_computed_here(imported: Store, capsys: p
     assert analyse(["verdicts", "keskar2017", "--scale", "quick", "--store", str(imported.root), "--json"]) == 0
     for verdict in json.loads(capsys.readouterr().out):
         assert verdict["published_records"] == len(verdict["runs"]) > 0
-    assert analyse(["report", "keskar2017", "--scale", "quick", "--store", str(imported.root)]) == 0
+    assert analyse(["verdicts", "keskar2017", "--scale", "quick", "--store", str(imported.root)]) == 0
     assert "published records, not computed in this store" in capsys.readouterr().out
     run_id = next(imported.run_ids())
     for name in ("summary.json", "provenance.json"):
