@@ -15,13 +15,14 @@ many trials, each trained once, is no sample: there are effects, but no interval
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -336,21 +337,33 @@ def _trial(path: Path) -> Trial:
 def _records(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """`Trial.best` of a file of measurements, whatever the order of its rows."""
     try:
-        frame = pd.read_csv(path, skipinitialspace=True, usecols=lambda name: str(name).strip() in ("step", *METRICS))
-    except (OSError, ValueError) as error:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = csv.reader(file)
+            names = [name.strip() for name in next(rows, [])]
+            columns = dict(zip(names, zip_longest(*rows), strict=False))
+    except (OSError, ValueError, csv.Error) as error:
         raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]})") from error
-    frame = frame.rename(columns=str.strip).apply(pd.to_numeric, errors="coerce")
-    if "step" not in frame:
+    if "step" not in names:
         raise StoreError(f"{path} has no column step")
-    found = {}
-    for metric in (name for name in METRICS if name in frame):
-        rows = frame[np.isfinite(frame["step"]) & np.isfinite(frame[metric])].sort_values("step", kind="stable")
-        steps, values = rows["step"].to_numpy(np.int64), rows[metric].to_numpy(np.float64)
+    found, at = {}, _numbers(columns.get("step", ()))
+    for metric in (name for name in METRICS if name in columns):
+        values = _numbers(columns[metric])
+        order = np.argsort(at, kind="stable")
+        order = order[np.isfinite(at[order]) & np.isfinite(values[order])]
+        steps, values = at[order].astype(np.int64), values[order]
         worse = -values if metric in LARGER_IS_BETTER else values
         better = np.r_[True, worse[1:] < np.minimum.accumulate(worse)[:-1]] if len(worse) else np.zeros(0, bool)
         if better.any():
             found[metric] = (steps[better], values[better])
     return found
+
+
+def _numbers(texts: Sequence[str | None]) -> np.ndarray:
+    """NaN for what is no number."""
+    try:
+        return np.array(texts, np.float64)
+    except ValueError:
+        return pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
 
 
 def _json(path: Path) -> dict[str, Any]:
