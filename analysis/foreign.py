@@ -361,9 +361,9 @@ def _records(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _numbers(texts: Sequence[str | None]) -> np.ndarray:
     """NaN for what is no number."""
     try:
-        return np.array(texts, np.float64)
+        return np.array(cast(Any, texts), np.float64)
     except ValueError:
-        return pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").to_numpy(np.float64)
+        return pd.to_numeric(pd.Series(cast(Any, texts), dtype=object), errors="coerce").to_numpy(np.float64)
 
 
 def _json(path: Path) -> dict[str, Any]:
