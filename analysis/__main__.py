@@ -1,5 +1,8 @@
 """The command line: `python -m analysis`. Reads records and study declarations; never trains.
 
+Tables from elsewhere: with shallue2019, --store may be the unpacked archive of google-research/batch_science (a study.json for
+each batch size, a metadata.json and a measurements.csv for each trial), which is read for the same figures.
+
 Exit status: 0 finished, 1 something failed or is missing (runs, measurements), 2 wrong usage, 141 where nobody reads the
 output any more (`| head`).
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +32,8 @@ from experiments.lab.study import Request
 
 if TYPE_CHECKING:
     from analysis.load import Tables
+    from analysis.replication import Replications
+    from analysis.verdicts import Verdict
     from experiments.lab.study import Study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
@@ -42,7 +48,9 @@ class Options:
     studies: Path | None = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
-    """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
+    """folder of the runs (default: $BATCHLAB_STORE, else ./store), or tables from elsewhere (study.json, measurements.csv)"""
+    goal: float | None = None
+    """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
     published: bool = False
     """read what the project publishes instead of a store"""
     json: bool = False
@@ -106,6 +114,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
     try:
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=argv)
         options = terminal.expanded(options)
+        if not options.published and _is_foreign(options):
+            return _foreign(options)
         if isinstance(options, Histories):
             return _export(options)
         incomplete, documents = 0, []
@@ -135,6 +145,61 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         return terminal.complain(terminal.missing(error), 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _is_foreign(options: Options) -> bool:
+    from analysis import foreign
+
+    found = foreign.is_foreign(options.store)
+    if options.goal is not None and not found:
+        raise UsageError(f"--goal is of tables from elsewhere, and {options.store} holds none")
+    if options.goal is not None and not 0 < options.goal < math.inf:
+        raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
+    return found
+
+
+def _foreign(options: Options) -> int:
+    """What tables from elsewhere give: figures, effects and a table, below their folder."""
+    from analysis import draw, foreign, report
+    from analysis import tables as text_tables
+    from analysis.figures import NoDataError
+
+    own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
+    if options.study != "shallue2019" or own:
+        raise UsageError(
+            f"{options.store} holds tables from elsewhere: read them with verdicts, figures, tables or report of shallue2019, or "
+            "name a store of runs with --store"
+        )
+    (study,) = _studies(options)
+    searches, faults = foreign.read(options.store, options.goal)
+    tables, found, listed = (
+        foreign.tables(searches, study, options.scale), foreign.verdicts(searches, study, options.scale), foreign.table(searches)
+    )  # fmt: skip
+    text, documents, drawn = [listed.title], [], []
+    folder = _folder(options, foreign.SOURCE, study.name) if isinstance(options, (Figures, Report)) else None
+    if folder is not None:
+        for figure in tables.study.figures:
+            try:
+                drawn.append(draw.draw(figure, tables, folder))
+            except NoDataError:
+                drawn.append(draw.Drawn(figure.name, "no data", reason="no trial has it"))
+    match options:
+        case Verdicts():
+            text, documents = [*text, text_tables.verdict_lines(found)], [v.to_dict() for v in found]
+        case Tabulate():
+            text.append(text_tables.render(listed, "md"))
+            documents = [{"table": listed.name, "columns": listed.columns, "rows": listed.rows}]
+        case Figures():
+            text, documents = [*text, *map(_drawn_line, drawn)], [vars(d) for d in drawn]
+        case Report() if folder is not None:
+            path = folder / "report.md"
+            write_atomic(path, report.of_elsewhere(listed, found, drawn).encode())
+            text += [text_tables.verdict_lines(found), *map(_drawn_line, drawn), f"report: {path}"]
+            documents = [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+    terminal.show(json.dumps(documents, indent=1, sort_keys=True) if options.json else "\n".join(text))
+    if faults:
+        terminal.complain(f"{len(faults)} files are left out, the first because {faults[0]}; unpack the archive anew")
+    return int(bool(faults))
 
 
 def _export(options: Histories) -> int:
@@ -226,10 +291,10 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         rows = pilot.rows(tables)
         return pilot.text(rows) or no_claims, rows
     found = verdicts(tables)
-    answers = text_tables.verdict_lines(found) or no_claims
     match options:
         case Verdicts():
-            return answers, [v.to_dict() for v in found]
+            text, rows = _with_further_seeds(tables, found, _again(options, tables))
+            return text or no_claims, rows
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
@@ -242,9 +307,11 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
-            write_atomic(path, report.markdown(tables, found, drawn).encode())
-            text = "\n".join([answers, *(_drawn_line(d) for d in drawn), f"report: {path}"])
-            return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+            again = _again(options, tables)
+            words, rows = _with_further_seeds(tables, found, again)
+            write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
+            text = "\n".join([words or no_claims, *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            return text, [{"report": str(path), "verdicts": rows, "figures": [vars(d) for d in drawn]}]
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
@@ -263,6 +330,32 @@ def _destination(options: Publish, study: Study) -> tuple[Path, Path | None]:
     if not (project / "README.md").is_file() or not Path.cwd().resolve().is_relative_to(project):
         raise UsageError(f"figures/ is the project's: publish {study.name} from within a clone of it, or into a folder with --to")
     return PUBLISHED, project / "README.md"
+
+
+def _again(options: Options, tables: Tables) -> Replications:
+    """What further seeds say, where a store may hold some; a sentence on stderr where they are none."""
+    from analysis.replication import Replications, replications
+
+    found = Replications() if options.published else replications(tables, Store(options.store, create=False))
+    if found.refused is not None:
+        print(f"note: {found.refused}", file=sys.stderr)
+    return found
+
+
+def _with_further_seeds(tables: Tables, found: list[Verdict], again: Replications) -> tuple[str, list[Any]]:
+    """The verdicts as text and as JSON objects; those of a store say what further seeds gave and whose records they are of."""
+    from analysis.tables import verdict_lines
+
+    rows = [v.to_dict() for v in found]
+    text = verdict_lines(found, {name: (other.words(), other.verdict) for name, other in again.of_claims.items()})
+    if tables.source == "store":
+        for row in rows:
+            other = again.of_claims.get(row["claim"])
+            row["replication"] = None if other is None else other.to_dict()
+            row["published_records"] = len(tables.imported.intersection(row["runs"]))
+    if tables.imported:
+        text += f"\n{tables.imported_words}"
+    return text, rows
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

@@ -23,12 +23,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
-from analysis import families, settings
+from analysis import families
 from analysis.cluster import CLUSTER
 from analysis.history import frame
+from experiments.lab import settings
 from experiments.lab.config import RunConfig
 from experiments.lab.files import REPAIR, StoreError
 from experiments.lab.plan import PlannedStage, UsageError, check_runs, find_study, plan
+from experiments.lab.published import bits_of
+from experiments.lab.seal import BITS, PUBLISHED
 from experiments.lab.store import Store
 from experiments.lab.study import Measure, Record, Request, Stage, Study
 from experiments.lab.vocabulary import SUMMARY
@@ -91,6 +94,13 @@ class Tables:
     history: pd.DataFrame
     measurements: pd.DataFrame
     correct: pd.DataFrame
+    imported: frozenset[str] = frozenset()
+    """of a store: the runs that are published records, imported and not computed there"""
+
+    @property
+    def imported_words(self) -> str:
+        """How many runs were not computed in the store, in a sentence."""
+        return f"{len(self.imported)} of {self.runs['run_id'].nunique()} runs are published records, not computed in this store."
 
     @property
     def missing_runs(self) -> int:
@@ -156,13 +166,14 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
     records = [(stage.stage.name, c, r) for stage in stages for c, r in _cells(stage) if r is not None]
     once = {c.run_id: r for _, c, r in records}  # two stages may declare one run
     measured = [(m, ids, store.measurement(m, ids)) for m, ids in _declared(stages, request)]
-    return _assemble(
+    tables = _assemble(
         study, scale, "store", stages, sum(found is None for _, _, found in measured),
         runs=[_run_row(study, scale, stage, config, record) for stage, config, record in records],
         history=frame(store, list(once.values())),
         measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
-        correct=_correct(store, list(once)),
+        correct=_correct(store, list(once.values())),
     )  # fmt: skip
+    return dataclasses.replace(tables, imported=frozenset(i for i, record in once.items() if record.values.get(PUBLISHED)))
 
 
 def from_published(folder: Path, study: Study | None = None) -> Tables:
@@ -291,23 +302,28 @@ def right(correct: pd.DataFrame) -> np.ndarray:
     return np.unpackbits(bits, axis=1, count=int(correct["examples"].iloc[0]))
 
 
-def _correct(store: Store, run_ids: Sequence[str]) -> list[dict[str, Any]]:
+def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
     from safetensors import SafetensorError
-    from safetensors.numpy import load
 
     rows = []
-    for run_id in run_ids:
-        if (content := store.recorded(run_id, "predictions.safetensors")) is not None:
+    for record in records:
+        run_id = record.config.run_id
+        name, read = (BITS, bits_of) if record.values.get(PUBLISHED) else ("predictions.safetensors", _bits)
+        if (content := store.recorded(run_id, name, record.values)) is not None:
             try:
-                arrays = load(content)
-                prediction, label = arrays["test_prediction"], arrays["test_label"]
+                rows.append({"run_id": run_id, **read(content)})
             except (SafetensorError, KeyError) as error:
-                path = f"{store.folder(run_id)}/predictions.safetensors"
-                raise StoreError(f"{path} is damaged ({error}); {REPAIR}") from error
-            test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]
-            bits = np.packbits(prediction == label).tobytes()
-            rows.append({"run_id": run_id, "test_set": test_set, "examples": len(label), "bits": bits})
+                raise StoreError(f"{store.folder(run_id)}/{name} is damaged ({error}); {REPAIR}") from error
     return rows
+
+
+def _bits(predictions: bytes) -> dict[str, Any]:
+    from safetensors.numpy import load
+
+    arrays = load(predictions)
+    prediction, label = arrays["test_prediction"], arrays["test_label"]
+    test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]
+    return {"test_set": test_set, "examples": len(label), "bits": np.packbits(prediction == label).tobytes()}
 
 
 def _rows(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import margins, settings
+from analysis import margins
 from analysis.draw import draw_all
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
 from analysis.tables import render, verdict_lines
 from analysis.verdicts import Verdict, verdicts
-from experiments.lab import board
+from experiments.lab import board, settings
 from experiments.lab.files import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]

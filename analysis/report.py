@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from analysis.draw import Drawn
 from analysis.load import Tables
-from analysis.tables import Table, cell_table, paper_table, render, verdict_table
+from analysis.replication import Replication
+from analysis.tables import Table, cell_table, effect_text, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
 from experiments.lab.claims import Claim, Kind
 from experiments.lab.finding import file_of
 from experiments.lab.study import Study
 
 _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
+
+
+FURTHER = (
+    "Seeds beyond the declared ones, asked for later. The verdicts above are of the declared seeds alone; these answer the "
+    "claims again by the same rule, gates included, and are never pooled with them."
+)
 
 
 def deviations(study: Study) -> list[str]:
@@ -38,8 +45,10 @@ def every_table(tables: Tables, found: Sequence[Verdict]) -> list[Table]:
     return [table for table in listed if table.rows or table.name == "cells"]
 
 
-def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
-    """The whole report; figures are linked by name, beside it."""
+def markdown(
+    tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn], again: Mapping[str, Replication] | None = None
+) -> str:
+    """The whole report; figures are linked by name, beside it. `again` are the claims answered by further seeds."""
     study = tables.study
     scale = study.scale(tables.scale)
     commits = ", ".join(sorted(tables.runs["commit"].dropna().unique())) or "none recorded"
@@ -49,10 +58,17 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     parts = [f"# {study.name}", tested if found else f"{study.title}: no claim is tested at this scale.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
              f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]  # fmt: skip
+    if tables.imported:
+        parts.append(tables.imported_words)
     if tables.missing_runs or tables.missing_measurements:
         parts.append(f"**Incomplete:** {tables.missing_runs} runs and {tables.missing_measurements} measurements are missing.")
     for table in every_table(tables, found):
         parts += [f"## {table.name.capitalize()}", table.title, render(table, "md").rstrip()]
+    if again:
+        parts += ["## Replication by further seeds", FURTHER, "\n".join(
+            f"- {r.verdict.sentence}: {r.words()}, **{r.verdict.verdict or 'no verdict'}**, {effect_text(r.verdict)}, n "
+            f"{r.verdict.n_seeds}: {r.verdict.decided_by}" for r in again.values()
+        )]  # fmt: skip
     if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
     if listed := tried_at(study, tables.scale):
@@ -62,6 +78,14 @@ def markdown(tables: Tables, found: Sequence[Verdict], drawn: Sequence[Drawn]) -
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
     if listed := deviations(study):
         parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]
+    return "\n\n".join(parts) + "\n"
+
+
+def of_elsewhere(listed: Table, found: Sequence[Verdict], drawn: Sequence[Drawn]) -> str:
+    """A report on other people's records."""
+    parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects",
+             render(verdict_table(found), "md").rstrip(), "## Figures",
+             *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
     return "\n\n".join(parts) + "\n"
 
 

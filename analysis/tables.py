@@ -10,7 +10,7 @@ import csv
 import io
 import math
 import textwrap
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,13 +94,19 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
     return Table("verdicts", title, columns, rows)
 
 
-def verdict_lines(found: Sequence[Verdict]) -> str:
-    """The verdicts as a person reads them in a terminal: a paragraph for each claim."""
+def verdict_lines(found: Sequence[Verdict], again: Mapping[str, tuple[str, Verdict]] | None = None) -> str:
+    """The verdicts as a person reads them in a terminal: a paragraph for each claim; `again` are answers of further seeds, by
+    claim, each with the words for its seeds."""
     lines = []
     for v in found:
         sentence = f"{(v.verdict or 'no verdict').upper():13s} {v.sentence}{' (primary)' if v.primary else ''}"
         p = p_text(v.p_value if v.primary else v.p_adjusted)
         for text in (sentence, f"{'':14s}{effect_text(v)}", f"{'':14s}n {v.n_seeds}, p {p}: {v.decided_by}"):
+            lines += textwrap.wrap(text, 104, subsequent_indent=" " * 14, break_on_hyphens=False)
+        if again and v.claim in again:
+            seeds, other = again[v.claim]
+            text = (f"{'':14s}again, with {seeds} alone: {(other.verdict or 'no verdict').upper()}, {effect_text(other)}, n "
+                    f"{other.n_seeds}: {other.decided_by}")  # fmt: skip
             lines += textwrap.wrap(text, 104, subsequent_indent=" " * 14, break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -108,6 +114,8 @@ def verdict_lines(found: Sequence[Verdict]) -> str:
 def effect_text(v: Verdict) -> str:
     """Effect, unit and interval with its level; ratios are multiplied out."""
     values = (v.ratio, v.ratio_low, v.ratio_high) if v.ratio is not None else (v.effect, v.ci_low, v.ci_high)
+    if values[0] is not None and values[1] is None:
+        return f"{_number(values[0])}{'×' if v.ratio is not None else f' {v.unit}'}, no interval"
     if any(x is None for x in values):
         return DASH
     effect, low, high = (_number(x) for x in values)

@@ -109,12 +109,16 @@ class Evidence:
 
 def verdicts(tables: Tables) -> list[Verdict]:
     """One verdict for each claim of the study at the tables' scale, in declared order."""
-    evidence = [gather(claim, tables) for claim in tables.study.claims_at(tables.scale)]
-    others = [e for e in evidence if not e.claim.primary]
+    return judged([(gather(claim, tables), tables) for claim in tables.study.claims_at(tables.scale)])
+
+
+def judged(found: Sequence[tuple[Evidence, Tables]]) -> list[Verdict]:
+    """The verdicts of a whole family of claims, each with the tables that its evidence is from."""
+    others = [e for e, _ in found if not e.claim.primary]
     # m counts every declared claim: one that cannot be judged stays in with p = 1, so it never loosens the rest
     adjusted = holm([1.0 if e.p_value is None or e.gate else e.p_value for e in others])
     family = {e.claim.id: a for e, a in zip(others, adjusted, strict=True)}
-    return [_verdict(e, family.get(e.claim.id), tables) for e in evidence]
+    return [_verdict(e, family.get(e.claim.id), tables) for e, tables in found]
 
 
 def gather(claim: Claim, tables: Tables) -> Evidence:

@@ -114,7 +114,11 @@ class StoreCommand(Common):
 
     action: tyro.conf.Positional[Literal["check", "export", "import"]]
     file: tyro.conf.Positional[Path | None] = None
-    """archive to write or read (export, import)"""
+    """archive to write or read (export, import); with --published a study (default: every one)"""
+    published: bool = False
+    """import: the runs that the project publishes of a study, without weights, so that it goes on from them"""
+    scale: str | None = None
+    """import --published: of this scale alone"""
     repair: bool = False
     """check: move damaged records into the store's folder `damaged`, so that `run` makes them anew"""
 

@@ -12,14 +12,14 @@ from typing import Any
 from experiments.lab.config import SCIENCE_VERSION
 from experiments.lab.files import REPAIR, StoreError, Unreadable, read_document, sync_folder, writing
 from experiments.lab.lease import acquire
-from experiments.lab.seal import LIGHT, config_id, sha256_of
+from experiments.lab.seal import BITS, LIGHT, config_id, sha256_of
 from experiments.lab.store import Store
 
 ASIDE = "damaged"
 """folder of the store that repair moves damaged records to"""
 ALWAYS = {"config.json", "provenance.json", "history.jsonl", "final.safetensors"}
 """files that every summary of schema 2 stands for"""
-KNOWN = ALWAYS | {"plan.json", "history.safetensors", "predictions.safetensors"}
+KNOWN = ALWAYS | {"plan.json", "history.safetensors", "predictions.safetensors", BITS}
 """files that a summary may stand for: nothing else is opened, whatever it names"""
 LINE_BYTES = 1 << 16
 """longest row of a history of schema 1, which nothing vouches for: parsed, it takes many times its size"""

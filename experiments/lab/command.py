@@ -31,6 +31,7 @@ from experiments.lab.plan import plan as make_plan
 from experiments.lab.progress import Training, duration, known_steps, names_among
 from experiments.lab.store import Store
 from experiments.lab.study import Request, Study
+from experiments.lab.tuning import TUNING
 from experiments.lab.underway import Begun, begun
 from experiments.lab.worker import set_blas_threads
 
@@ -240,6 +241,14 @@ def store(options: Any) -> tuple[int, Any]:
     """Check, export or import records."""
     from experiments.lab import transfer
 
+    if (options.published and options.action != "import") or (options.scale and not options.published):
+        raise UsageError("--published belongs to store import, and --scale to store import --published")
+    if options.published:
+        from experiments.lab.published import import_published
+
+        study = None if options.file is None else str(options.file)
+        taken, left = import_published(Store(options.store), board.PUBLISHED, study, options.scale)
+        return 0, {"imported": taken, "left_as_they_are": left}
     if options.action != "check" and options.file is None:
         raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")
     if options.action in ("check", "export") and not (options.store / "runs").is_dir():
@@ -296,6 +305,11 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     study = find_study(options.study, folder_of_studies(options.studies))
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
+    if (options.seeds or 0) > TUNING.start and not options.pilot and _tunes(study, options.scale):
+        raise UsageError(
+            f"--seeds is {options.seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
+            f"from {TUNING.start} to {TUNING.stop - 1}"
+        )
     if options.dataset is not None:
         _check_dataset(options.dataset)
     if options.data_dir is not None and not options.data_dir.is_dir():
@@ -305,6 +319,14 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
 
     check_scale(study, request.scale)
     return study, request, Store(options.store, create=create)
+
+
+def _tunes(study: Any, scale: str) -> bool:
+    """Whether the first stage trains on the seeds that settings are chosen with."""
+    from experiments.lab.plan import check_scale
+
+    check_scale(study, scale)
+    return any(config.seed in TUNING for config in study.stages[0].runs(Request(scale), ()))
 
 
 def _limit_threads(threads: int) -> None:

@@ -20,6 +20,10 @@ _TAIL = b'",\n'
 _BODY = len(_HEAD) + 64 + len(_TAIL)
 LIGHT = "without_weights"
 """in the summary of a run that was exported without its final weights"""
+PUBLISHED = "published"
+"""in what was made of published records: the study and scale they were published as; nothing of it was computed in this store"""
+BITS = "correct.safetensors"
+"""of a published record, in place of predictions: a bit per test example, 1 where the run was right"""
 CHUNK = 1 << 20
 """bytes read at once"""
 

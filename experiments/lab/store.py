@@ -8,6 +8,7 @@
                           checkpoint.<k>.safetensors   the last two
                           final.safetensors    weights
                           predictions.safetensors      per test example
+                          correct.safetensors          of a published record: which test examples it got right
                           measurements/<id>.json
                           summary.json         written last, atomically, with the SHA-256 of the files above
     <store>/measurements/<id>.json             measurements of pairs of runs
@@ -56,6 +57,12 @@ def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
     parts = [measure.metric, list(measure.options), list(run_ids), *([version] if version else [])]
     text = json.dumps(parts, sort_keys=True)
     return f"{measure.metric}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def measurement_file(measure: Measure, run_ids: Sequence[str], result: Mapping[str, Any]) -> bytes:
+    """The content of a measurement's file."""
+    head = {"schema": SCHEMA, "metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
+    return seal(to_json(finite_or_null({**head, **result})))
 
 
 class Store:
@@ -175,8 +182,7 @@ class Store:
             path.parent.mkdir(exist_ok=True)
             if len(run_ids) == 1:
                 clear_leftovers(path.parent)
-        head = {"schema": SCHEMA, "metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
-        write_atomic(path, seal(to_json(finite_or_null({**head, **result}))))
+        write_atomic(path, measurement_file(measure, run_ids, result))
 
     def run_ids(self) -> Iterator[str]:
         """Every run with a folder, finished or not."""

@@ -28,7 +28,7 @@ WEIGHTS = "final.safetensors"
 _SIZES = {
     r"runs/[0-9a-f]{20}/(config|provenance|plan|summary)\.json": 1 << 20,
     r"runs/[0-9a-f]{20}/history\.jsonl": 1 << 28,
-    r"runs/[0-9a-f]{20}/(history|final|predictions)\.safetensors": 1 << 32,
+    r"runs/[0-9a-f]{20}/(history|final|predictions|correct)\.safetensors": 1 << 32,
     r"(runs/[0-9a-f]{20}/)?measurements/[A-Za-z0-9_][A-Za-z0-9_.-]{1,79}\.json": 1 << 23,
 }
 """every name that is taken from an archive, and its largest size in bytes"""
@@ -130,7 +130,7 @@ def import_runs(store: Store, archive: Path) -> int:
             staged = Store(root)
         _unpack(archive, staged, store)
         with writing(store.root):
-            return _adopt(staged, store)
+            return adopt(staged, store)
     except (ArchiveError, EOFError, zlib.error, gzip.BadGzipFile, FileNotFoundError, IsADirectoryError) as error:
         raise StoreError(f"{archive} cannot be read as an archive of runs ({error}); export it again") from error
     finally:
@@ -226,7 +226,7 @@ def _refuse(found: Findings, archive: Path, staged: Store) -> None:
         raise StoreError(f"{archive} is damaged, nothing of it is used ({what}); export it again")
 
 
-def _adopt(staged: Store, store: Store) -> int:
+def adopt(staged: Store, store: Store) -> int:
     """Move what was checked into the store; returns the number of runs."""
     taken = 0
     for run_id in staged.run_ids():

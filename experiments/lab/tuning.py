@@ -23,11 +23,13 @@ Score = Callable[[Record], float]
 
 SEEDS = 100
 """seeds set aside for tuning"""
+TUNING = range(500, 500 + SEEDS)
+"""those of a study, pilots aside"""
 
 
 def tuning_seed(request: Request) -> int:
     """The first of the seeds that learning rates are chosen with: far from those of the runs that answer a claim."""
-    return request.seed_range(1)[0] + 500
+    return request.seed_range(1)[0] + TUNING.start
 
 
 def tuned(request: Request, records: Sequence[Record]) -> list[Record]:

@@ -14,9 +14,9 @@ from typing import Any, cast
 import pandas as pd
 import pytest
 
-from analysis import settings
 from analysis.load import DEFAULTS, Published, config_column, find, from_published, none_if_missing
 from experiments.lab import config as config_module
+from experiments.lab import settings
 from experiments.lab.config import RunConfig
 from experiments.lab.plan import plan
 from experiments.lab.store import Store

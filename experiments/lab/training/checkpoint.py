@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from experiments.lab.files import REPAIR, StoreError, write_atomic
-from experiments.lab.seal import LIGHT
+from experiments.lab.seal import LIGHT, PUBLISHED
 from experiments.lab.store import Store
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
@@ -69,6 +69,8 @@ def final_weights(store: Store, run_id: str) -> Tensors:
     name, summary = "final.safetensors", store.summary(run_id)
     if summary is None:
         raise StoreError(f"run {run_id} is not finished; run its study first")
+    if summary.get(PUBLISHED):
+        raise StoreError(f"run {run_id} is a published record, which has no weights; train it in another store")
     if summary.get(LIGHT) is True:
         raise StoreError(f"run {run_id} was imported without its weights; run its study again into another store")
     content = store.recorded(run_id, name)
