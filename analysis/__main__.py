@@ -17,13 +17,15 @@ import tyro
 
 from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
-from experiments.lab.files import StoreError
+from experiments.lab.files import StoreError, write_atomic
 from experiments.lab.plan import UsageError, check_scale, find_study, studies
 from experiments.lab.store import Store
 from experiments.lab.study import Request
 
 if TYPE_CHECKING:
+    from analysis.agree import Comparison
     from analysis.load import Tables
+    from analysis.verdicts import Verdict
     from experiments.lab.study import Study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
@@ -173,6 +175,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     """Text for a person and a list of JSON objects, for one study."""
     from analysis import draw, pilot, publish, report
     from analysis import tables as text_tables
+    from analysis.load import from_store
     from analysis.verdicts import verdicts
 
     if isinstance(options, Pilot):
@@ -181,7 +184,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     found = verdicts(tables)
     match options:
         case Verdicts():
-            return text_tables.verdict_lines(found), [v.to_dict() for v in found]
+            compared = _compared(options, tables, found)
+            return _said(found, compared), _beside(found, compared)
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
@@ -193,15 +197,45 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             folder = _folder(options, tables.source, tables.study.name)
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
-            path.write_text(report.markdown(tables, found, drawn))
-            text = "\n".join([text_tables.verdict_lines(found), *(_drawn_line(d) for d in drawn), f"report: {path}"])
-            return text, [{"report": str(path), "verdicts": [v.to_dict() for v in found], "figures": [vars(d) for d in drawn]}]
+            write_atomic(path, report.markdown(tables, found, drawn).encode())
+            compared = _compared(options, tables, found)
+            text = "\n".join([*(_drawn_line(d) for d in drawn), f"report: {path}", "", _said(found, compared)])
+            document = {"report": str(path), "verdicts": _beside(found, compared), "figures": [vars(d) for d in drawn]}
+            return text, [document]
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
-            written = publish.publish(tables, PUBLISHED)
+            pilots = from_store(tables.study, options.scale, Store(options.store, create=False), Request(options.scale, pilot=True))
+            written = publish.publish(tables, PUBLISHED, pilots=pilots)
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")
+
+
+def _compared(options: Options, tables: Tables, found: list[Verdict]) -> Comparison:
+    """The verdicts of a store beside the published ones; empty where there are none of this study and scale."""
+    from analysis.agree import Comparison, with_published
+
+    if options.published or not tables.study.module.startswith("experiments."):
+        return Comparison()
+    try:
+        return with_published(tables, found, PUBLISHED / tables.study.name / tables.scale)
+    except (UsageError, ValueError, KeyError) as error:  # a reader's own results do not hang on what is published
+        _complain(f"what is published of {tables.study.name} cannot be compared: {error}")
+        return Comparison()
+
+
+def _said(found: list[Verdict], compared: Comparison) -> str:
+    """The verdicts, and how they compare."""
+    from analysis.agree import text
+    from analysis.tables import verdict_lines
+
+    return "\n\n".join([verdict_lines(found), *([text(compared)] if compared.claims else [])])
+
+
+def _beside(found: list[Verdict], compared: Comparison) -> list[dict[str, Any]]:
+    """The verdicts as JSON; those of a store with what is published (null: nothing)."""
+    theirs = {each.yours.claim: each.to_dict() for each in compared.claims}
+    return [v.to_dict() | ({} if v.source == "published" else {"published": theirs.get(v.claim)}) for v in found]
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

@@ -45,7 +45,7 @@ def partial(full: Path, tmp_path: Path) -> Path:
 def published(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     (root / "README.md").write_text(README)
-    publish.publish(from_store(STUDY, "quick", Store(full)), figures=root / "figures", readme=root / "README.md")
+    publish.write(from_store(STUDY, "quick", Store(full)), figures=root / "figures", readme=root / "README.md")
     return root
 
 
@@ -131,7 +131,7 @@ def test_publishing_again_changes_nothing(full: Path, published: Path, tmp_path:
     """A diff in what is published though no run changed."""
     (tmp_path / "README.md").write_text(README)
     tables = from_store(STUDY, "quick", Store(full))
-    written = publish.publish(tables, figures=tmp_path / "figures", readme=tmp_path / "README.md")
+    written = publish.write(tables, figures=tmp_path / "figures", readme=tmp_path / "README.md")
     names = {path.name for path in written}
     assert {"runs.parquet", "verdicts.json", "table_cells.tex", "generalization_gap.pdf", "README.md"} <= names
     for path in written:
