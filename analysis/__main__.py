@@ -205,7 +205,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
-            pilots = from_store(tables.study, options.scale, Store(options.store, create=False), Request(options.scale, pilot=True))
+            store, asked = Store(options.store, create=False), Request(options.scale, pilot=True)
+            pilots = from_store(tables.study, options.scale, store, asked)
             written = publish.publish(tables, PUBLISHED, pilots=pilots)
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")

@@ -1,7 +1,7 @@
 """Published, yours, agree: a store's answers beside the published ones, claim by claim.
 
-On one kind of processor the same code gives the same bits. Another kind rounds otherwise, training amplifies that, and its runs are
-other draws. So effects are compared as two samples' are:
+On one kind of processor the same code gives the same bits. Another kind rounds otherwise, training amplifies that, and its runs
+are other draws. So effects are compared as two samples' are:
 
     same       every value that the claim is judged by is bitwise the published one
     differs    the claim's two intervals do not overlap, or the effects differ by more than two independent draws allow:
@@ -154,8 +154,8 @@ def sentences(found: Comparison) -> list[str]:
             f"Yours were made on {found.yours}, the published ones on {found.published}: another kind of processor rounds "
             "otherwise and training amplifies it, so that effects are compared as two samples' are"
             if found.yours != found.published else
-            f"Both were made on {found.yours}, yet bits differ: instruction sets, versions or threads are others, so that effects "
-            "are compared as two samples' are"
+            f"Both were made on {found.yours}, yet bits differ: instruction sets, versions or threads are others, so that "
+            "effects are compared as two samples' are"
         )  # fmt: skip
     if flips := sum(each.flips for each in found.claims):
         parts.append(f"Effects that agree gave another verdict in {flips} of them: the intervals allow both")

@@ -31,7 +31,10 @@ def publish(
     """Write `tables` and all that follows from them below `figures`, and renew the README; returns the files. `pilots` are the
     study's pilot runs, as far as there are any. Raises `StoreError` for what `analysis.publishable` does not let pass."""
     _complete(tables)
-    publishable.refuse(tables, pilots, project=figures.resolve() == ROOT / "figures")
+    try:
+        publishable.refuse(tables, pilots, project=figures.resolve() == ROOT / "figures")
+    except ValueError as error:
+        raise StoreError(f"{tables.study.name} cannot be judged: {error}") from error
     return write(tables, figures, readme)
 
 
@@ -62,7 +65,7 @@ def write(tables: Tables, figures: Path, readme: Path) -> list[Path]:
 
 
 def _page(tables: Tables, page: Path, old: Path) -> list[str]:
-    """Write all files of one study and scale into `page`; returns their names. Figures of `old` that would not change are kept."""
+    """Write all files of one study and scale into `page`; returns their names. Figures of `old` that would not change stay."""
     write_atomic(page / settings.FILE, settings.content([(run.stage, run.config) for run in tables.planned]))
     kept = _without_spare_bits(tables)
     for name in TABLES:
@@ -77,7 +80,10 @@ def _page(tables: Tables, page: Path, old: Path) -> list[str]:
     for file in (f"{figure.name}.{form}" for figure in figures_of(tables.study, tables.scale) for form in FORMS):
         if (old / file).is_file():
             shutil.copyfile(old / file, page / file)
-    drawn = draw_all(published, page)
+    try:
+        drawn = draw_all(published, page)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"a figure of {tables.study.name} cannot be drawn ({error}); correct what it names") from error
     publishable.undrawn(published, drawn)
     write_atomic(page / "README.md", markdown(published, found, drawn).encode())
     return sorted(file.name for file in page.iterdir())

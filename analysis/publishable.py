@@ -8,8 +8,9 @@ Code        No record was made by files that differed from their commit (`+`). O
 Power       The stated spread, effect and seeds give 80% (to two decimals), and every group has that many seeds. The pilots in the
             store allow the stated spread: it is at least the lower end of the one-sided 95% interval of theirs,
             sd sqrt(df / chi2_0.95(df)). They allow the stated effect, or the paper does, or it is at most two margins: what a
-            study is sized to see may be its paper's effect, whatever pilots find; else a claim that is false could not be published.
-Values      Every value that a claim, a gate, a table or a figure names is known of at least one run.
+            study is sized to see may be its paper's effect, whatever pilots find, or no claim that is false could be published.
+Values      Every value that a claim, a gate or a figure names is known of at least one of its runs. A row of the paper may name a
+            metric that this scale does not measure, and is then left out, but nothing that does not exist.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from analysis.stats import Estimate, contrast, power, power_within
 from analysis.verdicts import Verdict, gather, scaled
 from experiments.lab.claims import Claim, Kind, Power
 from experiments.lab.files import StoreError
+from experiments.lab.measure import METRICS, names_of_one_run
 from experiments.lab.provenance import committed
 from experiments.lab.study import PILOT
 
@@ -59,8 +61,8 @@ def code(tables: Tables, *, project: bool) -> Iterator[str]:
                f"commit the code and make them anew, with {again}")  # fmt: skip
     unknown = int(commits.isna().sum())
     if project and unknown:
-        yield (f"{unknown} of {len(commits)} runs of {study.name} name no commit, so that nobody can look their code up; make them "
-               f"anew from a git clone, with {again}")  # fmt: skip
+        yield (f"{unknown} of {len(commits)} runs of {study.name} name no commit, so that nobody can look their code up; "
+               f"make them anew from a git clone, with {again}")  # fmt: skip
     path = file_of(study.module)
     clean = committed(path) if path is not None else None
     if clean is False or (project and path is not None and not clean):
@@ -115,8 +117,8 @@ def _by_pilots(claim: Claim, stated: Power, pilots: Tables) -> Iterator[str]:
         yield f"its pilots contradict: sd {stated.sd:g}, where theirs is {sd:.3g} (at 95% at least {least:.3g})"
     most = estimate.interval()[1]
     if claim.kind is Kind.DIRECTIONAL and stated.effect > max(most, 2 * claim.margin, claim.paper_value or 0.0):
-        yield (f"its pilots contradict: effect {stated.effect:g}, where theirs is {estimate.estimate:.3g} (at 95% at most {most:.3g}) "
-               "and neither the paper's nor two margins are as large")  # fmt: skip
+        yield (f"its pilots contradict: effect {stated.effect:g}, where theirs is {estimate.estimate:.3g} (at 95% at most "
+               f"{most:.3g}) and neither the paper's nor two margins are as large")  # fmt: skip
 
 
 def pilot_estimate(claim: Claim, pilots: Tables) -> tuple[Estimate, float] | None:
@@ -141,14 +143,15 @@ def values(tables: Tables) -> Iterator[str]:
     for claim in study.claims_at(tables.scale):
         family = claim.contrast.family
         ids = {p.config.run_id for group in claim.contrast.groups for p in members(group, tables.planned)} & usable
-        named = (claim.contrast.value, *(other_values(family) if family else ()), *(gate.value for gate in claim.gates if gate.value))
-        for name in named if ids else ():
+        others = (*(other_values(family) if family else ()), *(gate.value for gate in claim.gates if gate.value))
+        for name in (claim.contrast.value, *others) if ids else ():
             if not _known(name, tables, ids):
-                yield (f"claim {claim.id} of {study.name} speaks of {name}, which none of its {len(ids)} runs has; correct the name, or "
-                       "have the study measure it")  # fmt: skip
+                yield (f"claim {claim.id} of {study.name} speaks of {name}, which none of its {len(ids)} runs has; correct the "
+                       "name, or have the study measure it")  # fmt: skip
     for comparison in (c for c in study.comparisons if c.scale == tables.scale):
         for line in (line for line in study.paper if line.network == comparison.network):
-            if usable and not _known(line.value, tables, usable):
+            unmeasured = line.value.partition(".")[0] in {*METRICS, *names_of_one_run()} - set(tables.measurements["metric"])
+            if usable and not unmeasured and not _known(line.value, tables, usable):
                 yield (f"the row {line.quantity} of {line.table} in {study.name} speaks of {line.value}, which no run of scale "
                        f"{tables.scale} has; correct the name, or have the study measure it")  # fmt: skip
 
@@ -162,8 +165,8 @@ def verdictless(tables: Tables, found: Sequence[Verdict]) -> None:
     for verdict in found:
         if verdict.verdict is None:
             raise StoreError(
-                f"claim {verdict.claim} of {tables.study.name} has no verdict though no run is missing ({verdict.decided_by}); correct "
-                "its groups or its value, or limit it to other scales"
+                f"claim {verdict.claim} of {tables.study.name} has no verdict though no run is missing ({verdict.decided_by}); "
+                "correct its groups or its value, or limit it to other scales"
             )
 
 
@@ -174,6 +177,6 @@ def undrawn(tables: Tables, drawn: Sequence[Drawn]) -> None:
         for figure in drawn:
             if figure.state == "no data" and figure.name in declared:
                 raise StoreError(
-                    f"the figure {figure.name} of {tables.study.name} has nothing to show ({figure.reason}); correct what it names, or "
-                    f"limit it to other scales than {tables.scale}"
+                    f"the figure {figure.name} of {tables.study.name} has nothing to show ({figure.reason}); correct what it "
+                    f"names, or limit it to other scales than {tables.scale}"
                 )

@@ -42,6 +42,7 @@ def clear(root: Path) -> None:
         for old in left.glob(f"{ASIDE}/*/*"):
             place = root / old.relative_to(left / ASIDE)
             if not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(old, place)
         with contextlib.suppress(FileNotFoundError):  # another one was faster
             if time.time() - left.stat().st_mtime > LEFTOVER_SECONDS:

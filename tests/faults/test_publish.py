@@ -6,34 +6,50 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import synthetic
 from disk import Disk, dies_at
-
-from analysis import publish, swap
-from analysis.draw import Drawn
-from analysis.load import Tables, from_store
-from experiments.keskar2017 import STUDY
 from toy_store import files
 
-README = "<!-- begin:board --><!-- end:board --><!-- begin:reproduce --><!-- end:reproduce -->"
+from analysis import publish, swap
+from analysis.load import Tables, from_store
+from analysis.verdicts import verdicts
+from experiments.lab.files import StoreError, to_json, write_atomic
+
+STUDY = synthetic.study()
+README = "<!-- begin:board --><!-- end:board -->"
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tables, Tables]:
-    """Two sets of records of one study."""
-    roots = (tmp_path_factory.mktemp(name) for name in ("first", "second"))
-    first, second = (synthetic.write(root, STUDY, synthetic.Truth(accuracy_sd=sd)) for root, sd in zip(roots, (0.2, 0.25), strict=True))
-    return from_store(STUDY, "quick", first), from_store(STUDY, "quick", second)
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
+    return from_store(STUDY, "quick", synthetic.write(tmp_path_factory.mktemp("store"), STUDY))
+
+
+@pytest.fixture(scope="module")
+def answers(tables: Tables) -> list[dict[str, Any]]:
+    return [verdict.to_dict() for verdict in verdicts(tables)]
 
 
 @pytest.fixture
-def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without drawing, and with verdicts that are counted once: what is tried is the order of the writes."""
-    monkeypatch.setattr(publish, "draw_all", lambda tables, folder: [Drawn("effects", "drawn", ("a", "b"))])
-    monkeypatch.setattr(publish, "picture", lambda found: {"board.csv": b"\n".join(v["decided_by"].encode() for v in found)})
-    monkeypatch.setattr("analysis.verdicts.crossed_bootstrap", lambda *_: (0.0, 1.0))
+def pages(answers: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Pages of a few small files that say which records they are of: what is tried is the order of the writes."""
+    monkeypatch.setattr(publish, "picture", lambda found: {"board.csv": found[0]["decided_by"].encode()})
+
+    def of(records: str) -> None:
+        def page(tables: Tables, folder: Path, old: Path) -> list[str]:
+            found = [verdict | {"decided_by": records} for verdict in answers]
+            contents = {"verdicts.json": to_json(found), "runs.parquet": records.encode(), "README.md": records.encode()}
+            for name, content in contents.items():
+                write_atomic(folder / name, content)
+            if records == "fails":
+                raise StoreError("a figure cannot be drawn")
+            return list(contents)
+
+        monkeypatch.setattr(publish, "_page", page)
+
+    return of
 
 
 def killed(work: Callable[[], object], root: Path, call: int) -> bool:
@@ -48,47 +64,42 @@ def killed(work: Callable[[], object], root: Path, call: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-@pytest.mark.usefixtures("quickly")
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_a_page_is_the_old_one_or_the_new_one(
-    exchanges: bool, both: tuple[Tables, Tables], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    exchanges: bool, tables: Tables, pages: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Records of one store beside verdicts of another; a board that no later call makes right."""
     if not exchanges:
         monkeypatch.setattr(swap, "_exchange", lambda *_: False)
     figures, readme = tmp_path / "figures", tmp_path / "README.md"
+    page = figures / "toy" / "quick"
     readme.write_text(README)
-    page = figures / "keskar2017" / "quick"
-
-    def state(tables: Tables) -> tuple[dict[str, bytes], dict[str, bytes]]:
+    states: dict[str, dict[str, bytes]] = {}
+    for records in ("new", "old"):
+        pages(records)
         publish.write(tables, figures, readme)
-        whole = files(tmp_path)
-        assert not [name for name in whole if swap.UNDER_WAY in name]
-        return files(page), whole
-
-    (new, all_new), (old, _) = state(both[1]), state(both[0])
-    assert old != new and old.keys() == new.keys()
-    seen, call, step = set[bool](), 1, 7
-    while killed(lambda: publish.write(both[1], figures, readme), tmp_path, call):
+        states[records] = files(page)
+    pages("new")
+    seen, call = set[bool](), 1
+    while killed(lambda: publish.write(tables, figures, readme), tmp_path, call):
         swap.clear(figures)
-        found = files(page)
-        assert found in (old, new), f"a mixture after a kill at call {call}"
-        seen.add(found == new)
-        call += step
-    assert seen == {True, False} and files(page) == new
-    assert {name: content for name, content in files(tmp_path).items() if not name.endswith(".tmp") and swap.UNDER_WAY not in name} == all_new
+        assert (now := files(page)) in states.values(), f"a mixture after a kill at call {call}"
+        seen.add(now == states["old"])
+        call += 1
+    assert seen == {True, False} and call > 20
+    assert files(page) == states["new"] and (figures / "board.csv").read_bytes() == b"new"
 
 
-def test_a_failure_leaves_the_old_page(both: tuple[Tables, Tables], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_leaves_the_old_page(tables: Tables, pages: Callable[[str], None], tmp_path: Path) -> None:
     """A figure that cannot be drawn costs the page that was there, or leaves half of another."""
-    readme = tmp_path / "README.md"
+    figures, readme = tmp_path / "figures", tmp_path / "README.md"
     readme.write_text(README)
-    monkeypatch.setattr(publish, "draw_all", lambda tables, folder: [])
-    publish.write(both[0], tmp_path / "figures", readme)
+    pages("old")
+    publish.write(tables, figures, readme)
     before = files(tmp_path)
-    monkeypatch.setattr(publish, "draw_all", lambda tables, folder: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        publish.write(both[1], tmp_path / "figures", readme)
+    pages("fails")
+    with pytest.raises(StoreError):
+        publish.write(tables, figures, readme)
     assert files(tmp_path) == before
 
 

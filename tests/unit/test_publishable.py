@@ -101,8 +101,8 @@ def stated(**fields: Any) -> Claim:
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [({}, None), ({"sd": 0.5}, "0.46 instead of 0.80"), ({"seeds": 1}, "no test has"), ({"sd": 0.0}, "no test has"),
-     ({"seeds": 12}, "takes 12 seeds per group, where B 500 has 8"), ({"sd": 0.05}, "its pilots contradict: sd 0.05, where theirs is"),
-     ({"effect": 2.0}, "its pilots contradict: effect 2, where theirs is")],
+     ({"seeds": 12}, "takes 12 seeds per group, where B 500 has 8"), ({"sd": 0.05}, "its pilots contradict: sd 0.05, where"),
+     ({"effect": 2.0}, "its pilots contradict: effect 2, where")],
 )  # fmt: skip
 def test_power_is_what_its_numbers_and_the_pilots_give(fields: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
     """Seeds that were chosen for an effect or a spread that no pilot saw."""
@@ -149,7 +149,7 @@ def test_no_verdict_and_no_figure_are_refused(tmp_path: Path) -> None:
     group = replace(FIRST.contrast.groups[0], where=(("batch_size", 3),))
     wrong = replace(FIRST, contrast=replace(FIRST.contrast, groups=(group, FIRST.contrast.groups[1])))
     found = tables(tmp_path, wrong)
-    with pytest.raises(StoreError, match="has no verdict though no run is missing .the study declares no run for the group B 500"):
+    with pytest.raises(StoreError, match="has no verdict though no run is missing"):
         verdictless(found, verdicts(found))
     empty = Drawn("training_curves", "no data", reason="no finished run has curve points")
     with pytest.raises(StoreError, match="the figure training_curves of toy has nothing to show"):
