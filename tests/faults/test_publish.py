@@ -83,7 +83,8 @@ def test_a_page_is_the_old_one_or_the_new_one(
     seen, call = set[bool](), 1
     while killed(lambda: publish.write(tables, figures, readme), tmp_path, call):
         swap.clear(figures)
-        assert (now := files(page)) in states.values(), f"a mixture after a kill at call {call}"
+        now = files(page)
+        assert now in states.values(), f"a mixture after a kill at call {call}"
         seen.add(now == states["old"])
         call += 1
     assert seen == {True, False} and call > 20
