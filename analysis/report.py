@@ -22,7 +22,7 @@ def deviations(study: Study) -> list[str]:
     spec = importlib.util.find_spec(study.module)
     if spec is None or spec.origin is None:
         return []
-    found = _DEVIATION.findall(Path(spec.origin).read_text("utf-8"))
+    found = _DEVIATION.findall(Path(spec.origin).read_text(encoding="utf-8"))
     sentences = [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
     return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 

@@ -25,7 +25,7 @@ def published(figures: Path = PUBLISHED) -> list[dict[str, Any]]:
     """Every published verdict by study, scale and declared order."""
     order = {scale: number for number, scale in enumerate(SCALES)}
     files = sorted(figures.glob("*/*/verdicts.json"), key=lambda p: (p.parts[-3], order.get(p.parts[-2], len(order))))
-    return [verdict for file in files for verdict in json.loads(file.read_text("utf-8"))]
+    return [verdict for file in files for verdict in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def tally(found: Verdicts) -> str:

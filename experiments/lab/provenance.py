@@ -26,11 +26,11 @@ def commit() -> str | None:
     """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
-        run = functools.partial(subprocess.run, cwd=root, capture_output=True, text=True, timeout=10, check=True)
-        if Path(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip()) != root:
+        run = functools.partial(subprocess.run, cwd=root, capture_output=True, timeout=10, check=True)
+        if Path(os.fsdecode(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip())) != root:
             return None
         changed = run(["git", "status", "--porcelain", "--", "experiments", "sharpness"]).stdout
-        return run(["git", "rev-parse", "HEAD"]).stdout.strip() + ("+" if changed.strip() else "")
+        return run(["git", "rev-parse", "HEAD"]).stdout.decode("ascii").strip() + ("+" if changed.strip() else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -65,7 +65,7 @@ def _described() -> tuple[str, list[str]]:
         model, names = of_sysctl(_output("sysctl", "machdep.cpu.brand_string", "hw.optional"))
     else:
         try:
-            model, names = of_cpuinfo(Path("/proc/cpuinfo").read_text("utf-8", "replace"))
+            model, names = of_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
         except OSError:
             model, names = None, []
     return model or platform.processor() or platform.machine(), names
@@ -98,7 +98,7 @@ _APPLE = {"avx1_0": "avx", "avx2_0": "avx2", "FEAT_DotProd": "asimddp", "FEAT_FP
 
 def _output(*words: str) -> str:
     try:
-        return subprocess.run(words, capture_output=True, text=True, timeout=10).stdout
+        return subprocess.run(words, capture_output=True, timeout=10).stdout.decode("utf-8", "replace")
     except (OSError, subprocess.SubprocessError):
         return ""
 
