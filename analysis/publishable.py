@@ -15,8 +15,8 @@ Values      Every value that a claim, a gate or a figure names is known of at le
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,11 +71,8 @@ def code(tables: Tables, *, project: bool) -> Iterator[str]:
 
 def file_of(module: str) -> Path | None:
     """The file of a study, where it has one."""
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):
-        return None
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return None if file is None else Path(file)
 
 
 def powers(tables: Tables, pilots: Tables | None) -> Iterator[str]:
