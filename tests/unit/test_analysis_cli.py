@@ -172,6 +172,8 @@ def test_uncommitted_code_is_not_published(
     store = Path(shutil.copytree(full, tmp_path / "store"))
     path = sorted(store.glob("runs/*/summary.json"))[0]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c0ffee+"}))
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command, "PUBLISHED", tmp_path / "figures")
     assert command.main(["publish", *QUICK, "--store", str(store)]) == 1
     out, err = capsys.readouterr()
