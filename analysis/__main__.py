@@ -31,6 +31,7 @@ from experiments.lab.store import Store
 from experiments.lab.study import Request
 
 if TYPE_CHECKING:
+    from analysis.agree import Comparison
     from analysis.load import Tables
     from analysis.replication import Replications
     from analysis.verdicts import Verdict
@@ -284,6 +285,7 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     """Text for a person and a list of JSON objects, for one study."""
     from analysis import draw, pilot, publish, report
     from analysis import tables as text_tables
+    from analysis.load import from_store
     from analysis.verdicts import verdicts
 
     no_claims = f"{tables.study.name} tests no claim at scale {tables.scale}"
@@ -293,8 +295,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     found = verdicts(tables)
     match options:
         case Verdicts():
-            text, rows = _with_further_seeds(tables, found, _again(options, tables))
-            return text or no_claims, rows
+            text, rows = _answers(options, tables, found, _again(options, tables))
+            return text, rows
         case Tabulate():
             listed = report.every_table(tables, found)
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
@@ -308,14 +310,16 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             drawn = draw.draw_all(tables, folder)
             path = folder / "report.md"
             again = _again(options, tables)
-            words, rows = _with_further_seeds(tables, found, again)
             write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
-            text = "\n".join([words or no_claims, *(_drawn_line(d) for d in drawn), f"report: {path}"])
+            words, rows = _answers(options, tables, found, again)
+            text = "\n".join([*(_drawn_line(d) for d in drawn), f"report: {path}", "", words])
             return text, [{"report": str(path), "verdicts": rows, "figures": [vars(d) for d in drawn]}]
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
-            written = publish.publish(tables, *_destination(options, tables.study))
+            store, asked = Store(options.store, create=False), Request(options.scale, pilot=True)
+            pilots = from_store(tables.study, options.scale, store, asked)
+            written = publish.publish(tables, *_destination(options, tables.study), pilots=pilots)
             return "\n".join(f"written: {path}" for path in written), [{"written": [str(path) for path in written]}]
     raise AssertionError(f"no answer to {type(options).__name__}")
 
@@ -342,20 +346,41 @@ def _again(options: Options, tables: Tables) -> Replications:
     return found
 
 
-def _with_further_seeds(tables: Tables, found: list[Verdict], again: Replications) -> tuple[str, list[Any]]:
-    """The verdicts as text and as JSON objects; those of a store say what further seeds gave and whose records they are of."""
+def _answers(options: Options, tables: Tables, found: list[Verdict], again: Replications) -> tuple[str, list[Any]]:
+    """The verdicts as text and as JSON objects; those of a store say what further seeds gave, whose records they are of, and how
+    they compare with what is published (null: nothing)."""
+    from analysis import agree
     from analysis.tables import verdict_lines
 
-    rows = [v.to_dict() for v in found]
-    text = verdict_lines(found, {name: (other.words(), other.verdict) for name, other in again.of_claims.items()})
+    rows, compared = [v.to_dict() for v in found], _compared(options, tables, found)
     if tables.source == "store":
+        theirs = {each.yours.claim: each.to_dict() for each in compared.claims}
         for row in rows:
             other = again.of_claims.get(row["claim"])
             row["replication"] = None if other is None else other.to_dict()
             row["published_records"] = len(tables.imported.intersection(row["runs"]))
+            row["published"] = theirs.get(row["claim"])
+    text = verdict_lines(found, {name: (other.words(), other.verdict) for name, other in again.of_claims.items()})
     if tables.imported:
         text += f"\n{tables.imported_words}"
-    return text, rows
+    text = text or f"{tables.study.name} tests no claim at scale {tables.scale}"
+    return "\n\n".join([text, *([agree.text(compared)] if compared.claims else [])]), rows
+
+
+def _compared(options: Options, tables: Tables, found: list[Verdict]) -> Comparison:
+    """The verdicts of a store beside the published ones, of runs that were computed here; empty where there are none."""
+    from analysis.agree import Comparison, with_published
+
+    if options.published or not tables.study.module.startswith("experiments."):
+        return Comparison()
+    own = [verdict for verdict in found if not tables.imported.intersection(verdict.runs)]
+    if not own:
+        return Comparison()
+    try:
+        return with_published(tables, own, PUBLISHED / tables.study.name / tables.scale)
+    except (UsageError, ValueError, KeyError) as error:  # a reader's own results do not hang on what is published
+        terminal.complain(f"what is published of {tables.study.name} cannot be compared: {error}")
+        return Comparison()
 
 
 def _folder(options: Options, source: str, study: str) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis import margins
-from analysis.draw import draw_all
+from analysis import agree, margins, publishable, swap
+from analysis.draw import FORMS, draw_all, figures_of
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
 from analysis.tables import render, verdict_lines
@@ -23,47 +25,80 @@ from experiments.lab.files import StoreError, to_json, write_atomic
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def publish(tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md") -> list[Path]:
+def publish(
+    tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md", *, pilots: Tables | None = None
+) -> list[Path]:
     """Write `tables` and all that follows from them below `figures`, and renew the README (none: a folder of the user's, whose
-    board links to nothing outside it); returns the files.
+    board links to nothing outside it); returns the files. `pilots` are the study's pilot runs, as far as there are any. Raises
+    `StoreError` for what `analysis.publishable` does not let pass."""
+    _complete(tables)
+    try:
+        publishable.refuse(tables, pilots, project=figures.resolve() == ROOT / "figures")
+    except ValueError as error:
+        raise StoreError(f"{tables.study.name} cannot be judged: {error}") from error
+    return write(tables, figures, readme)
 
-    Everything but the Parquet files is made from these, read back, so that it is what a reader can make of them.
-    Raises `StoreError` while runs or measurements are missing.
+
+def write(tables: Tables, figures: Path, readme: Path | None) -> list[Path]:
+    """As `publish`, without asking where the records come from: for rehearsals.
+
+    Everything but the Parquet files is made from these, read back, so that it is what a reader can make of them. The page is
+    prepared beside its place and then exchanged with it, so that after a kill the old one or the new one is whole; the boards
+    and the README are made of all pages, and the next call renews them.
     """
+    _complete(tables)
+    text = None if readme is None else readme.read_text("utf-8")
+    place = figures / tables.study.name / tables.scale
+    figures.mkdir(parents=True, exist_ok=True)
+    swap.clear(figures)
+    with tempfile.TemporaryDirectory(prefix=swap.UNDER_WAY, dir=figures) as name:
+        page = Path(name) / tables.study.name / tables.scale
+        page.mkdir(parents=True)
+        written = [place / file for file in _page(tables, page, place)]
+        swap.swap(page, place)
+    verdicts_of_all = board.published(figures)
+    boards = {"README.md": full_board(verdicts_of_all, "../" if readme else None).encode(), **picture(verdicts_of_all)}
+    for name, content in boards.items():
+        written.append(figures / name)
+        write_atomic(written[-1], content)
+    if readme is None or text is None:
+        return written
+    write_atomic(readme, renewed(text, verdicts_of_all).encode())
+    return [*written, readme]
+
+
+def _page(tables: Tables, page: Path, old: Path) -> list[str]:
+    """Write all files of one study and scale into `page`; returns their names. Figures of `old` that would not change stay."""
+    write_atomic(page / settings.FILE, settings.content([(run.stage, run.config) for run in tables.planned]))
+    kept = _without_spare_bits(tables)
+    for name in TABLES:
+        write_atomic(page / f"{name}.parquet", _parquet(pa.Table.from_pandas(getattr(kept, name), preserve_index=False)))
+    published = from_published(page, tables.study)
+    found = verdicts(published)
+    publishable.verdictless(published, found)
+    write_atomic(page / "verdicts.json", to_json([verdict.to_dict() for verdict in found]))
+    for table in every_table(published, found):
+        for form in ("md", "csv", "tex"):
+            write_atomic(page / f"table_{table.name}.{form}", render(table, form).encode())
+    for file in (f"{figure.name}.{form}" for figure in figures_of(tables.study, tables.scale) for form in FORMS):
+        if (old / file).is_file():
+            shutil.copyfile(old / file, page / file)
+    try:
+        drawn = draw_all(published, page)
+    except (ImportError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"a figure of {tables.study.name} cannot be drawn ({error}); correct what it names") from error
+    publishable.undrawn(published, drawn)
+    write_atomic(page / "README.md", markdown(published, found, drawn).encode())
+    return sorted(file.name for file in page.iterdir())
+
+
+def _complete(tables: Tables) -> None:
+    """Raise `StoreError` while runs or measurements are missing."""
     if tables.missing_runs or tables.missing_measurements:
         raise StoreError(
             f"{tables.study.name} lacks {tables.missing_runs} runs and {tables.missing_measurements} measurements at scale "
             f"{tables.scale}; finish it with `python -m experiments run {tables.study.name} --scale {tables.scale}`"
         )
-    folder = figures / tables.study.name / tables.scale
-    folder.mkdir(parents=True, exist_ok=True)
-    written = [folder / settings.FILE]
-    write_atomic(written[0], settings.content([(run.stage, run.config) for run in tables.planned]))
-    kept = _without_spare_bits(tables)
-    for name in TABLES:
-        written.append(folder / f"{name}.parquet")
-        write_atomic(written[-1], _parquet(pa.Table.from_pandas(getattr(kept, name), preserve_index=False)))
-    published = from_published(folder, tables.study)
-    found = verdicts(published)
-    written.append(folder / "verdicts.json")
-    write_atomic(written[-1], to_json([verdict.to_dict() for verdict in found]))
-    for table in every_table(published, found):
-        for form in ("md", "csv", "tex"):
-            written.append(folder / f"table_{table.name}.{form}")
-            write_atomic(written[-1], render(table, form).encode())
-    drawn = draw_all(published, folder)
-    written += [Path(file) for figure in drawn for file in figure.files]
-    written += [folder / "README.md", figures / "README.md"]
-    write_atomic(written[-2], markdown(published, found, drawn).encode())
-    verdicts_of_all = board.published(figures)
-    write_atomic(written[-1], full_board(verdicts_of_all, "../" if readme else None).encode())
-    for name, content in picture(verdicts_of_all).items():
-        written.append(figures / name)
-        write_atomic(written[-1], content)
-    if readme is None:
-        return written
-    write_atomic(readme, renewed(readme.read_text(encoding="utf-8"), verdicts_of_all).encode())
-    return [*written, readme]
 
 
 def _without_spare_bits(tables: Tables) -> Tables:
@@ -114,7 +149,8 @@ def picture(found: board.Verdicts) -> dict[str, bytes]:
 def renewed(text: str, found: board.Verdicts) -> str:
     """The README with its blocks filled in anew: how all claims were answered, and what `make reproduce` prints."""
     reproduced = [Verdict(**v) for v in found if (v["study"], v["scale"]) == ("keskar2017", "quick")]
-    text = _fill(text, "reproduce", f"```text\n{verdict_lines(reproduced)}\n```")
+    same = agree.Comparison(tuple(agree.Agreement(v.to_dict(), v, agree.SAME, "") for v in reproduced))
+    text = _fill(text, "reproduce", f"```text\n{verdict_lines(reproduced)}\n\n{agree.text(same)}\n```")
     return _fill(text, "board", summary(found))
 
 

@@ -77,6 +77,13 @@ def contrast(groups: Sequence[ArrayLike], weights: Sequence[float]) -> Estimate:
     return Estimate(float(np.dot(weights, means)), math.sqrt(variance), df)
 
 
+def difference(first: Estimate, second: Estimate) -> Estimate:
+    """first - second of two independent samples: se^2 = se_1^2 + se_2^2, df = se^4 / (se_1^4 / df_1 + se_2^4 / df_2)."""
+    se = math.hypot(first.se, second.se)
+    doubt = first.se**4 / first.df + second.se**4 / second.df
+    return Estimate(first.estimate - second.estimate, se, se**4 / doubt if doubt else math.inf)
+
+
 def permutation_p(first: ArrayLike, second: ArrayLike, *, resamples: int = 9999, seed: int = 0) -> float:
     """Two-sided p of a difference in means when the labels of two groups [n], [m] are exchanged.
 

@@ -232,7 +232,7 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
     if lacking := missing(("pandas", "pyarrow", "matplotlib", "seaborn")):
         return {"skipped": f"{lacking[0]} is missing here"}
     from analysis.load import from_store
-    from analysis.publish import publish
+    from analysis.publish import write
     from experiments.lab.store import Store
     from experiments.lab.transfer import import_runs
 
@@ -241,7 +241,7 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
         store = Store(folder / "store")
         imported = import_runs(store, job.out / "rehearsal.tar")
         (folder / "README.md").write_text("<!-- begin:board -->\n<!-- end:board -->\n")
-        written = publish(from_store(wanted, "gpu", store), folder / "figures", folder / "README.md")
+        written = write(from_store(wanted, "gpu", store), folder / "figures", folder / "README.md")
         page = next(path for path in written if path.parts[-2:] == ("gpu", "README.md"))
         return {"imported": imported, "files": len(written), "page begins": page.read_text()[:200]}
 

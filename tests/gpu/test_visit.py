@@ -20,8 +20,8 @@ import torch
 from gpu import checks, parts, visit
 from synthetic import Truth, write
 
+from analysis import publish
 from analysis.load import from_store
-from analysis.publish import publish
 from experiments.keskar2017 import train_runs
 from experiments.lab.plan import find_study
 from experiments.lab.store import Store
@@ -210,7 +210,7 @@ def test_scale_gpu_is_published_from_imported_records(tmp_path: Path, monkeypatc
     elsewhere = Store(tmp_path / "elsewhere")
     import_runs(elsewhere, tmp_path / "runs.tar")
     (tmp_path / "README.md").write_text("<!-- begin:board --><!-- end:board -->")
-    publish(from_store(study, "gpu", elsewhere), tmp_path / "figures", tmp_path / "README.md")
+    publish.write(from_store(study, "gpu", elsewhere), tmp_path / "figures", tmp_path / "README.md")
     page = (tmp_path / "figures" / "keskar2017" / "gpu" / "README.md").read_text()
     assert "12 runs" in page and "on A GPU of 80 GB" in page and "C1, matched training loss: batch size 5000" in page
     assert "keskar2017/gpu/README.md" in (tmp_path / "figures" / "README.md").read_text()

@@ -45,7 +45,7 @@ def partial(full: Path, tmp_path: Path) -> Path:
 def published(full: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("published")
     (root / "README.md").write_text(README)
-    publish.publish(from_store(STUDY, "quick", Store(full)), figures=root / "figures", readme=root / "README.md")
+    publish.write(from_store(STUDY, "quick", Store(full)), figures=root / "figures", readme=root / "README.md")
     return root
 
 
@@ -131,7 +131,7 @@ def test_publishing_again_changes_nothing(full: Path, published: Path, tmp_path:
     """A diff in what is published though no run changed."""
     (tmp_path / "README.md").write_text(README)
     tables = from_store(STUDY, "quick", Store(full))
-    written = publish.publish(tables, figures=tmp_path / "figures", readme=tmp_path / "README.md")
+    written = publish.write(tables, figures=tmp_path / "figures", readme=tmp_path / "README.md")
     names = {path.name for path in written}
     assert {"runs.parquet", "verdicts.json", "table_cells.tex", "generalization_gap.pdf", "README.md"} <= names
     for path in written:
@@ -160,6 +160,41 @@ def test_incomplete_study_is_not_published(partial: Path, tmp_path: Path, capsys
         )
     assert command.main(["publish", *QUICK, "--store", str(partial), "--to", str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "figures").exists()
+
+
+def test_uncommitted_code_is_not_published(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One run of an edited checkout among all others, on a page that names a commit."""
+    store = Path(shutil.copytree(full, tmp_path / "store"))
+    path = sorted(store.glob("runs/*/summary.json"))[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c0ffee+"}))
+    (tmp_path / "README.md").write_text(README)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "PUBLISHED", tmp_path / "figures")
+    assert command.main(["publish", *QUICK, "--store", str(store)]) == 1
+    out, err = capsys.readouterr()
+    assert "uncommitted code (commit c0ffee+); commit the code and make them anew" in err and err.count("\n") == 1
+    assert out == "" and not (tmp_path / "figures").exists()
+
+
+def test_what_is_published_stands_beside(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A reader whose numbers are others would not learn whether they agree; or is asked for figures that are not there."""
+    words = ["verdicts", *QUICK, "--store", str(full)]
+    theirs = {v["claim"]: v for v in board.published() if (v["study"], v["scale"]) == ("keskar2017", "quick")}
+    assert command.main(words) == 0
+    out = capsys.readouterr().out
+    assert "yours" in out and "Yours were made on none, the published ones on" in out
+    assert command.main([*words, "--json"]) == 0
+    for verdict in json.loads(capsys.readouterr().out):
+        beside = verdict["published"]
+        assert beside["answer"] in ("agrees", "differs") and beside["effect"] == theirs[verdict["claim"]]["effect"]
+    monkeypatch.setattr(command, "PUBLISHED", tmp_path)
+    assert command.main(words) == 0 and "yours" not in capsys.readouterr().out
+    assert command.main([*words, "--json"]) == 0
+    assert all(verdict["published"] is None for verdict in json.loads(capsys.readouterr().out))
 
 
 def edit_scale(folder: Path) -> None:

@@ -9,21 +9,44 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import synthetic
+import tyro
 import yaml
+
+from analysis import __main__ as analysis
+from experiments import __main__ as experiments
+from experiments.keskar2017 import STUDY
+from experiments.lab.measure import names_of_one_run
+from experiments.lab.plan import select
+from experiments.lab.study import Request
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = README + (ROOT / "docs" / "commands.md").read_text()
 LONG = {"python -m experiments run": "python -m experiments plan"}
 """commands that take minutes are checked through their plan"""
+AFTER = 'export BATCHLAB_STORE="$PWD/store/reproduce"'
+"""what comes after this reads the store of `make reproduce`"""
+
+
+def blocks(text: str) -> list[list[str]]:
+    """The commands of each block, without comments."""
+    found = re.findall(r"```bash\n(.*?)```", text, flags=re.DOTALL)
+    lines = [[line.partition("#")[0].strip() for line in block.splitlines()] for block in found]
+    return [[line for line in block if line] for block in lines]
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"```bash\n(.*?)```", COMMANDS, flags=re.DOTALL)
-    lines = [line.partition("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line]
+    return [line for block in blocks(COMMANDS) if AFTER not in block for line in block]
+
+
+def next_commands() -> list[str]:
+    """The block of the README for after `make reproduce`."""
+    (block,) = [block for block in blocks(README) if AFTER in block]
+    return block
 
 
 def test_readme_has_its_commands() -> None:
@@ -50,6 +73,36 @@ def test_readme_command_runs(command: str, tmp_path: Path) -> None:
     expected = {0, 1} if "status" in words else {0}  # status says 1 while runs are missing, and here they are
     assert done.returncode in expected, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def parsed(words: list[str]) -> Any:
+    """What the command line makes of `words`, with nothing done."""
+    kinds = {name: kind for name, (kind, _) in experiments.COMMANDS.items()} if words[2] == "experiments" else analysis.COMMANDS
+    return tyro.extras.subcommand_cli_from_dict(kinds, args=words[3:])
+
+
+def test_commands_after_reproduce_are_understood(tmp_path: Path) -> None:
+    """The README's next step fails for a reader who has just seen the first one work: another option, run or notebook."""
+    activate, export, *rest = next_commands()
+    assert (activate, export) == (". .venv/bin/activate", AFTER)
+    store, said = synthetic.write(tmp_path, STUDY), []
+    for words in map(shlex.split, rest):
+        if words[:2] == ["jupyter", "lab"]:
+            assert (ROOT / words[2]).is_file() and len(words) == 3
+            continue
+        options = parsed(words)
+        said.append(words[3])
+        if words[3] == "measure":
+            assert store.resolve(options.run) in {c.run_id for c in STUDY.stages[0].runs(Request("quick"), ())}
+            assert set(options.metrics) <= set(names_of_one_run())
+        elif words[3] == "run":
+            runs = STUDY.stages[0].runs(Request("quick", options.seeds), ())
+            assert len([c for c in select(runs, options.where) if not store.finished(c.run_id)]) == 2
+        else:
+            main = experiments.main if words[2] == "experiments" else analysis.main
+            name = {"report": "verdicts"}.get(words[3], words[3])  # without drawing; what report draws is tried elsewhere
+            assert main([name, *words[4:], "--store", str(tmp_path)]) == 0
+    assert said == ["status", "measure", "run", "report"] and "store/reproduce" in (ROOT / "Makefile").read_text()
 
 
 def test_study_file_is_a_command() -> None:

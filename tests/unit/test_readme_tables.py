@@ -54,7 +54,7 @@ def test_readme_shows_what_reproduce_prints(capsys: pytest.CaptureFixture[str]) 
     """A first screen that promises other verdicts, or other words, than a reader will see."""
     text = (ROOT / "README.md").read_text()
     assert main(["verdicts", "keskar2017", "--scale", "quick", "--published"]) == 0
-    assert f"```text\n{capsys.readouterr().out}```" in text
+    assert f"```text\n{capsys.readouterr().out}\n  published " in text and text.count(" same\n") == 5
     runs = from_published(ROOT / "figures" / "keskar2017" / "quick").runs
     assert f"trains the {runs['run_id'].nunique()} networks" in text and f"{runs['n_train'].max():,} images" in text
 
