@@ -175,10 +175,13 @@ def forbidden(tree: ast.AST) -> list[str]:
 
 
 def test_no_code_of_ours_unpickles_or_executes() -> None:
-    """One `torch.load` anywhere would undo all of the above."""
+    """One `torch.load` anywhere would undo all of the above. CIFAR's Python layout is read with inert stand-ins alone
+    (test_pickled.py)."""
     paths = [path for package in ("experiments", "sharpness", "analysis") for path in (ROOT / package).rglob("*.py")]
     assert len(paths) > 80
-    assert {str(path.relative_to(ROOT)): names for path in paths if (names := forbidden(ast.parse(path.read_text())))} == {}
+    assert {str(path.relative_to(ROOT)): names for path in paths if (names := forbidden(ast.parse(path.read_text())))} == {
+        "experiments/lab/datasets/pickled.py": ["pickle"]
+    }
 
 
 @pytest.mark.parametrize("code", ["import pickle", "from joblib import load", "torch.load(f)", "eval(x)", "tar.extractall()",

@@ -195,6 +195,6 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     assert len(datasets.load("fashion-mini").train.labels) == 10_000 and trial.cache() is None
     with pytest.raises(DataError, match=r"--data-dir or BATCHLAB_DATA_DIR"):
         datasets.load("mnist")
-    with pytest.raises(DataError, match="expected a home folder"):
+    with pytest.raises(DataError, match="begins with a home folder, and this user has none"):
         datasets.load("cifar-bin:~/mine")
     assert main(["store", "check", "--store", "~/mine"]) == 2 and capsys.readouterr().err.count("\n") == 1

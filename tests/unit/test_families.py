@@ -14,10 +14,11 @@ import pytest
 import synthetic
 from synthetic import SIZES, Truth
 
-from analysis import families, settings
+from analysis import families
 from analysis.cells import cells
 from analysis.load import DEFAULTS, Tables, check_families, from_published, from_store
 from analysis.verdicts import INCONCLUSIVE, REPRODUCED, Verdict, verdicts
+from experiments.lab import settings
 from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind
 from experiments.lab.plan import UsageError, studies
 

@@ -191,7 +191,8 @@ def _lacks_its_encoding(call: ast.AST) -> bool:
         return False
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
     own = {k.arg: k.value for k in call.keywords}
-    if name not in TEXT or "encoding" in own or ast.unparse(call.func) in ("os.open", "gzip.open", "tarfile.open", "Image.open"):
+    others = ("os.open", "gzip.open", "tarfile.open", "Image.open", "tokenize.open")
+    if name not in TEXT or "encoding" in own or ast.unparse(call.func) in others:
         return False
     if TEXT[name] is None:
         return "text" in own or "universal_newlines" in own

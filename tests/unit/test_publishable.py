@@ -148,7 +148,7 @@ def test_no_verdict_and_no_figure_are_refused(tmp_path: Path) -> None:
     """A page with a claim that was never answered, or a figure that is not there."""
     group = replace(FIRST.contrast.groups[0], where=(("batch_size", 3),))
     wrong = replace(FIRST, contrast=replace(FIRST.contrast, groups=(group, FIRST.contrast.groups[1])))
-    found = tables(tmp_path, wrong)
+    found = replace(tables(tmp_path), study=synthetic.study(claims=(wrong,)))
     with pytest.raises(StoreError, match="has no verdict though no run is missing"):
         verdictless(found, verdicts(found))
     empty = Drawn("training_curves", "no data", reason="no finished run has curve points")

@@ -229,11 +229,12 @@ def test_waiting_stage_leaves_no_verdict(tmp_path: Path) -> None:
 
 
 def test_group_without_runs_leaves_no_verdict(tmp_path: Path) -> None:
-    """A misspelt batch size in a claim."""
+    """A misspelt batch size in a claim: refused where runs are planned, no verdict on records that are there."""
     nobody = replace(synthetic.LARGE, where=(("batch_size", 501),))
     wrong = replace(claim("it"), contrast=Contrast("test_accuracy", (nobody, synthetic.SMALL), -1, "points"))
-    study = synthetic.study((wrong,))
-    (found,) = verdicts(from_store(study, "quick", synthetic.write(tmp_path, study)))
+    study = synthetic.study((claim("it"),))
+    tables = from_store(study, "quick", synthetic.write(tmp_path, study))
+    (found,) = verdicts(replace(tables, study=synthetic.study((wrong,))))
     assert found.verdict is None and "declares no run" in found.decided_by
 
 
