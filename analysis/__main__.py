@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.lab import terminal
+from experiments.lab.command import MAX_SEEDS
 from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError, write_atomic
@@ -113,9 +114,15 @@ COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "repor
 def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
-        options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=argv)
+        from analysis import foreign
+
+        words = sys.argv[1:] if argv is None else argv
+        if words[:1] and words[0] in terminal.EXPERIMENTS:
+            raise UsageError(f"{words[0]} is a command of `python -m experiments`")
+        options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=words)
         options = terminal.expanded(options)
-        if not options.published and _is_foreign(options):
+        _check(options)
+        if not options.published and foreign.is_foreign(options.store):
             return _foreign(options)
         if isinstance(options, Histories):
             return _export(options)
@@ -124,14 +131,13 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
             with contextlib.redirect_stdout(sys.stderr):  # what studies print is no part of the document
                 text, document = _answer(options, tables)
             documents.extend(document)
-            if not options.json:
+            if not options.json and (len(tables.runs) or not tables.missing_runs):  # else nothing was run
                 terminal.show(text)
             if tables.missing_runs or tables.missing_measurements:
                 incomplete = 1
-                where = "" if options.published else f" --store {options.store}"
                 terminal.complain(
                     f"{tables.missing_runs} runs and {tables.missing_measurements} measurements of {tables.study.name} are "
-                    f"missing; `python -m experiments run {tables.study.name} --scale {tables.scale}{where}` makes them"
+                    f"missing; `{terminal.command_line('run', tables.study.name, options)}` makes them"
                 )
         if options.json:
             terminal.show(json.dumps(documents, indent=1, sort_keys=True))
@@ -148,15 +154,18 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         return 130
 
 
-def _is_foreign(options: Options) -> bool:
+def _check(options: Options) -> None:
+    """Raise `UsageError` for options that would be ignored, or that nothing can be."""
     from analysis import foreign
 
-    found = foreign.is_foreign(options.store)
-    if options.goal is not None and not found:
+    if options.goal is not None and (options.published or not foreign.is_foreign(options.store)):
         raise UsageError(f"--goal is of tables from elsewhere, and {options.store} holds none")
     if options.goal is not None and not 0 < options.goal < math.inf:
         raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
-    return found
+    if getattr(options, "pilot", False) and options.published:
+        raise UsageError("pilot runs are not published; leave out --published, and name their store with --store")
+    if (seeds := getattr(options, "seeds", None)) is not None and not 1 <= seeds <= MAX_SEEDS:
+        raise UsageError(f"--seeds is {seeds}, but must be from 1 to {MAX_SEEDS}")
 
 
 def _foreign(options: Options) -> int:
@@ -219,8 +228,8 @@ def _export(options: Histories) -> int:
         written += export(store, records, _folder(options, "store", study.name))
         if absent := sum(stage.at_most for stage in stages) - len(records):
             missing += absent
-            terminal.complain(f"{absent} runs of {study.name} are missing; `python -m experiments run {study.name} --scale "
-                      f"{options.scale} --store {options.store}` makes them")  # fmt: skip
+            line = terminal.command_line("run", study.name, options)
+            terminal.complain(f"{absent} runs of {study.name} are missing; `{line}` makes them")
     if options.json:
         terminal.show(json.dumps([{"written": str(path)} for path in written], indent=1))
     else:
@@ -256,7 +265,7 @@ def _alone(options: Options) -> Iterator[None]:
     """A study that breaks when it is planned is left out of `all`; asked for by its name it is an error."""
     try:
         yield
-    except BrokenStudyError as error:
+    except (BrokenStudyError, DataError) as error:
         if options.study != "all":
             raise
         terminal.complain(f"left out: {error}")
@@ -326,8 +335,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
 
 def _destination(options: Publish, study: Study) -> tuple[Path, Path | None]:
     """The folder to publish into and the README to renew: the project's own only for its own studies, in a clone of it."""
-    if options.to is not None:
-        return options.to.expanduser(), None
+    if options.to is not None and options.to.resolve() != PUBLISHED:
+        return options.to, None
     project = PUBLISHED.parent
     if not study.module.startswith("experiments."):
         raise UsageError(f"{study.name} is a study of yours: give a folder of yours to publish it into, with --to")

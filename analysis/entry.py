@@ -31,4 +31,7 @@ def _command() -> int:
     if words in (["--help"], ["-h"]):
         terminal.show(f"usage: batchlab {{{', '.join([*OTHERS, *COMMANDS, 'sharpness'])}}}; each has its own --help")
         return 0
+    if words[:1] and not words[0].startswith("-") and words[0] not in (*OTHERS, *COMMANDS):
+        names = ", ".join([*OTHERS, *COMMANDS, "sharpness"])
+        return terminal.complain(f"there is no command {words[0]!r}; the commands are {names}", 2)
     return (analysis if words[:1] and words[0] in COMMANDS else experiments)(words, "batchlab")

@@ -271,7 +271,7 @@ def _goal(own: Sequence[Search], asked: float | None) -> Goal | None:
     metric = next((m for m in METRICS if any(m in trial.best for trial in trials)), None)
     if asked is not None and metric is not None:
         return Goal(metric, asked, "as asked for")
-    known = GOALS.get((own[0].dataset, own[0].model))
+    known = GOALS.get((own[0].dataset.removeprefix("batch_science/"), own[0].model))
     if known is not None and any(known[0] in trial.best for trial in trials):
         return Goal(*known, "the authors' notebook")
     if metric is None:

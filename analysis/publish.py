@@ -23,6 +23,8 @@ from experiments.lab import board, settings
 from experiments.lab.files import StoreError, to_json, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
+BOARD = "# The board"
+"""first words of a published board"""
 
 
 def publish(
@@ -49,6 +51,8 @@ def write(tables: Tables, figures: Path, readme: Path | None) -> list[Path]:
     _complete(tables)
     text = None if readme is None else readme.read_text("utf-8")
     place = figures / tables.study.name / tables.scale
+    if readme is None:
+        _nothing_of_others(figures, place)
     figures.mkdir(parents=True, exist_ok=True)
     swap.clear(figures)
     with tempfile.TemporaryDirectory(prefix=swap.UNDER_WAY, dir=figures) as name:
@@ -88,8 +92,20 @@ def _page(tables: Tables, page: Path, old: Path) -> list[str]:
     except (ImportError, KeyError, TypeError, ValueError) as error:
         raise StoreError(f"a figure of {tables.study.name} cannot be drawn ({error}); correct what it names") from error
     publishable.undrawn(published, drawn)
-    write_atomic(page / "README.md", markdown(published, found, drawn).encode())
+    write_atomic(page / "README.md", markdown(replace(published, imported=tables.imported), found, drawn).encode())
     return sorted(file.name for file in page.iterdir())
+
+
+def _nothing_of_others(figures: Path, place: Path) -> None:
+    """Raise `StoreError` where publishing into a folder of the user's would replace what publishing did not write."""
+    page = figures / "README.md"
+    if page.exists() and not page.read_text("utf-8", "replace").startswith(BOARD):
+        raise StoreError(f"{page} is no board that was published before, and would be replaced; choose another --to")
+    ours = {"README.md", settings.FILE, "verdicts.json", *(f"{name}.parquet" for name in TABLES)}
+    there = {path.name for path in place.iterdir()} if place.is_dir() else set()
+    known = {f"{path.stem}.{form}" for path in place.glob("*.json") for form in FORMS}
+    if other := sorted(name for name in there - ours - known if not name.startswith("table_")):
+        raise StoreError(f"{place / other[0]} was not published, and would be removed; move it, or choose another --to")
 
 
 def _complete(tables: Tables) -> None:
@@ -97,7 +113,7 @@ def _complete(tables: Tables) -> None:
     if tables.missing_runs or tables.missing_measurements:
         raise StoreError(
             f"{tables.study.name} lacks {tables.missing_runs} runs and {tables.missing_measurements} measurements at scale "
-            f"{tables.scale}; finish it with `python -m experiments run {tables.study.name} --scale {tables.scale}`"
+            f"{tables.scale}; `python -m experiments run` with the same study, scale and store finishes it"
         )
 
 
@@ -114,10 +130,10 @@ def full_board(found: board.Verdicts, root: str | None = "../") -> str:
     if root is not None:
         about += f" See also [what a verdict means]({root}docs/verdicts.md) and [what it comes to]({root}docs/findings.md)."
     if not found:
-        return "# The board\n\nNo study here tests a claim; each has a page of its own.\n"
+        return f"{BOARD}\n\nNo study here tests a claim; each has a page of its own.\n"
     drawn = "![The effect of every primary claim with its intervals, in units of the claim's margin](board.png)"
     parts = [
-        "# The board", about, *([drawn, f"*{PICTURE}*"] if primary else []),
+        BOARD, about, *([drawn, f"*{PICTURE}*"] if primary else []),
         "## Primary claims", ABOUT, board.markdown(primary), "## All claims", board.markdown(found),
     ]  # fmt: skip
     return "\n\n".join(parts) + "\n"

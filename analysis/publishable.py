@@ -63,6 +63,9 @@ def code(tables: Tables, *, project: bool) -> Iterator[str]:
     if project and unknown:
         yield (f"{unknown} of {len(commits)} runs of {study.name} name no commit, so that nobody can look their code up; "
                f"make them anew from a git clone, with {again}")  # fmt: skip
+    if project and tables.imported:
+        yield (f"{len(tables.imported)} of {len(commits)} runs of {study.name} are published records already, not made for this "
+               f"page; make all anew, with {again}")  # fmt: skip
     path = file_of(study.module)
     clean = committed(path) if path is not None else None
     if clean is False or (project and path is not None and not clean):

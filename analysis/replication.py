@@ -68,6 +68,9 @@ def of(tables: Tables, extended: Tables) -> Replications:
         (gather(claim, own) if seeds else Evidence(claim, (), 0, None, None), own) for claim, seeds, _, own in parts.values()
     ]
     found = {verdict.claim: verdict for verdict in judged(evidence)}
+    begun = {seed for _, _, incomplete, _ in parts.values() for seed in incomplete}
+    if begun and not any(seeds for _, seeds, _, _ in parts.values()):
+        return Replications(refused=f"{listed(begun)} do not count yet: some group of each claim has no whole run of them")
     return Replications({
         id: Replication(seeds, incomplete, found[id]) for id, (_, seeds, incomplete, _) in parts.items() if seeds
     })  # fmt: skip

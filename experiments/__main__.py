@@ -137,6 +137,8 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
+        if arguments and arguments[0] in terminal.ANALYSIS:
+            raise UsageError(f"{arguments[0]} is a command of `python -m analysis`")
         if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
             plain = not arguments or arguments == ["--json"]  # tyro would take a tenth of the time
             options = Overview(json=bool(arguments)) if plain else tyro.cli(Overview, prog=prog, args=arguments)

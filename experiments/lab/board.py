@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.files import StoreError
+
 PUBLISHED = Path(__file__).resolve().parents[2] / "figures"
 SCALES = ("paper", "gpu", "overnight", "laptop", "quick")
 """larger ones first"""
@@ -25,7 +27,14 @@ def published(figures: Path = PUBLISHED) -> list[dict[str, Any]]:
     """Every published verdict by study, scale and declared order."""
     order = {scale: number for number, scale in enumerate(SCALES)}
     files = sorted(figures.glob("*/*/verdicts.json"), key=lambda p: (p.parts[-3], order.get(p.parts[-2], len(order))))
-    return [verdict for file in files for verdict in json.loads(file.read_text(encoding="utf-8"))]
+    return [verdict for file in files for verdict in _read(file)]
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{file} cannot be read ({error}); restore it, or publish its study again") from error
 
 
 def tally(found: Verdicts) -> str:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.lab import board, launch
+from experiments.lab import board, launch, terminal
 from experiments.lab.allocator import keep_freed_memory
 from experiments.lab.config import Machine, RunConfig
 from experiments.lab.datasets import DataError
 from experiments.lab.files import StoreError
-from experiments.lab.finding import Broken, search
+from experiments.lab.finding import Broken, file_of, search
 from experiments.lab.plan import (
     BrokenStudyError,
     UsageError,
@@ -47,6 +47,8 @@ def overview(options: Any) -> tuple[int, Any]:
             shown.append(_listed(study, store))
         except BrokenStudyError as error:
             broken.append(error.broken)
+        except DataError as error:
+            broken.append(Broken(study.name, str(file_of(study) or study.module), None, str(error)))
     return 0, {"store": str(options.store), "studies": shown, "broken": [vars(b) for b in broken], "board": board.published()}
 
 
@@ -168,20 +170,25 @@ def run(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--where {' '.join(options.where)} keeps no known run; see plan {study.name} --scale {request.scale}")
     for sentence in result.failures:
         print(f"failed: {sentence}", file=sys.stderr)
+    if result.left_out:
+        stages = ", ".join(result.left_out)
+        print(f"note: stage {stages} needs all runs of the stages before; run without --where", file=sys.stderr)
     return 0 if result.complete else 1, {
         "study": study.name, "scale": request.scale, "store": str(options.store), "planned": result.planned,
         "counts": result.counts, "trained_or_measured_now": result.trained, "pairs_measured_now": result.measured,
-        "failures": result.failures, "complete": result.complete, "next": _next(options, complete=result.complete),
+        "failures": result.failures, "complete": result.complete,
+        "next": _next(options, complete=result.complete, left_out=result.left_out),
     }  # fmt: skip
 
 
-def _next(options: Any, *, complete: bool) -> str | None:
+def _next(options: Any, *, complete: bool, left_out: Sequence[str]) -> str | None:
     """The command for what comes after `run`, None where the same one goes on."""
     if not complete or options.dataset is not None:
         return None
-    seeds = [f"--seeds={options.seeds}"] if options.pilot and options.seeds is not None else []
-    words = [options.study, "--scale", options.scale, "--store", str(options.store), *seeds]
-    return f"python -m analysis {'pilot' if options.pilot else 'report'} {shlex.join(words)}"
+    seeds = [f"--seeds={options.seeds}"] if options.seeds is not None and (options.pilot or left_out) else []
+    command = "run" if left_out else "pilot" if options.pilot else "report"
+    pilot = ["--pilot"] if left_out and options.pilot else []
+    return terminal.command_line(command, options.study, options, *seeds, *pilot)
 
 
 def train(options: Any) -> tuple[int, Any]:

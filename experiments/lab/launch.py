@@ -53,6 +53,8 @@ class Result:
     trained: int = 0
     measured: int = 0
     failures: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """stages whose runs are not known yet, and that `where` therefore does not reach"""
     kept: set[str] = field(default_factory=set)
     """runs that were begun together and failed together: they go on together at the next call, none begins anew alone"""
 
@@ -101,8 +103,11 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
         stages = planned[index:]
         stage = stages[0]
         if stage.runs is None:
+            if where:  # it may need what was left out
+                result.left_out.append(stage.stage.name)
+                continue
             result.planned += stage.at_most
-            if not result.failures:  # nothing else says why: --where left out what it needs
+            if not result.failures:
                 result.failures.append(f"stage {stage.stage.name} waits for runs of earlier stages")
             continue
         chosen = select(stage.runs, where)
@@ -319,6 +324,11 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
         progress.update(*_status(pool, sweep, part))
 
 
+def _how(code: int | None) -> str:
+    """How a process ended, and the usual cause of it."""
+    return f"exit code {code}; out of memory is the usual cause" if code == -signal.SIGKILL else f"exit code {code}"
+
+
 def _receive(worker: Worker, pool: Workers) -> Report:
     try:
         return worker.pipe.recv()
@@ -326,7 +336,7 @@ def _receive(worker: Worker, pool: Workers) -> Report:
         worker.process.join(5)
         pool.workers.remove(worker)
         code = worker.process.exitcode
-        return Report("failed", f"its worker process died (exit code {code}); out of memory is the usual cause")
+        return Report("failed", f"its worker process died ({_how(code)})")
 
 
 def _status(pool: Workers, sweep: Sweep, part: Part) -> tuple[dict[int, str], float]:

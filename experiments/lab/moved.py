@@ -13,6 +13,7 @@ from pathlib import Path
 from experiments.lab.config import RunConfig
 from experiments.lab.datasets import FOLDER_PREFIX, DataError, candidates, identity
 from experiments.lab.files import StoreError, to_json, write_atomic
+from experiments.lab.store import Store
 
 SHOWN = 8
 """places named in a message"""
@@ -38,14 +39,31 @@ def remember(root: Path, sha256: str, name: str, place: Path) -> None:
 
 
 def content_of(name: str, data_dir: Path | None, root: Path) -> str | None:
-    """`datasets.identity`; of data that are not where their name says, that of the only ones the store knows by it."""
+    """`datasets.identity`; of data that are not where their name says, that of the only ones the store knows by it, or has runs
+    of, or else of the data folder itself."""
     try:
         return identity(name, data_dir)
     except DataError:
-        known = [sha256 for sha256, last in seen(root).items() if last["name"] == name]
-        if len(known) != 1 or Path(name.removeprefix(FOLDER_PREFIX)).exists():
+        if Path(name.removeprefix(FOLDER_PREFIX)).exists():
             raise
-        return known[0]
+        known = {sha256 for sha256, last in seen(root).items() if last["name"] == name} or _of_runs(name, root)
+        if len(known) == 1:
+            return known.pop()
+        if data_dir is None:
+            raise
+        with contextlib.suppress(DataError):
+            return identity(f"{FOLDER_PREFIX}{data_dir}", None)
+        raise
+
+
+def _of_runs(name: str, root: Path) -> set[str]:
+    """Of which data called so the store has runs, as after an import."""
+    store, found = Store(root, create=False), set[str]()
+    for run_id in store.run_ids():
+        with contextlib.suppress(StoreError):
+            if (config := store.config(run_id)) is not None and config.dataset == name and config.data_sha256 is not None:
+                found.add(config.data_sha256)
+    return found
 
 
 def located(config: RunConfig, data_dir: Path | None, root: Path) -> str:

@@ -42,7 +42,7 @@ def text(command: str, document: Any, options: Any) -> str:
 
 
 def train_text(summary: dict[str, Any], options: Any) -> str:
-    """Status and scores, where the run lies, then every other value of its summary."""
+    """Status and scores, and where the run lies."""
     reason = f" ({summary['reason']})" if summary.get("reason") else ""
     lines = [("status", summary["status"] + reason)]
     lines += [(label, f"{summary[name]:.6g}{unit}") for name, label, unit in FIRST if summary.get(name) is not None]
@@ -51,13 +51,11 @@ def train_text(summary: dict[str, Any], options: Any) -> str:
     run_id = summary.get("run_id", "")
     lines += [("run", run_id), ("folder", str(options.store / "runs" / run_id))]
     width = max(len(label) for label, _ in lines) + 2
-    named = {name for name, _, _ in FIRST} | {"status", "reason", "run_id"}
-    rest = {name: value for name, value in summary.items() if name not in named}
-    return "\n".join([*(f"{label:{width}}{value}" for label, value in lines), "", readable(rest)])
+    return "\n".join([*(f"{label:{width}}{value}" for label, value in lines), "(--json, or summary.json there, has the rest)"])
 
 
 def measure_text(document: dict[str, Any], options: Any) -> str:
-    """A line per metric: its value with its certificate; then every detail."""
+    """A line per metric: its value with its certificate."""
     found = document["measurements"]
     lines = [f"run {document['run_id']} in {options.store}"]
     width = max(len(one["metric"]) for one in found)
@@ -68,7 +66,7 @@ def measure_text(document: dict[str, Any], options: Any) -> str:
                        f"{one['products']} products" if one["products"] is not None else "", f"{one['examples']} examples",
                        one["dtype"], f"seed {one['seed']}" if one["seed"] is not None else ""]  # fmt: skip
         lines.append(f"{one['metric']:{width}}  {value}{error}  ({', '.join(filter(None, certificate))})")
-    return "\n".join([*lines, "", readable(document)])
+    return "\n".join([*lines, "(--json, or measurements/ in the run's folder, has every detail)"])
 
 
 def run_text(document: dict[str, Any]) -> str:

@@ -89,6 +89,7 @@ def _stage(staged: Store, store: Store, folder: Path) -> int:
     source = {"study": folder.parent.name, "scale": folder.name, "runs_sha256": _sha256(folder / "runs.parquet")}
     finished = {row["run_id"]: row for row in runs if row["run_id"] in configs}
     wanted = {run_id for run_id in finished if not store.folder(run_id).exists()}
+    _refuse_half_pairs(measurements, finished.keys() - wanted, store, folder)
     rows_of: dict[str, list[Row]] = {}
     for row in history:
         rows_of.setdefault(row["run_id"], []).append({name: row[name] for name in HISTORY if row[name] is not None})
@@ -112,6 +113,17 @@ def _stage(staged: Store, store: Store, folder: Path) -> int:
     if found.damaged:
         raise StoreError(f"{folder} is damaged ({found.damaged[0][1]}); fetch it again")
     return len(finished)
+
+
+def _refuse_half_pairs(measurements: list[Row], here: Collection[str], store: Store, folder: Path) -> None:
+    """Raise `StoreError` where a pair would be of a run of this store and of a published one, which has no weights to measure."""
+    own = {run_id for run_id in here if not (store.summary(run_id) or {}).get(PUBLISHED)}
+    for row in measurements:
+        if row["run_id_b"] is not None and len(own & {row["run_id"], row["run_id_b"]}) == 1:
+            raise StoreError(
+                f"{folder.parent.name} {folder.name} measures pairs of runs, and {store.root} has a run of its own in one: "
+                "import into a new store"
+            )
 
 
 def _theirs(ids: Collection[str], wanted: Collection[str], store: Store) -> bool:

@@ -72,6 +72,8 @@ class Store:
     def __init__(self, root: Path, *, create: bool = True) -> None:
         self.root = Path(root)
         self._runs = f"{self.root}/runs"
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"the store {self.root} is no folder; name one with --store")
         if create:
             try:
                 for folder in (self.root / "runs", self.root / "measurements"):
@@ -199,8 +201,12 @@ class Store:
         """The one run whose id starts with `prefix`; raises `StoreError` when there is none or several."""
         found = [run_id for run_id in self.run_ids() if run_id.startswith(prefix)]
         if len(found) != 1:
-            state = "no run" if not found else f"{len(found)} runs"
-            raise StoreError(f"the store {self.root} has {state} whose id starts with {prefix!r}; give one id whole")
+            if found:
+                raise StoreError(f"in {self.root}, the ids of {len(found)} runs start with {prefix!r}; give one id whole")
+            raise StoreError(
+                f"no run in {self.root} has an id that starts with {prefix!r}; `python -m experiments plan STUDY --scale S` "
+                "lists a study's runs, and `run` makes them"
+            )
         return found[0]
 
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,10 @@ NO_READER = 141
 """exit status where nobody reads the output any more: that of a process which SIGPIPE ended"""
 EXTRAS = {"pooch": "data"} | dict.fromkeys(("pandas", "pyarrow", "matplotlib", "seaborn", "PIL"), "analysis")
 """package -> the extra that installs it; every other one comes with batchlab itself"""
+ANALYSIS = ("verdicts", "figures", "tables", "report", "pilot", "histories", "publish")
+"""commands of `python -m analysis`"""
+EXPERIMENTS = ("plan", "run", "status", "train", "measure", "store")
+"""commands of `python -m experiments`"""
 PLAIN = {
     "×": "x", "÷": "/", "±": "+/-", "−": "-", "–": "-", "—": "-", "·": "*", "√": "sqrt ", "²": "^2", "‖": "||", "°": " degrees",
     "≤": "<=", "≥": ">=", "≈": "~", "→": "->", "…": "...", "‘": "'", "’": "'", "“": '"', "”": '"',
@@ -63,6 +68,14 @@ def run(main: Callable[[], int]) -> int:
 def show(text: str) -> None:
     """Print on stdout, now; raises `OSError`, one sentence, where that cannot be done, `BrokenPipeError` where nobody reads."""
     _written(lambda: print(text, flush=True))
+
+
+def command_line(command: str, study: str, options: Any, *more: str) -> str:
+    """A line to paste, of the program that was called: `command` on `study` at the scale, store and studies of `options`."""
+    program = f"python -m {'analysis' if command in ANALYSIS else 'experiments'}"
+    words = [command, study, "--scale", options.scale, "--store", str(options.store)]
+    own = [] if options.studies is None else ["--studies", str(options.studies)]
+    return f"{'batchlab' if Path(sys.argv[0]).stem == 'batchlab' else program} {shlex.join([*words, *own, *more])}"
 
 
 def complain(error: object, status: int = 1) -> int:

@@ -48,7 +48,7 @@ FAILURES: dict[str, list[str]] = {
     "there is no data set 'x'": [*TRAIN, "--lr", "0.1", "--batch-size", "10", "--dataset", "x"],
     "parent run abc has no weights": [*TRAIN, "--lr", "0.1", "--batch-size", "10", "--parent", "abc"],
     "needs 32 x 32 pixels": [*TRAIN, "--lr", "0.1", "--batch-size", "10", "--model", "keskar-c2"],
-    "no run whose id starts with 'abc'": ["measure", "abc", "--metrics", "lambda_max"],
+    "has an id that starts with 'abc'": ["measure", "abc", "--metrics", "lambda_max"],
     "runs.tar cannot be read": ["store", "import", "/no/such/runs.tar"],
 }
 

@@ -10,7 +10,8 @@ import pytest
 from cifar_folders import two_kinds, write_binary
 
 from experiments.__main__ import main
-from experiments.lab.moved import remember, seen
+from experiments.lab.datasets import DataError, identity
+from experiments.lab.moved import content_of, remember, seen
 from experiments.lab.training.data import read
 
 ARGV = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
@@ -71,6 +72,17 @@ def test_training_goes_on_where_data_moved(trained: tuple[Path, str], capsys: py
     assert main([*ARGV, "--store", str(work.parent / "store"), "--data-dir", str(work)]) == 0
     assert json.loads(capsys.readouterr().out)["run_id"] == run_id
     assert main([*ARGV, "--seed", "1", "--store", str(work.parent / "store"), "--data-dir", str(work / "moved")]) == 0
+
+
+def test_runs_of_another_machine_name_their_data(trained: tuple[Path, str]) -> None:
+    """A store that was imported knows no place: its results, and the data under a new name, could not be reached."""
+    work, store = trained[0], trained[0].parent / "store"
+    (work / "mine").rename(work / "renamed")
+    (store / "data.json").unlink()
+    name, own = "cifar-bin:mine", content_of("cifar-bin:mine", None, store)
+    assert own == identity(f"cifar-bin:{work / 'renamed'}") == content_of(name, work / "renamed", work.parent / "none")
+    with pytest.raises(DataError):
+        content_of(name, None, work.parent / "none")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{\"x\": 1}", "{\"x\": {}}", "[" * 100_000])

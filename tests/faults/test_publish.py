@@ -104,6 +104,26 @@ def test_a_failure_leaves_the_old_page(tables: Tables, pages: Callable[[str], No
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("file", ["README.md", "{page}/notes.txt", "{page}/mine/data.csv"])
+def test_files_of_the_user_stay(file: str, tables: Tables, pages: Callable[[str], None], tmp_path: Path) -> None:
+    """A folder of the user's is taken for an old board, and what lies there is gone."""
+    path = tmp_path / file.format(page=f"{tables.study.name}/{tables.scale}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    pages("new")
+    with pytest.raises(StoreError, match="another --to"):
+        publish.write(tables, tmp_path, None)
+    assert files(tmp_path) == {file.format(page=f"{tables.study.name}/{tables.scale}"): b"mine"}
+
+
+def test_a_board_of_the_user_is_renewed(tables: Tables, pages: Callable[[str], None], tmp_path: Path) -> None:
+    """The second publication is refused because of the first."""
+    pages("old")
+    publish.write(tables, tmp_path, None)
+    pages("new")
+    publish.write(tables, tmp_path, None)
+
+
 def test_what_a_kill_left_is_cleared(tmp_path: Path) -> None:
     """A page taken from its place by a process that died, lost; folders that pile up; one that is still at work, disturbed."""
     left = tmp_path / f"{swap.UNDER_WAY}abc"

@@ -103,11 +103,12 @@ def test_imported_records_travel(imported: Store, tmp_path: Path) -> None:
 
 
 def test_own_runs_stay_as_they_are(imported: Store, tmp_path: Path) -> None:
-    """A run trained here, one under way, or the measurement of a pair with one, replaced by what is published."""
-    store = Store(tmp_path)
-    pair = next(p for s in plan(find_study("keskar2017"), Request("quick"), imported) for p in s.pairs(Request("quick")))
-    ids = (pair.first.run_id, pair.second.run_id)
-    own, begun = store.folder(ids[0]), next(i for i in imported.run_ids() if i not in ids)
+    """A run trained here, or one under way, replaced by what is published; a pair that nobody could measure any more."""
+    store, request = Store(tmp_path / "own"), Request("quick")
+    pairs = [p for stage in plan(find_study("keskar2017"), request, imported) for p in stage.pairs(request)]
+    paired = {config.run_id for pair in pairs for config in (pair.first, pair.second)}
+    first, begun, *_ = (run_id for run_id in imported.run_ids() if run_id not in paired)
+    own = store.folder(first)
     shutil.copytree(imported.folder(own.name), own)
     shutil.rmtree(own / "measurements")
     document = json.loads((own / "summary.json").read_text())
@@ -119,8 +120,12 @@ def test_own_runs_stay_as_they_are(imported: Store, tmp_path: Path) -> None:
     assert (taken, left) == (len(list(imported.run_ids())) - 2, 2)
     assert (own / "summary.json").read_bytes() == before and not (own / "measurements").exists()
     assert [path.name for path in store.folder(begun).iterdir()] == ["checkpoint.0.safetensors"]
-    assert imported.measured(pair.measure, ids) and not store.measured(pair.measure, ids)
     assert import_published(store, FIGURES, "keskar2017", "quick") == (0, taken + left)
+    other = Store(tmp_path / "other")
+    other.folder(pairs[0].first.run_id).mkdir()
+    with pytest.raises(StoreError, match="has a run of its own in one: import into a new store"):
+        import_published(other, FIGURES, "keskar2017", "quick")
+    assert list(other.run_ids()) == [pairs[0].first.run_id]
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from pathlib import Path
 import own_studies
 import pytest
 
+from experiments.lab import terminal
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "import sys\nfrom {module} import {name}\nif __name__ == '__main__':\n    sys.exit({name}())\n"
 """as pip writes it; Python looks for modules beside it, and not in the current folder"""
@@ -52,3 +54,13 @@ def test_it_is_installed(tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
     done = subprocess.run([INSTALLED, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "publish" in done.stdout, done.stderr
+
+
+def test_each_program_knows_the_commands_of_the_other() -> None:
+    """`python -m experiments report` ends in a box about --scale."""
+    from analysis.__main__ import COMMANDS, main
+    from experiments.__main__ import COMMANDS as OTHERS
+    from experiments.__main__ import main as experiments
+
+    assert (tuple(COMMANDS), tuple(OTHERS)) == (terminal.ANALYSIS, terminal.EXPERIMENTS)
+    assert [main(["run", "dinh2017"]), experiments(["report", "dinh2017"])] == [2, 2]

@@ -121,6 +121,19 @@ def test_all_leaves_out_what_is_broken(folder: Path, tmp_path: Path, capsys: pyt
     assert all(f"left out: {folder / name}.py" in err for name in [*FILES, "raises", "zz_copy"])
 
 
+def test_a_study_whose_data_are_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody sees any study, and `all` gives no verdict."""
+    own_studies.written(tmp_path, ("RunConfig(n_train", "RunConfig(dataset='cifar-bin:nowhere', n_train"))
+    (tmp_path / "store" / "runs").mkdir(parents=True)
+    where = ("--studies", str(tmp_path), "--store", str(tmp_path / "store"), "--json")
+    assert command.main([*where]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert len(document["studies"]) > 10 and "nowhere" in document["broken"][0]["reason"]
+    assert analysis.main(["verdicts", "all", *QUICK, *where]) == 1
+    out, err = capsys.readouterr()
+    assert len(json.loads(out)) > 50 and "left out" in err and "nowhere" in err
+
+
 def test_neighbours_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Studies that share a file cannot be written, or the folder must be named at each command."""
     own_studies.written(tmp_path, ("BASE = ", "from _neighbour_of_mine import STEPS\n\nBASE = "), ("steps=2", "steps=STEPS"))

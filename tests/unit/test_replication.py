@@ -63,6 +63,14 @@ def test_a_seed_counts_once_every_group_has_it(tmp_path: Path) -> None:
     assert again.seeds == (8, 10, 11) and again.incomplete == (9,) and again.words() == "seeds 8, 10, 11 (seed 9 incomplete)"
 
 
+def test_seeds_that_do_not_count_are_named(tmp_path: Path) -> None:
+    """Further seeds of one group, trained for an hour, of which nothing is said."""
+    store = synthetic.write(tmp_path, study(9))
+    shutil.rmtree(store.folder(synthetic.config(500, 8).run_id))
+    again = replications(from_store(study(), "quick", store), store)
+    assert not again.of_claims and again.refused is not None and again.refused.startswith("seed 8 do")
+
+
 def test_families_and_a_measurement_that_is_missing(tmp_path: Path) -> None:
     """A slope of a seed without one of its values, or one that mixes declared and further runs."""
     family = Family("slope", ("seed",))
