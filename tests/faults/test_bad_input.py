@@ -118,7 +118,7 @@ def test_two_runs_with_one_prefix(tmp_path: Path, capsys: pytest.CaptureFixture[
     store = Store(tmp_path)
     for run_id in ("ab" + "0" * 18, "ab" + "1" * 18):
         store.folder(run_id).mkdir()
-    assert "2 runs whose id starts with 'ab'" in complaint(["measure", "ab", "--store", str(tmp_path)], 1, capsys)
+    assert "the ids of 2 runs start with 'ab'" in complaint(["measure", "ab", "--store", str(tmp_path)], 1, capsys)
 
 
 def test_a_run_that_is_not_finished_is_not_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from experiments.lab.provenance import commit
+
 ROOT = Path(__file__).resolve().parents[2]
 (CODE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_study.md").read_text(), flags=re.DOTALL)
 STUDY = ("example2026", "--scale", "quick")
@@ -31,6 +33,8 @@ def test_example_is_a_whole_study(tmp_path: Path) -> None:
     drawn = json.loads(run(tmp_path, "analysis", "figures", *STUDY))
     assert len(drawn) == 2  # its own, and the effects that every study with claims has
     assert all(figure["state"] == "drawn" and Path(tmp_path, figure["files"][1]).is_file() for figure in drawn)
+    if (commit() or "").endswith("+"):
+        return  # work under way: publish would refuse its runs
     (published,) = json.loads(run(tmp_path, "analysis", "publish", *STUDY, "--to", "results"))
     assert all(Path(tmp_path, file).is_file() and file.startswith("results") for file in published["written"])
     assert "No paper's claim, an example." in (tmp_path / "results" / "example2026" / "quick" / "README.md").read_text()

@@ -97,7 +97,7 @@ def test_commands_after_reproduce_are_understood(tmp_path: Path) -> None:
             assert set(options.metrics) <= set(names_of_one_run())
         elif words[3] == "run":
             runs = STUDY.stages[0].runs(Request("quick", options.seeds), ())
-            assert len([c for c in select(runs, options.where) if not store.finished(c.run_id)]) == 2
+            assert len([c for c in select(runs, options.where) if not store.finished(c.run_id)]) == 2 * 8
         else:
             main = experiments.main if words[2] == "experiments" else analysis.main
             name = {"report": "verdicts"}.get(words[3], words[3])  # without drawing; what report draws is tried elsewhere
