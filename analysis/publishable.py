@@ -16,10 +16,8 @@ Values      Every value that a claim, a gate or a figure names is known of at le
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -33,6 +31,7 @@ from analysis.stats import Estimate, contrast, power, power_within
 from analysis.verdicts import Verdict, gather, scaled
 from experiments.lab.claims import Claim, Kind, Power
 from experiments.lab.files import StoreError
+from experiments.lab.finding import file_of
 from experiments.lab.measure import METRICS, names_of_one_run
 from experiments.lab.provenance import committed
 from experiments.lab.study import PILOT
@@ -66,16 +65,10 @@ def code(tables: Tables, *, project: bool) -> Iterator[str]:
     if project and tables.imported:
         yield (f"{len(tables.imported)} of {len(commits)} runs of {study.name} are published records already, not made for this "
                f"page; make all anew, with {again}")  # fmt: skip
-    path = file_of(study.module)
+    path = file_of(study)
     clean = committed(path) if path is not None else None
     if clean is False or (project and path is not None and not clean):
         yield f"{path} differs from what is committed, or is not committed; commit it, then publish {study.name}"
-
-
-def file_of(module: str) -> Path | None:
-    """The file of a study, where it has one."""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return None if file is None else Path(file)
 
 
 def powers(tables: Tables, pilots: Tables | None) -> Iterator[str]:

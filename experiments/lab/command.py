@@ -75,20 +75,19 @@ MAX_SEEDS, MAX_THREADS = 1000, 1024
 
 def overview_text(document: Any) -> str:
     """The studies and the board of published primary verdicts as a person reads them."""
-    lines = []
+    lines = [f"The studies, and their runs in the store {document['store']}:"]
     for study in document["studies"]:
-        lines += [f"{study['study']}: {study['title']}", f"  {study['citation']}"]
+        lines += ["", f"{study['study']}: {study['title']}", f"  {study['citation']}"]
         for scale in study["scales"]:
-            lines.append(f"  {scale['scale']}: {scale['about']}; {scale['cost']}")
-            lines.append(f"    {scale['finished']} of {scale['runs']} runs in the store {document['store']}, "
-                         f"{len(scale['claims'])} claims")  # fmt: skip
+            lines.append(f"  {scale['scale']}: {scale['finished']} of {scale['runs']} runs, {len(scale['claims'])} claims; "
+                         f"{scale['about']}; {scale['cost']}")  # fmt: skip
     if document["broken"]:
         lines += ["", "Broken, and left out:", *(f"  {Broken(**broken).sentence}" for broken in document["broken"])]
     primary = [verdict for verdict in document["board"] if verdict["primary"]]
     if primary:
         lines += ["", "What was found (primary claims; all of them: figures/README.md, or --json):", "", board.text(primary), ""]
         lines.append(f"{len(document['board'])} published claims: {board.tally(document['board'])}.")
-    return "\n".join([*lines, "", "`python -m experiments --help` lists the commands."])
+    return "\n".join([*lines, "", "Next: `python -m experiments plan STUDY --scale SCALE`; --help lists the commands."])
 
 
 def plan(options: Any) -> tuple[int, Any]:
