@@ -135,9 +135,10 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
                 terminal.show(text)
             if tables.missing_runs or tables.missing_measurements:
                 incomplete = 1
+                line = terminal.command_line("run", tables.study.name, options, *_of_pilots(options))
                 terminal.complain(
                     f"{tables.missing_runs} runs and {tables.missing_measurements} measurements of {tables.study.name} are "
-                    f"missing; `{terminal.command_line('run', tables.study.name, options)}` makes them"
+                    f"missing; `{line}` makes them"
                 )
         if options.json:
             terminal.show(json.dumps(documents, indent=1, sort_keys=True))
@@ -152,6 +153,14 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         return terminal.complain(terminal.missing(error), 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _of_pilots(options: Options) -> list[str]:
+    """The options of `run` for the pilot runs that were asked for."""
+    if not getattr(options, "pilot", False):
+        return []
+    seeds = getattr(options, "seeds", None)
+    return ["--pilot", *([] if seeds is None else [f"--seeds={seeds}"])]
 
 
 def _check(options: Options) -> None:

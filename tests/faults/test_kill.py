@@ -182,7 +182,7 @@ def test_a_killed_worker_costs_one_run(undisturbed: dict[str, Any], tmp_path: Pa
             os.kill(pid, signal.SIGCONT)
         assert sweep.end() == 1
         message = sweep.messages.read_text()
-        assert message.count("worker process died (exit code -9)") == 1 and message.strip().count("\n") == 0, message
+        assert message.count("process died (exit code -9; out of memory") == 1 and message.strip().count("\n") == 0, message
         assert [path for path in root.glob("runs/*") if not (path / "summary.json").exists()] == [victim]
         assert Sweep(root).end() == 0 and results(root) == undisturbed
     print(f"survived {WORKERS}/{WORKERS} workers killed")

@@ -36,4 +36,4 @@ def test_pilots_are_seeds_from_1000(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "runs").mkdir(exist_ok=True)
     assert command.main(["pilot", "keskar2017", "--scale", "quick", "--store", str(tmp_path), "--seeds", "2"]) == 1
     out, err = capsys.readouterr()
-    assert "n 0, 2 missing" in out and "are missing" in err
+    assert out == "" and "are missing" in err and "--pilot --seeds=2` makes them" in err
