@@ -3,7 +3,7 @@
 runs           one row a finished run of the study: study, scale, stage, run_id, every field of its RunConfig, every
                scalar of its summary. A config field that shares its name with a summary value (train_loss, steps,
                epochs) is called target_train_loss, target_steps, target_epochs: there it is what was asked for.
-history        one row an observation, up to the step the run ended at
+history        one row per observation, up to the step the run ended at
 measurements   one row a measurement that the study declares; run_id_b is the second run of a pair, else missing
 correct        one row per run that left predictions: `test_set` is a hash of the labels, `bits` holds a bit per test example, in
                their order, 1 where the run was right. Published only of runs that a verdict resamples over test examples

@@ -157,7 +157,7 @@ def power(effect: float, sd: float, seeds: int, alpha: float = ALPHA) -> float:
     t the central quantile at 1 - alpha / 2.
     """
     if seeds < 2 or not sd > 0:
-        raise ValueError("power needs at least two seeds a group and a standard deviation above 0")
+        raise ValueError("power needs at least two seeds per group and a standard deviation above 0")
     df = 2 * seeds - 2
     noncentrality = abs(effect) / (sd * math.sqrt(2 / seeds))
     critical = float(stats.t.ppf(1 - alpha / 2, df))
@@ -177,7 +177,7 @@ def power_within(margin: float, sd: float, seeds: int, *, one_sided: bool = Fals
     one-sided, else max(0, 2 b - 1) (Schuirmann 1987; exact for a known se, close for a few degrees of freedom).
     """
     if seeds < 2 or not sd > 0:
-        raise ValueError("power needs at least two seeds a group and a standard deviation above 0")
+        raise ValueError("power needs at least two seeds per group and a standard deviation above 0")
     df = 2 * seeds - 2
     b = _beyond(float(stats.t.ppf(1 - alpha, df)), df, margin / (sd * math.sqrt(2 / seeds)))
     return b if one_sided else max(0.0, 2 * b - 1)

@@ -4,7 +4,7 @@
                           plan.json            which runs it is one program with, if any
                           provenance.json      versions, machine, commit
                           lease.json           who is computing it now
-                          history.jsonl        one row an observation; history.safetensors, the same as columns
+                          history.jsonl        one row per observation; history.safetensors, the same as columns
                           checkpoint.<k>.safetensors   the last two
                           final.safetensors    weights
                           predictions.safetensors      per test example
