@@ -103,6 +103,6 @@ def power_line(claim: Claim) -> str:
     directional = claim.kind is Kind.DIRECTIONAL
     sees = f"an effect of {planned.effect:g}" if directional else f"an effect of 0 within the margin of {claim.margin:g}"
     return (
-        f"{claim.sentence}: {planned.seeds} seeds a group see {sees} ({claim.contrast.unit}) at a standard deviation of "
+        f"{claim.sentence}: {planned.seeds} seeds per group see {sees} ({claim.contrast.unit}) at a standard deviation of "
         f"{planned.sd:g} with a probability of 80% or more (rounded); pilot: {planned.pilot}."
     )

@@ -147,6 +147,7 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
         claim("as-flat-as-small", f"{with_noise} ends within 25% of the lambda_max of batch size {dose}",
               Contrast("lambda_max", (noisy(1.0), small(-1.0)), 1, "log ratio", ValueScale.LOG), flat, kind=Kind.EQUIVALENCE,
               d=log(1.25), diverged_as=None),
+        # the words are part of the claim's hash and stay: points per halving of b
         claim("dose-response", f"the more noise, from none to that of batch size {min(levels)}, the better batch size "
               f"{large} tests: points a halving of b", Contrast("test_accuracy", line, 1, points)),
         claim("sam-recovers-as-much", f"at equal steps and a matched lambda_max, SAM at batch size {large} tests within "

@@ -93,6 +93,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
 
     def slope(budget: Budget) -> Contrast:
         group = Group("all batch sizes", 1.0, (("budget", budget.value),))
+        # the unit is part of the claim's hash, so that its words stay: doublings of lambda_max per doubling of B
         return Contrast("lambda_max", (group,), 1, "doublings a doubling of B", family=Family("slope"))
 
     def claim(id: str, sentence: str, contrast: Contrast, gates: tuple[Gate, ...] = certain, **options: Any) -> Claim:

@@ -10,6 +10,7 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from toy_nets import CROSS_ENTROPY, own_labels, relu_net
@@ -28,10 +29,10 @@ ENCODINGS = ("ascii", "cp1252", "cp437", "latin-1", "cp932", "gbk")
 COMMANDS = ("-u -m experiments", "-m experiments --help", "-m analysis --help", "-u -m sharpness --list", "-m sharpness --help")
 
 
-def started(*words: str, shim: Path | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+def started(*words: str, shim: Path | None = None, **options: Any) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(map(str, ([shim] if shim else []) + [ROOT]))
-    environment = os.environ | {"PYTHONPATH": path} | options.pop("env", {})  # type: ignore[operator]
-    return subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.PIPE, encoding="utf-8", **options)  # type: ignore[call-overload]
+    environment = os.environ | {"PYTHONPATH": path} | options.pop("env", {})
+    return subprocess.run([sys.executable, *words], env=environment, stderr=subprocess.PIPE, encoding="utf-8", **options)
 
 
 def hide(folder: Path, *names: str) -> Path:
@@ -75,7 +76,12 @@ def test_a_path_that_is_no_text_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     """The name of a folder may be any bytes."""
     screen = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen, "utf-8"))
-    assert terminal.run(lambda: print("store/\udcff, —") or 0) == 0  # type: ignore[func-returns-value]
+
+    def main() -> int:
+        print("store/\udcff, —")
+        return 0
+
+    assert terminal.run(main) == 0
     assert screen.getvalue().decode() == "store/\\udcff, —\n"
 
 

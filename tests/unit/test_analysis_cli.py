@@ -148,7 +148,7 @@ def test_readme_is_filled_between_its_marks(published: Path) -> None:
     assert publish.renewed(text, found) == text
     assert publish.renewed("no marks\n", found) == "no marks\n"
     page = (published / "figures" / "keskar2017" / "quick" / "README.md").read_text()
-    assert "![contour](contour.png)" in page and "TIMIT" in page and "12 seeds a group" in page
+    assert "![contour](contour.png)" in page and "TIMIT" in page and "12 seeds per group" in page
     assert len(found) == 5 and all(verdict["sentence"] in (published / "figures" / "README.md").read_text() for verdict in found)
 
 
