@@ -114,15 +114,12 @@ COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "repor
 def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int:
     """Run one command line; returns the exit status. Errors of the user become one sentence on stderr."""
     try:
-        from analysis import foreign
-
         words = sys.argv[1:] if argv is None else argv
         if words[:1] and words[0] in terminal.EXPERIMENTS:
             raise UsageError(f"{words[0]} is a command of `python -m experiments`")
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=words)
         options = terminal.expanded(options)
-        _check(options)
-        if not options.published and foreign.is_foreign(options.store):
+        if _check(options):
             return _foreign(options)
         if isinstance(options, Histories):
             return _export(options)
@@ -163,11 +160,12 @@ def _of_pilots(options: Options) -> list[str]:
     return ["--pilot", *([] if seeds is None else [f"--seeds={seeds}"])]
 
 
-def _check(options: Options) -> None:
-    """Raise `UsageError` for options that would be ignored, or that nothing can be."""
-    from analysis import foreign
+def _check(options: Options) -> bool:
+    """Whether the store holds tables from elsewhere; raises `UsageError` for options that would be ignored or are impossible."""
+    from analysis.foreign import is_foreign
 
-    if options.goal is not None and (options.published or not foreign.is_foreign(options.store)):
+    foreign = not options.published and is_foreign(options.store)
+    if options.goal is not None and not foreign:
         raise UsageError(f"--goal is of tables from elsewhere, and {options.store} holds none")
     if options.goal is not None and not 0 < options.goal < math.inf:
         raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
@@ -175,6 +173,7 @@ def _check(options: Options) -> None:
         raise UsageError("pilot runs are not published; leave out --published, and name their store with --store")
     if (seeds := getattr(options, "seeds", None)) is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {seeds}, but must be from 1 to {MAX_SEEDS}")
+    return foreign
 
 
 def _foreign(options: Options) -> int:

@@ -102,9 +102,11 @@ def _nothing_of_others(figures: Path, place: Path) -> None:
     if page.exists() and not page.read_text("utf-8", "replace").startswith(BOARD):
         raise StoreError(f"{page} is no board that was published before, and would be replaced; choose another --to")
     ours = {"README.md", settings.FILE, "verdicts.json", *(f"{name}.parquet" for name in TABLES)}
+    ours |= {f"table_{name}.{form}" for name in ("verdicts", "cells", "paper") for form in ("md", "csv", "tex")}
+    drawn = (path.stem for path in place.glob("*.json") if b'"code_sha256"' in path.read_bytes())
+    ours |= {f"{name}.{form}" for name in drawn for form in FORMS}
     there = {path.name for path in place.iterdir()} if place.is_dir() else set()
-    known = {f"{path.stem}.{form}" for path in place.glob("*.json") for form in FORMS}
-    if other := sorted(name for name in there - ours - known if not name.startswith("table_")):
+    if other := sorted(there - ours):
         raise StoreError(f"{place / other[0]} was not published, and would be removed; move it, or choose another --to")
 
 

@@ -104,7 +104,9 @@ def test_a_failure_leaves_the_old_page(tables: Tables, pages: Callable[[str], No
     assert files(tmp_path) == before
 
 
-@pytest.mark.parametrize("file", ["README.md", "{page}/notes.txt", "{page}/mine/data.csv"])
+@pytest.mark.parametrize(
+    "file", ["README.md", *(f"{{page}}/{name}" for name in ("notes.txt", "mine/data.csv", "table_mine.csv", "notes.json"))]
+)
 def test_files_of_the_user_stay(file: str, tables: Tables, pages: Callable[[str], None], tmp_path: Path) -> None:
     """A folder of the user's is taken for an old board, and what lies there is gone."""
     path = tmp_path / file.format(page=f"{tables.study.name}/{tables.scale}")

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import multiprocessing
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +18,7 @@ import pytest
 import synthetic
 from benchmarks.grid import configs, fill, study
 from benchmarks.table_scale import markdown
+from threads import Threads
 from toy_runs import toy_config
 from toy_store import finish
 
@@ -30,7 +29,7 @@ from experiments import keskar2017
 from experiments.lab.config import SCIENCE_VERSION, ConfigError, Machine, Norm, Optimizer, RunConfig
 from experiments.lab.files import StoreError
 from experiments.lab.history import COLUMNS, columns, columns_of, history, pack, unpack
-from experiments.lab.launch import Result, Worker, Workers, execute
+from experiments.lab.launch import Result, execute
 from experiments.lab.plan import find_study, measurements_due, plan, select
 from experiments.lab.store import Store
 from experiments.lab.study import Record, Request, measure
@@ -241,18 +240,10 @@ def given_out(store: Store, runs: int) -> None:
     assert result.trained == runs and not result.failures
 
 
-class Answering(Workers):
-    """Workers that are threads, for which every run is done at once."""
+class Answering(Threads):
+    """For them every run is done at once."""
 
-    def start(self) -> Worker:
-        ours, theirs = multiprocessing.Pipe()
-        thread = threading.Thread(target=self.answer, args=(theirs,))
-        thread.start()
-        self.workers.append(Worker(cast(Any, thread), ours))
-        return self.workers[-1]
-
-    @staticmethod
-    def answer(pipe: Connection) -> None:
+    def answer(self, pipe: Connection) -> None:
         while pipe.recv() is not None:
             pipe.send(Report("done"))
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import toy_study
+from threads import Threads
 from toy_runs import toy_config, toy_data, toy_images
 from toy_store import finish, overwrite_lease, start, stopped_twice
 
@@ -25,7 +24,7 @@ from experiments.lab import command, datasets, launch, lease, progress
 from experiments.lab.config import Machine, Norm, Optimizer, RunConfig
 from experiments.lab.files import to_json, write_atomic
 from experiments.lab.folder import open_run
-from experiments.lab.launch import Worker, Workers, run_study
+from experiments.lab.launch import run_study
 from experiments.lab.progress import LATER, Sweep, Training, names_among
 from experiments.lab.store import Store
 from experiments.lab.study import Request, Scale, Stage, Study
@@ -88,17 +87,10 @@ def test_measuring_says_nothing_about_training() -> None:
     assert sweep.eta() == 51
 
 
-class Answering(Workers):
-    """Workers that are threads and record every run at once."""
+class Answering(Threads):
+    """They record every run at once."""
 
     failing: tuple[RunConfig, ...] = ()
-
-    def start(self) -> Worker:
-        ours, theirs = multiprocessing.Pipe()
-        thread = threading.Thread(target=self.answer, args=(theirs,))
-        thread.start()
-        self.workers.append(Worker(cast(Any, thread), ours))
-        return self.workers[-1]
 
     def answer(self, pipe: Connection) -> None:
         store = Store(self.root)
