@@ -21,22 +21,22 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from experiments.lab import terminal
-from experiments.lab.command import MAX_SEEDS
-from experiments.lab.config import ConfigError
 from experiments.lab.datasets import DataError
-from experiments.lab.files import StoreError, write_atomic
-from experiments.lab.finding import search
-from experiments.lab.plan import BrokenStudyError, UsageError, check_names, check_scale, find_study, folder_of_studies
-from experiments.lab.store import Store
-from experiments.lab.study import Request
+from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.declare.finding import search
+from experiments.lab.declare.study import Request
+from experiments.lab.store.files import StoreError, write_atomic
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import terminal
+from experiments.lab.sweep.commands import MAX_SEEDS
+from experiments.lab.sweep.plan import BrokenStudyError, check_names, check_scale, find_study, folder_of_studies
 
 if TYPE_CHECKING:
     from analysis.agree import Comparison
     from analysis.load import Tables
     from analysis.replication import Replications
     from analysis.verdicts import Verdict
-    from experiments.lab.study import Study
+    from experiments.lab.declare.study import Study
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
 
@@ -108,7 +108,7 @@ class Publish(Options):
 
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
-            "histories": Histories, "publish": Publish}  # fmt: skip
+            "histories": Histories, "publish": Publish}
 
 
 def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int:
@@ -192,7 +192,7 @@ def _foreign(options: Options) -> int:
     searches, faults = foreign.read(options.store, options.goal)
     tables, found, listed = (
         foreign.tables(searches, study, options.scale), foreign.verdicts(searches, study, options.scale), foreign.table(searches)
-    )  # fmt: skip
+    )
     text, documents, drawn = [listed.title], [], []
     folder = _folder(options, foreign.SOURCE, study.name) if isinstance(options, (Figures, Report)) else None
     if folder is not None:

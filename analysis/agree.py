@@ -29,7 +29,7 @@ from analysis.families import other_values
 from analysis.load import Tables, from_published
 from analysis.stats import ALPHA, difference
 from analysis.verdicts import Evidence, Verdict, gather
-from experiments.lab.board import DASH, number
+from experiments.lab.sweep.board import DASH, number
 
 SAME, AGREES, DIFFERS = "same", "agrees", "differs"
 ROUNDING = 0.01
@@ -115,7 +115,7 @@ def _values(evidence: Evidence) -> list[Any]:
         (cell.name, cell.run_ids, cell.values, cell.statuses,
          None if cell.population is None else cell.population.frame[names].to_numpy("float64").tobytes())
         for cell in evidence.cells
-    ]  # fmt: skip
+    ]
 
 
 def text(found: Comparison) -> str:
@@ -157,7 +157,7 @@ def sentences(found: Comparison) -> list[str]:
             if found.yours != found.published else
             f"Both were made on {found.yours}, yet bits differ: instruction sets, versions or threads are others, so that "
             "effects are compared as two samples' are"
-        )  # fmt: skip
+        )
     if flips := sum(each.flips for each in found.claims):
         parts.append(f"Effects that agree gave another verdict in {flips} of them: the intervals allow both")
     parts += [f"{each.yours.claim} differs: {each.why}" for each in found.claims if each.answer == DIFFERS]

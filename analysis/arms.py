@@ -16,14 +16,14 @@ NUMBERS = {
     "weight_decay": ("weight decay", "no weight decay"), "warmup": ("warm-up", "no warm-up"),
     "label_smoothing": ("smoothing", "no smoothing"), "clip_norm": ("clipped at", "not clipped"), "sam_rho": ("SAM ρ", "no SAM"),
     "gradient_penalty": ("penalty", "no penalty"), "ema": ("average", "no average"),
-}  # fmt: skip
+}
 """number -> how it is named, and how where it is 0 or absent"""
 SWITCHES = {"sam_adaptive": "adaptive"}
 FIELDS = ("stage", "dataset", "model", "norm", "optimizer", "scaling", "schedule", "augment", "budget", "epochs", *NUMBERS,
           *SWITCHES)
 """the fields that tell arms apart where a figure does not say; learning rates do not, for they are tuned"""
 BUDGETS = {"train_loss": "matched train loss", "plateau": "the paper's stop rule", "epochs": "equal epochs",
-           "steps": "equal updates"}  # fmt: skip
+           "steps": "equal updates"}
 
 WORDS = {
     "budget": BUDGETS,
@@ -32,7 +32,7 @@ WORDS = {
     "schedule": {"constant": "constant LR", "linear": "linear decay", "cosine": "cosine decay", "step": "LR divided in steps"},
     "augment": {"none": "no augmentation", "crop-flip": "crops and flips"},
     "optimizer": {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "lars": "LARS", "lamb": "LAMB"},
-}  # fmt: skip
+}
 """how the words of a configuration are written"""
 
 Where = Sequence[tuple[str, Any]]

@@ -13,8 +13,8 @@ import pandas as pd
 from analysis import families
 from analysis.cluster import CLUSTER, Population, clustered
 from analysis.load import RUNS, SUMMARY, Planned, Tables, config_column, none_if_missing
-from experiments.lab.claims import Claim, Family, Group
-from experiments.lab.config import RunConfig
+from experiments.lab.declare.claims import Claim, Family, Group
+from experiments.lab.declare.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _cell(group: Group, claim: Claim, tables: Tables, found: Mapping[str, Found]
         run_id for run in declared
         if (run_id := run.config.run_id) not in lost
         and (run_id not in status or any(run_id not in known for known in found.values()))
-    }  # fmt: skip
+    }
     population = None
     if claim.contrast.family is None:
         known = found[claim.contrast.value]
@@ -116,7 +116,7 @@ def _cell(group: Group, claim: Claim, tables: Tables, found: Mapping[str, Found]
         configs=tuple(run.config for run in declared), run_ids=tuple(run.config.run_id for run in finished),
         statuses=tuple(status[run.config.run_id] for run in finished), diverged=len(diverged),
         unusable=unusable, population=population,
-    )  # fmt: skip
+    )
 
 
 def split(runs: Sequence[Planned], family: Family) -> list[list[Planned]]:

@@ -19,8 +19,8 @@ import pandas as pd
 from analysis.arms import chosen
 from analysis.figures import NoDataError
 from analysis.load import Tables
-from experiments.lab.files import to_json, write_atomic
-from experiments.lab.study import Figure, Study
+from experiments.lab.declare.study import Figure, Study
+from experiments.lab.store.files import to_json, write_atomic
 
 SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py", "cells.py", "families.py")
 """code of more than one figure"""

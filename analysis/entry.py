@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from experiments.lab import terminal
+from experiments.lab.sweep import terminal
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Statistics that make one number of several runs (`experiments.lab.claims.Family`): pure functions of a table of runs.
+"""Statistics that make one number of several runs (`experiments.lab.declare.claims.Family`): pure functions of a table of runs.
 
 Each takes `frame`, one row per run, and the name of the contrast's value, a column of it. The other columns are those of the runs
 table (`analysis.load.RUNS`: every config field, every summary value) and the values that options whose names end in `_value`
@@ -19,8 +19,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from experiments.lab.claims import Family
-from experiments.lab.config import RunConfig
+from experiments.lab.declare.claims import Family
+from experiments.lab.declare.config import RunConfig
 
 Statistic = Callable[..., float]
 Floats = NDArray[np.float64]
@@ -125,7 +125,7 @@ def critical_batch(frame: pd.DataFrame, value: str = "steps", *, field: str = "b
     if start in (0, len(grid) - 1):
         return math.nan
     found: Any = optimize.minimize_scalar(misfit, bounds=(grid[start - 1], grid[start + 1]), method="bounded",
-                                          options={"xatol": 1e-10})  # fmt: skip
+                                          options={"xatol": 1e-10})
     return float(found.x)
 
 

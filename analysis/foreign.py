@@ -32,9 +32,9 @@ import pandas as pd
 from analysis.load import CORRECT, HISTORY, MEASUREMENTS, RUNS, Tables
 from analysis.tables import DASH, Table
 from analysis.verdicts import Verdict
-from experiments.lab.claims import Kind
-from experiments.lab.files import StoreError
-from experiments.lab.study import Figure, Study
+from experiments.lab.declare.claims import Kind
+from experiments.lab.declare.study import Figure, Study
+from experiments.lab.store.files import StoreError
 
 SOURCE = "foreign"
 DEPTH, SNIFFED = 5, 10_000
@@ -154,9 +154,9 @@ def table(found: Sequence[Search]) -> Table:
             str(len(search.trials)), str(search.count("incomplete")), str(search.count("diverged")), str(len(reached)),
             _number(steps), _number(None if steps is None else steps * search.batch_size),
             *(_number(value) for value in ((best.lr, best.momentum, best.number) if best else (None, None, None))),
-        ))  # fmt: skip
+        ))
     columns = ("data set", "model", "optimizer", "B", "goal", "trials", "incomplete", "diverged", "reached the goal",
-               "fewest updates to it", "examples", "LR", "momentum", "trial")  # fmt: skip
+               "fewest updates to it", "examples", "LR", "momentum", "trial")
     return Table("steps_to_goal", f"{ABOUT} {' '.join(_rules(found))}", columns, tuple(rows))
 
 
@@ -168,13 +168,13 @@ def tables(found: Sequence[Search], study: Study, scale: str) -> Tables:
          "run_id": f"{s.dataset}/{s.model}/{s.optimizer}/{s.batch_size}/{best.number}", "optimizer": s.optimizer,
          "batch_size": s.batch_size, "lr": best.lr, "momentum": best.momentum, "steps": steps, "examples": steps * s.batch_size}
         for s in found for steps, best in s.reached()[:1]
-    ]  # fmt: skip
+    ]
     nullable = {name: {"int64": "Int64", "bool": "boolean"}.get(kind, kind) for name, kind in RUNS.items()}
     history, measurements, correct = (pd.DataFrame(columns=list(names)) for names in (HISTORY, MEASUREMENTS, CORRECT))
     own = dataclasses.replace(study, figures=_figures(found), claims=(), paper=(), comparisons=())
     runs = pd.DataFrame(rows).reindex(columns=list(RUNS)).astype(cast(Any, nullable))
     return Tables(study=own, scale=scale, source=SOURCE, planned=(), pending=0, missing_measurements=0, runs=runs,
-                  history=history, measurements=measurements, correct=correct)  # fmt: skip
+                  history=history, measurements=measurements, correct=correct)
 
 
 def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]:
@@ -193,18 +193,18 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
             effect = log[more] - log[few] + math.log(more / few)
             answers.append((workload, "perfect-scaling", Kind.EQUIVALENCE, effect,
                             f"perfect scaling at small batches: batch size {more} needs as many examples as {few}, within a "
-                            "factor of 1.25"))  # fmt: skip
+                            "factor of 1.25"))
         if len(sizes) > 1:
             before, largest = sizes[-2:]
             effect = log[largest] - log[sizes[0]] + math.log(largest / sizes[0])
             answers.append((workload, "diminishing-returns", Kind.DIRECTIONAL, effect,
-                            f"diminishing returns: batch size {largest} needs more examples than batch size {few}"))  # fmt: skip
+                            f"diminishing returns: batch size {largest} needs more examples than batch size {few}"))
             answers.append((workload, "maximal-parallelism", Kind.EQUIVALENCE, log[before] - log[largest],
                             f"maximal parallelism: batch size {largest} needs as many steps as {before}, within a factor of "
-                            "1.25"))  # fmt: skip
+                            "1.25"))
         else:
             answers.append((workload, "diminishing-returns", Kind.DIRECTIONAL, None,
-                            "diminishing returns: larger batch sizes need more examples"))  # fmt: skip
+                            "diminishing returns: larger batch sizes need more examples"))
     for (dataset, model), own in _by_model(found).items():
         plain = curves.get(f"{dataset}, {model}, sgd", {})
         for optimizer in dict.fromkeys(s.optimizer for s in own if "momentum" in s.optimizer):
@@ -214,7 +214,7 @@ def verdicts(found: Sequence[Search], study: Study, scale: str) -> list[Verdict]
                 answers.append((f"{dataset}, {model}, {optimizer}", "momentum-scales-further", Kind.DIRECTIONAL,
                                 saved[0] - saved[1],
                                 f"from batch size {sizes[0]} to {sizes[-1]} momentum saves more steps than plain "
-                                "SGD"))  # fmt: skip
+                                "SGD"))
     return [_verdict(study, scale, *answer) for answer in answers]
 
 
@@ -232,7 +232,7 @@ def _verdict(study: Study, scale: str, workload: str, claim: str, kind: Kind, ef
     none: dict[str, Any] = dict.fromkeys((
         "ci_low", "ci_high", "ci90_low", "ci90_high", "ratio_low", "ratio_high", "p_value", "p_adjusted", "p_permutation",
         "both_low", "both_high", "paper_value", "magnitude_agrees",
-    ))  # fmt: skip
+    ))
     return Verdict(
         study=study.name, scale=scale, claim=f"{workload.replace(', ', '/')}-{claim}", claim_hash="",
         sentence=f"{workload}: {sentence}", primary=False, kind=kind.value, verdict=None,
@@ -240,7 +240,7 @@ def _verdict(study: Study, scale: str, workload: str, claim: str, kind: Kind, ef
         ratio=None if effect is None else math.exp(effect), n_seeds=0 if effect is None else 1, n_seeds_by_group={},
         population="one tuned trial for each batch size", paper_source="the paper's own records", missing=0, diverged=0, runs=[],
         source=SOURCE, **none,
-    )  # fmt: skip
+    )
 
 
 def _figures(found: Sequence[Search]) -> tuple[Figure, ...]:
@@ -255,7 +255,7 @@ def _figures(found: Sequence[Search]) -> tuple[Figure, ...]:
                    (("values", (("steps", "updates to the goal"), "examples")), ("logarithmic", True), *where)),
             Figure(f"learning_rates{name}", "values_vs_batch",
                    (("values", (("lr", "learning rate of the best trial"),)), ("logarithmic", True), *where)),
-        ]  # fmt: skip
+        ]
     return tuple(figures)
 
 

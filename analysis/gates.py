@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from analysis.cells import Cell, values_of
 from analysis.load import SUMMARY, Planned, Tables
-from experiments.lab.claims import Claim, Gate, ValueScale
-from experiments.lab.config import RunConfig
+from experiments.lab.declare.claims import Claim, Gate, ValueScale
+from experiments.lab.declare.config import RunConfig
 
 CONVERGED = ("converged", "ok", "precision")
 """statuses of a measurement that stands; `precision` is as exact as the products' dtype allows"""
@@ -36,7 +36,7 @@ def _check(gate: Gate, cells: Sequence[Cell], tables: Tables) -> str | None:
             return _converged(gate, cells, tables)
         case "edge_lr":
             return _edge_lr(cells, tables)
-    raise ValueError(f"there is no gate {gate.kind!r}; see experiments.lab.claims.Gate")
+    raise ValueError(f"there is no gate {gate.kind!r}; see experiments.lab.declare.claims.Gate")
 
 
 def _diverged(claim: Claim, cells: Sequence[Cell]) -> str | None:

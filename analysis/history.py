@@ -21,11 +21,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from experiments.lab.config import RunConfig
-from experiments.lab.files import writing
-from experiments.lab.history import Columns, history
-from experiments.lab.store import Store
-from experiments.lab.study import Record
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import Record
+from experiments.lab.store.files import writing
+from experiments.lab.store.history import Columns, history
+from experiments.lab.store.records import Store
 
 GIVEN = ("examples", "epoch", "lr")
 """columns that every run of a cell has alike at a step"""
@@ -60,7 +60,7 @@ def export(store: Store, records: Sequence[Record], folder: Path) -> list[Path]:
         with ExitStack() as stack:
             names: Any = ["run_id", "cell", "kind"]  # Arrow's stubs know True and False alone
             writers = [stack.enter_context(pq.ParquetWriter(draft, schema, use_dictionary=names))
-                       for draft, schema in zip(drafts[1:], (HISTORY, CURVES), strict=True)]  # fmt: skip
+                       for draft, schema in zip(drafts[1:], (HISTORY, CURVES), strict=True)]
             beside = stack.enter_context(ThreadPoolExecutor(1))  # writing is Arrow's, reading Python's: both cores work
             under_way: list[Future[None]] = []
             for batch in _batches(store, cells):
@@ -142,7 +142,7 @@ def _tables(found: Sequence[Columns], ids: list[str], names: list[str], of_cell:
 
 
 def _curves(cell: NDArray[np.int32], names: list[str], kind: NDArray[np.int8], kinds: tuple[str, ...],
-            numbers: dict[str, NDArray[Any]]) -> pa.Table:  # fmt: skip
+            numbers: dict[str, NDArray[Any]]) -> pa.Table:
     """One row a (cell, kind, step)."""
     step = numbers["step"]
     span = int(step.max(initial=0)) + 1
@@ -202,4 +202,4 @@ CURVES = pa.schema([
     ("cell", _NAME), ("kind", _KIND), *_GIVEN,
     *((f"{name}_{what}", kind) for name in MEASURED
       for what, kind in (("n", pa.int32()), ("mean", pa.float64()), ("sd", pa.float64()))),
-])  # fmt: skip
+])

@@ -26,15 +26,16 @@ import pandas as pd
 from analysis import families
 from analysis.cluster import CLUSTER
 from analysis.history import frame
-from experiments.lab import settings
-from experiments.lab.config import RunConfig
-from experiments.lab.files import REPAIR, StoreError
-from experiments.lab.plan import PlannedStage, UsageError, check_runs, find_study, plan
-from experiments.lab.published import bits_of
-from experiments.lab.seal import BITS, PUBLISHED
-from experiments.lab.store import Store
-from experiments.lab.study import Measure, Record, Request, Stage, Study
-from experiments.lab.vocabulary import SUMMARY
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.errors import UsageError
+from experiments.lab.declare.study import Measure, Record, Request, Stage, Study
+from experiments.lab.declare.vocabulary import SUMMARY
+from experiments.lab.store import published_settings as settings
+from experiments.lab.store.checksums import BITS, PUBLISHED
+from experiments.lab.store.files import REPAIR, StoreError
+from experiments.lab.store.records import Store
+from experiments.lab.sweep.plan import PlannedStage, check_runs, find_study, plan
+from experiments.lab.sweep.published import bits_of
 
 TABLES = ("runs", "history", "measurements", "correct")
 
@@ -50,22 +51,22 @@ RUNS = {
     "study": "str", "scale": "str", "stage": "str", "run_id": "str",
     **{config_column(f.name): _DTYPES.get(str(f.type), "str") for f in dataclasses.fields(RunConfig)},
     **SUMMARY,
-}  # fmt: skip
+}
 DEFAULTS = {
     config_column(f.name): str(f.default) if isinstance(f.default, str) else f.default
     for f in dataclasses.fields(RunConfig) if f.default is not dataclasses.MISSING
-}  # fmt: skip
+}
 """what a config column holds in tables made before the field existed"""
 HISTORY = {
     "run_id": "str", "kind": "str", "step": "int64", "examples": "int64", "epoch": "float64", "loss": "float64",
     "lr": "float64", "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64",
     "test_accuracy": "float64",
-}  # fmt: skip
+}
 MEASUREMENTS = {
     "run_id": "str", "run_id_b": "str", "metric": "str", "options": "str", "value": "float64",
     "standard_error": "float64", "residual": "float64", "products": "Int64", "examples": "Int64", "bn_mode": "str",
     "dtype": "str", "seed": "Int64", "status": "str", "details": "str",
-}  # fmt: skip
+}
 CORRECT = {"run_id": "str", "test_set": "str", "examples": "int64", "bits": "object"}
 
 
@@ -122,7 +123,7 @@ class Tables:
 
 def find(study: str, scale: str) -> Study:
     """The study by name; raises `UsageError` for an unknown study or scale."""
-    from experiments.lab.plan import check_scale
+    from experiments.lab.sweep.plan import check_scale
 
     found = find_study(study)
     check_scale(found, scale)
@@ -172,7 +173,7 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
         history=frame(store, list(once.values())),
         measurements=[_measurement_row(ids, found) for _, ids, found in measured if found is not None],
         correct=_correct(store, list(once.values())),
-    )  # fmt: skip
+    )
     return dataclasses.replace(tables, imported=frozenset(i for i, record in once.items() if record.values.get(PUBLISHED)))
 
 
@@ -232,7 +233,7 @@ class Published:
 def _assemble(
     study: Study, scale: str, source: str, stages: Sequence[PlannedStage], missing_measurements: int, *,
     runs: Any, history: Any, measurements: Any, correct: Any,
-) -> Tables:  # fmt: skip
+) -> Tables:
     planned = tuple(
         Planned(stage.stage.name, config, tuple(m.metric for m in stage.stage.measures(config)))
         for stage in stages
@@ -249,7 +250,7 @@ def _assemble(
         history=_tidy(history, HISTORY, ["run_id", "step", "kind"]),
         measurements=_tidy(measurements, MEASUREMENTS, ["metric", "run_id", "run_id_b", "options"]),
         correct=_tidy(correct, CORRECT, ["run_id"]),
-    )  # fmt: skip
+    )
 
 
 def _tidy(rows: Any, dtypes: dict[str, str], order: list[str]) -> pd.DataFrame:

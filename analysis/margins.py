@@ -13,8 +13,8 @@ from itertools import pairwise
 from typing import Any
 
 from analysis.verdicts import decide
-from experiments.lab.board import number
-from experiments.lab.claims import Kind
+from experiments.lab.declare.claims import Kind
+from experiments.lab.sweep.board import number
 
 
 def at(verdict: Mapping[str, Any], margin: float) -> str | None:

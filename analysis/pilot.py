@@ -11,7 +11,7 @@ from analysis.cluster import CLUSTER
 from analysis.load import Tables
 from analysis.stats import power, power_within
 from analysis.verdicts import Evidence, gather, scaled
-from experiments.lab.claims import Claim, Kind
+from experiments.lab.declare.claims import Claim, Kind
 
 SEEDS = (8, 10, 12, 16, 20)
 
@@ -37,7 +37,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         variance += group.weight**2 * sd**2
         mean = float(values.mean()) if len(values) else None
         groups.append({"group": group.name, "n": cell.n, "missing": cell.missing, "diverged": cell.diverged,
-                       "mean": mean, "sd": None if math.isnan(sd) else sd})  # fmt: skip
+                       "mean": mean, "sd": None if math.isnan(sd) else sd})
     estimate = evidence.estimate
     if claim.test == CLUSTER and estimate is not None:
         variance = estimate.se**2 * min(cell.n for cell in evidence.cells)
@@ -48,7 +48,7 @@ def _row(evidence: Evidence) -> dict[str, Any]:
         "margin": claim.margin, "groups": groups, "gate": evidence.gate,
         "effect": None if estimate is None else estimate.estimate, "sd": sd if known else None,
         "power": {n: _power(claim, estimate.estimate, sd, n) for n in SEEDS} if known and estimate is not None else {},
-    }  # fmt: skip
+    }
 
 
 def _power(claim: Claim, effect: float, sd: float, seeds: int) -> float:

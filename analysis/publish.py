@@ -19,8 +19,9 @@ from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
 from analysis.tables import render, verdict_lines
 from analysis.verdicts import Verdict, verdicts
-from experiments.lab import board, settings
-from experiments.lab.files import StoreError, to_json, write_atomic
+from experiments.lab.store import published_settings as settings
+from experiments.lab.store.files import StoreError, to_json, write_atomic
+from experiments.lab.sweep import board
 
 ROOT = Path(__file__).resolve().parents[1]
 BOARD = "# The board"
@@ -137,7 +138,7 @@ def full_board(found: board.Verdicts, root: str | None = "../") -> str:
     parts = [
         BOARD, about, *([drawn, f"*{PICTURE}*"] if primary else []),
         "## Primary claims", ABOUT, board.markdown(primary), "## All claims", board.markdown(found),
-    ]  # fmt: skip
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -195,5 +196,5 @@ def _parquet(table: pa.Table) -> bytes:
     recurring: Any = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     buffer = io.BytesIO()
     pq.write_table(table.replace_schema_metadata(None), buffer, compression="zstd", compression_level=19,
-                   use_dictionary=recurring, write_statistics=False, store_schema=False)  # fmt: skip
+                   use_dictionary=recurring, write_statistics=False, store_schema=False)
     return buffer.getvalue()

@@ -29,12 +29,12 @@ from analysis.families import other_values
 from analysis.load import Tables
 from analysis.stats import Estimate, contrast, power, power_within
 from analysis.verdicts import Verdict, gather, scaled
-from experiments.lab.claims import Claim, Kind, Power
-from experiments.lab.files import StoreError
-from experiments.lab.finding import file_of
-from experiments.lab.measure import METRICS, names_of_one_run
-from experiments.lab.provenance import committed
-from experiments.lab.study import PILOT
+from experiments.lab.declare.claims import Claim, Kind, Power
+from experiments.lab.declare.finding import file_of
+from experiments.lab.declare.study import PILOT
+from experiments.lab.measures.measure import METRICS, names_of_one_run
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.provenance import committed
 
 WANTED = 0.8
 """power"""
@@ -57,14 +57,14 @@ def code(tables: Tables, *, project: bool) -> Iterator[str]:
     changed = commits[commits.str.endswith("+", na=False)]
     if len(changed):
         yield (f"{len(changed)} of {len(commits)} runs of {study.name} were made by uncommitted code (commit {changed.iloc[0]}); "
-               f"commit the code and make them anew, with {again}")  # fmt: skip
+               f"commit the code and make them anew, with {again}")
     unknown = int(commits.isna().sum())
     if project and unknown:
         yield (f"{unknown} of {len(commits)} runs of {study.name} name no commit, so that nobody can look their code up; "
-               f"make them anew from a git clone, with {again}")  # fmt: skip
+               f"make them anew from a git clone, with {again}")
     if project and tables.imported:
         yield (f"{len(tables.imported)} of {len(commits)} runs of {study.name} are published records already, not made for this "
-               f"page; make all anew, with {again}")  # fmt: skip
+               f"page; make all anew, with {again}")
     path = file_of(study)
     clean = committed(path) if path is not None else None
     if clean is False or (project and path is not None and not clean):
@@ -76,7 +76,7 @@ def powers(tables: Tables, pilots: Tables | None) -> Iterator[str]:
         if claim.power is not None:
             head = f"claim {claim.id} of {tables.study.name} states a power that "
             tail = (f"; `python -m analysis pilot {tables.study.name} --scale {tables.scale}` says what its pilots give: state "
-                    "that, and the seeds that it needs")  # fmt: skip
+                    "that, and the seeds that it needs")
             for reason in (*_stated(claim, claim.power, tables), *(_by_pilots(claim, claim.power, pilots) if pilots else ())):
                 yield head + reason + tail
 
@@ -111,7 +111,7 @@ def _by_pilots(claim: Claim, stated: Power, pilots: Tables) -> Iterator[str]:
     most = estimate.interval()[1]
     if claim.kind is Kind.DIRECTIONAL and stated.effect > max(most, 2 * claim.margin, claim.paper_value or 0.0):
         yield (f"its pilots contradict: effect {stated.effect:g}, where theirs is {estimate.estimate:.3g} (at 95% at most "
-               f"{most:.3g}) and neither the paper's nor two margins are as large")  # fmt: skip
+               f"{most:.3g}) and neither the paper's nor two margins are as large")
 
 
 def pilot_estimate(claim: Claim, pilots: Tables) -> tuple[Estimate, float] | None:
@@ -140,13 +140,13 @@ def values(tables: Tables) -> Iterator[str]:
         for name in (claim.contrast.value, *others) if ids else ():
             if not _known(name, tables, ids):
                 yield (f"claim {claim.id} of {study.name} speaks of {name}, which none of its {len(ids)} runs has; correct the "
-                       "name, or have the study measure it")  # fmt: skip
+                       "name, or have the study measure it")
     for comparison in (c for c in study.comparisons if c.scale == tables.scale):
         for line in (line for line in study.paper if line.network == comparison.network):
             unmeasured = line.value.partition(".")[0] in {*METRICS, *names_of_one_run()} - set(tables.measurements["metric"])
             if usable and not unmeasured and not _known(line.value, tables, usable):
                 yield (f"the row {line.quantity} of {line.table} in {study.name} speaks of {line.value}, which no run of scale "
-                       f"{tables.scale} has; correct the name, or have the study measure it")  # fmt: skip
+                       f"{tables.scale} has; correct the name, or have the study measure it")
 
 
 def _known(name: str, tables: Tables, ids: set[str]) -> bool:

@@ -15,11 +15,11 @@ from analysis.cells import members, values_of
 from analysis.families import other_values
 from analysis.load import Planned, Tables, from_store
 from analysis.verdicts import Evidence, Verdict, gather, judged
-from experiments.lab.claims import Claim
-from experiments.lab.config import RunConfig
-from experiments.lab.store import Store
-from experiments.lab.study import PILOT, Request
-from experiments.lab.tuning import TUNING
+from experiments.lab.declare.claims import Claim
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import PILOT, Request
+from experiments.lab.declare.tuning import TUNING
+from experiments.lab.store.records import Store
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def replications(tables: Tables, store: Store) -> Replications:
         return Replications(refused=(
             f"the further seeds in {store.root} are no replication of {tables.study.name}: with {seeds} seeds its stage "
             f"{stage} has other runs than declared"
-        ))  # fmt: skip
+        ))
     return of(tables, extended)
 
 
@@ -73,7 +73,7 @@ def of(tables: Tables, extended: Tables) -> Replications:
         return Replications(refused=f"{listed(begun)} do not count yet: some group of each claim has no whole run of them")
     return Replications({
         id: Replication(seeds, incomplete, found[id]) for id, (_, seeds, incomplete, _) in parts.items() if seeds
-    })  # fmt: skip
+    })
 
 
 def further_seeds(planned: Sequence[Planned], store: Store) -> int | None:
@@ -113,7 +113,7 @@ def _other_choice(declared: Sequence[Planned], extended: Sequence[Planned], seed
     there = {(run.stage, run.config.run_id) for run in extended}
     known = {stage for stage, _ in there}
     return next((run.stage for run in declared if run.stage in known and (run.config.seed < seeds or run.config.seed in TUNING)
-                 and (run.stage, run.config.run_id) not in there), None)  # fmt: skip
+                 and (run.stage, run.config.run_id) not in there), None)
 
 
 def _further(claim: Claim, declared: Sequence[Planned], extended: Tables) -> tuple[tuple[int, ...], tuple[int, ...], Tables]:
@@ -127,7 +127,7 @@ def _further(claim: Claim, declared: Sequence[Planned], extended: Tables) -> tup
     seeds = {
         seed for seed in begun
         if all(ids and ids <= whole for group in more for ids in [{r.config.run_id for r in group if r.config.seed == seed}])
-    }  # fmt: skip
+    }
     chosen = {run.config.run_id for group in more for run in group if run.config.seed in seeds}
     others = {run.config.run_id for group in (*own, *wider) for run in group} - chosen
     planned = tuple(run for run in extended.planned if run.config.run_id not in others)

@@ -10,9 +10,9 @@ from analysis.load import Tables
 from analysis.replication import Replication
 from analysis.tables import Table, cell_table, effect_text, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
-from experiments.lab.claims import Claim, Kind
-from experiments.lab.finding import file_of
-from experiments.lab.study import Study
+from experiments.lab.declare.claims import Claim, Kind
+from experiments.lab.declare.finding import file_of
+from experiments.lab.declare.study import Study
 
 _DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
 
@@ -57,7 +57,7 @@ def markdown(
     tested = f"Claim under test: {study.title}. Its primary claim here: {', '.join(decided) or 'none'}."
     parts = [f"# {study.name}", tested if found else f"{study.title}: no claim is tested at this scale.",
              f"{study.citation}. Scale `{scale.name}`: {scale.about}.",
-             f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]  # fmt: skip
+             f"{tables.runs['run_id'].nunique()} runs from {origin}, made by commit {commits}{on_gpu(tables)}."]
     if tables.imported:
         parts.append(tables.imported_words)
     if tables.missing_runs or tables.missing_measurements:
@@ -68,7 +68,7 @@ def markdown(
         parts += ["## Replication by further seeds", FURTHER, "\n".join(
             f"- {r.verdict.sentence}: {r.words()}, **{r.verdict.verdict or 'no verdict'}**, {effect_text(r.verdict)}, n "
             f"{r.verdict.n_seeds}: {r.verdict.decided_by}" for r in again.values()
-        )]  # fmt: skip
+        )]
     if stated := [claim for claim in study.claims_at(tables.scale) if claim.power is not None]:
         parts += ["## Power", "\n".join(f"- {power_line(claim)}" for claim in stated)]
     if listed := tried_at(study, tables.scale):
@@ -85,7 +85,7 @@ def of_elsewhere(listed: Table, found: Sequence[Verdict], drawn: Sequence[Drawn]
     """A report on other people's records."""
     parts = ["# Tables from elsewhere", listed.title, render(listed, "md").rstrip(), "## Effects",
              render(verdict_table(found), "md").rstrip(), "## Figures",
-             *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]  # fmt: skip
+             *(f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -129,7 +129,7 @@ def holm(p_values: Sequence[float], alpha: float = ALPHA) -> list[Adjusted]:
 def crossed_bootstrap(
     groups: Sequence[NDArray[np.floating]], weights: Sequence[float], *, level: float = 1 - ALPHA,
     resamples: int = 2000, seed: int = 0,
-) -> tuple[float, float]:  # fmt: skip
+) -> tuple[float, float]:
     """Percentile interval of sum_g weights[g] * mean(groups[g]) over seeds and test examples; groups [g][n_g, E].
 
     Each replicate draws seeds within every group and, independently, one set of test examples shared by all groups, so

@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "grid.linewidth": 0.6, "axes.axisbelow": True, "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK,
     "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "none", "svg.hashsalt": "batchlab",
     "figure.constrained_layout.use": True,
-}  # fmt: skip
+}
 
 
 @contextmanager

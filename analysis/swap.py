@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from experiments.lab.files import LEFTOVER_SECONDS, sync_folder, writing
+from experiments.lab.store.files import LEFTOVER_SECONDS, sync_folder, writing
 
 UNDER_WAY = ".publishing-"
 """beginning of the name of a folder in which something is prepared; readers look for no such name"""

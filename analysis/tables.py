@@ -22,19 +22,19 @@ from analysis.cells import members, values_of
 from analysis.families import other_values
 from analysis.load import RUNS, SUMMARY, Tables
 from analysis.verdicts import SEEDS, Verdict
-from experiments.lab.claims import ValueScale
+from experiments.lab.declare.claims import ValueScale
 
 DASH = "—"
 CLAIMED = ("lambda_max", "phi_full", "phi_subspace")
 SHARPNESS = {
     "lambda_max": "λ_max", "phi_full": "φ full", "phi_subspace": "φ subspace", "norm_scaled_lambda": "‖w‖² λ_max",
     "trace": "tr H", "relative_trace": "relative tr H", "adaptive_l2_step": "adaptive",
-}  # fmt: skip
+}
 """metric -> column; those not in CLAIMED stand only where they were measured"""
 TITLES = {
     "train_loss": "train loss (nats)", "validation_accuracy": "validation accuracy (%)", "gap_loss": "test − train (nats)",
     "train_accuracy": "train accuracy (%)", "validation_loss": "validation loss (nats)",
-}  # fmt: skip
+}
 ABOUT = {
     "relative_trace": "tr(H diag(w²))",
     "adaptive_l2_step": "rise of the loss (nats) by one step relative to each weight",
@@ -59,7 +59,7 @@ def render(table: Table, form: str) -> str:
         lines = [" & ".join(map(_tex, row)) + r" \\" for row in (table.columns, *table.rows)]
         head = rf"\begin{{tabular}}{{{'l' * len(table.columns)}}}"
         return "\n".join([f"% {table.title}", head, r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
-                          r"\end{tabular}", ""])  # fmt: skip
+                          r"\end{tabular}", ""])
     if form == "md":
         rows = [table.columns, ("---",) * len(table.columns), *table.rows]
         return "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows) + "\n"
@@ -83,7 +83,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
         for v in found
     )
     columns = ("verdict", "claim", "effect [interval]", "paper's", "magnitude", "n", "p", "p by permutation",
-               "margin (verdict the same)", "decided by")  # fmt: skip
+               "margin (verdict the same)", "decided by")
     title = (
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
         "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim. "
@@ -106,7 +106,7 @@ def verdict_lines(found: Sequence[Verdict], again: Mapping[str, tuple[str, Verdi
         if again and v.claim in again:
             seeds, other = again[v.claim]
             text = (f"{'':14s}again, with {seeds} alone: {(other.verdict or 'no verdict').upper()}, {effect_text(other)}, n "
-                    f"{other.n_seeds}: {other.decided_by}")  # fmt: skip
+                    f"{other.n_seeds}: {other.decided_by}")
             lines += textwrap.wrap(text, 104, subsequent_indent=" " * 14, break_on_hyphens=False)
     return "\n".join(lines)
 
@@ -164,9 +164,9 @@ def cell_table(tables: Tables) -> Table:
             *(geometric(measured[name], n) for name in metrics),
             mean_sd(part["distance_from_start"], n),
             *(geometric(part[name], n) if logarithmic else mean_sd(part[name], n) for name, logarithmic in others.items()),
-        ))  # fmt: skip
+        ))
     columns = ("arm", "B", *(["LR"] if tuned else []), "n", "test accuracy (%)", "train − test (points)", "test loss (nats)",
-               "updates", "epochs", *titles.values(), "distance from start", *map(_title, others))  # fmt: skip
+               "updates", "epochs", *titles.values(), "distance from start", *map(_title, others))
     title = "Mean ± standard deviation over n seeds; λ_max and φ: geometric mean ×/÷ geometric standard deviation."
     if len(titles) > len(CLAIMED):
         title = (
@@ -210,10 +210,10 @@ def paper_table(tables: Tables) -> Table:
                 _paper_number(line.first, line.first_sd), mean_sd(small),
                 _paper_number(line.second, line.second_sd), mean_sd(large),
                 f"{len(small)} / {len(large)}", line.source,
-            ))  # fmt: skip
+            ))
     first, second = tables.study.conditions
     columns = ("table", "network", "quantity", "ours", f"paper, {first}", f"ours, {first}", f"paper, {second}",
-               f"ours, {second}", "our n", "paper's number")  # fmt: skip
+               f"ours, {second}", "our n", "paper's number")
     title = "Ours beside the paper's: mean ± standard deviation. Networks, data and batch sizes differ where the study deviates."
     return Table("paper", title, columns, tuple(rows))
 
@@ -269,6 +269,6 @@ def _tex(cell: str) -> str:
         text = text.replace(plain, "\\" + plain)
     for plain, tex in ((DASH, "---"), ("−", "$-$"), ("±", r"$\pm$"), ("×/÷", r"$\times/\div$"), ("×", r"$\times$"),
                        ("λ\\_max", r"$\lambda_{\max}$"), ("φ", r"$\varphi$"), ("‖", r"$\|$"), ("²", "$^2$"),
-                       ("<", "$<$")):  # fmt: skip
+                       ("<", "$<$")):
         text = text.replace(plain, tex)
     return text

@@ -33,7 +33,7 @@ from analysis.families import statistic
 from analysis.gates import failed_gate
 from analysis.load import Tables, right
 from analysis.stats import ALPHA, Adjusted, Estimate, contrast, crossed_bootstrap, holm, permutation_p
-from experiments.lab.claims import Claim, Kind, ValueScale
+from experiments.lab.declare.claims import Claim, Kind, ValueScale
 
 SEEDS = "seeds on this test set"
 REPRODUCED, CONTRADICTED, NO_EFFECT, INCONCLUSIVE = "reproduced", "contradicted", "no effect", "inconclusive"
@@ -209,7 +209,7 @@ def _verdict(evidence: Evidence, adjusted: Adjusted | None, tables: Tables) -> V
         else bool(ci[0] <= claim.paper_value <= ci[1]),
         missing=evidence.missing, diverged=sum(cell.diverged for cell in found),
         runs=sorted({run_id for cell in found for run_id in cell.run_ids}), source=tables.source,
-    )  # fmt: skip
+    )
 
 
 def _absence(evidence: Evidence, tables: Tables) -> str | None:

@@ -17,12 +17,13 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from experiments.lab import command, printed, terminal
-from experiments.lab.config import ConfigError, RunConfig
 from experiments.lab.datasets import DataError
-from experiments.lab.files import StoreError
-from experiments.lab.launch import Stopped
-from experiments.lab.plan import UsageError
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.store.files import StoreError
+from experiments.lab.sweep import commands as command
+from experiments.lab.sweep import printed, terminal
+from experiments.lab.sweep.launch import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, RunConfig
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Budget, Model, RunConfig
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: `quick` trains a ReLU network with two hidden layers of 64 units on 512 images of Fashion-MNIST, `laptop` and
 #   `paper` small convolutional networks on 5,000 images of CIFAR-10 (the paper's number); its main text has tanh networks too.
@@ -77,7 +77,7 @@ ARMS = {
     "laptop": Arm(CONV.replace(n_train=2000, batch_size=2000), (0.04, 0.05, 0.08), 0.5, 0.06, 125, 32, time=15.0, seeds=8,
                   examples=500),
     "paper": Arm(CONV.replace(dataset="cifar10"), (0.01, 0.02, 0.04), 0.9, 0.05, 2000, 32, time=40.0, seeds=8, examples=5000),
-}  # fmt: skip
+}
 
 
 def train_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -102,7 +102,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     gates = (Gate("min_seeds", 8), Gate("status", 0.1), Gate("converged", 0.1, "edge_of_stability"))
 
     def claim(id: str, sentence: str, kind: Kind, groups: tuple[Group, ...], *, value: str = "edge_of_stability",
-              sign: int = 1, **options: Any) -> Claim:  # fmt: skip
+              sign: int = 1, **options: Any) -> Claim:
         contrast = Contrast(value, groups, sign, "log ratio", ValueScale.LOG)
         return Claim(f"{scale}-{id}", sentence, kind, contrast, log(1.25), gates=gates, scales=(scale,), **options)
 
@@ -130,14 +130,14 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
             Kind.DIRECTIONAL, (group(f"B {arm.small}", 1.0, arm.sgd), group("full batch", -1.0, middle)), sign=-1,
             paper_source="unchecked: Section 6 and Appendix G, no number",
         ),
-    )  # fmt: skip
+    )
 
 
 POWER = Power(effect=0.0, sd=0.035, pilot="seeds 1000 to 1004 at learning rate 0.05", seeds=8)
 CURVES = (
     ("metric", "edge_of_stability"), ("threshold", "threshold"), ("threshold_label", "edge of stability"),
     ("y", (("lambda_max", r"$\lambda_{\max}$"), ("train_loss", "train loss (nats)"))), ("logarithmic", ("train_loss",)),
-)  # fmt: skip
+)
 
 STUDY = Study(
     name="cohen2021",

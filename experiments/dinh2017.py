@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, Optimizer, RunConfig
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Budget, Model, Optimizer, RunConfig
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: the paper proves its claims and trains nothing; here they are measured at minimisers of small and large batches, as
 #   Keskar et al. (2017) compare them, at matched training loss (0.01 nats).
@@ -47,7 +47,7 @@ SETTINGS = {
     "laptop": Settings(MATCHED.replace(dataset="cifar10-jpeg", n_train=2000, model=Model.SMALL_CONV), 16, 200, seeds=8,
                        examples=500),
     "paper": Settings(MATCHED.replace(dataset="mnist", model=Model.MLP), 256, 6000, seeds=8, examples=2000),
-}  # fmt: skip
+}
 
 
 def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -78,10 +78,10 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         id: str, sentence: str, value: str, groups: tuple[Group, ...], margin: float, *, kind: Kind = Kind.DIRECTIONAL,
         scale_of: ValueScale = ValueScale.LOG, unit: str = "log ratio", sign: int = 1, more: tuple[Gate, ...] = (),
         primary: bool = False, source: str = "unchecked: proved in section 4 for factors without bound, so no number",
-    ) -> Claim:  # fmt: skip
+    ) -> Claim:
         return Claim(id=f"{scale}-{id}", sentence=sentence, kind=kind, contrast=Contrast(value, groups, sign, unit, scale_of),
                      margin=margin, primary=primary, gates=(*gates, *more), scales=(scale,), paper_source=source,
-                     power=power if primary else None)  # fmt: skip
+                     power=power if primary else None)
 
     converged, disguised = Gate("converged", 0.1, "rescaled"), Gate("converged", 0.1, "disguised_lambda")
     matched = Gate("matched", 0.1, "train_loss")
@@ -100,7 +100,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         claim("order-flips", f"with their first layer times {FACTOR:g} and their second divided by it, minimisers of batch size "
               f"{settings.small} have a larger lambda_max than those of batch size {settings.large} as trained",
               "disguised_lambda", (small, minus(large)), log(1.25), more=(matched, disguised)),
-    )  # fmt: skip
+    )
 
 
 def minus(group: Group) -> Group:

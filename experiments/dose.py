@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from math import log, log2
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: the study is our own; Wu et al. inject such noise at one level for each network, with other noise models beside it.
 # Deviation: one learning rate for all arms, at `quick` the one of pilots at which the small batch gains most on the large one;
@@ -127,12 +127,12 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
     points, seeds, flat = "percentage points", Gate("min_seeds", 8), Gate("converged", 0.1, "lambda_max")
 
     def claim(id: str, sentence: str, contrast: Contrast, *gates: Gate, kind: Kind = Kind.DIRECTIONAL, d: float = s.margin,
-              primary: bool = False, diverged_as: float | None = 10.0) -> Claim:  # fmt: skip
+              primary: bool = False, diverged_as: float | None = 10.0) -> Claim:
         return Claim(
             id=f"{scale}-{id}", sentence=analogue + sentence, kind=kind, contrast=contrast, margin=d, primary=primary,
             gates=(seeds, *gates), scales=(scale,), diverged_as=diverged_as, power=power if primary else None,
             paper_source="unchecked: a study of our own; Wu et al. 2020 inject such noise at single levels",
-        )  # fmt: skip
+        )
 
     with_noise = f"batch size {large} with the noise of {dose}"
     return (
@@ -153,7 +153,7 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
         claim("sam-recovers-as-much", f"at equal steps and a matched lambda_max, SAM at batch size {large} tests within "
               f"{s.equivalent} points of {with_noise}", Contrast("test_accuracy", (sam(1.0), noisy(-1.0)), 1, points),
               Gate("matched", 0.25, "lambda_max"), flat, kind=Kind.EQUIVALENCE, d=s.equivalent),
-    )  # fmt: skip
+    )
 
 
 # Pilots (seeds 1000 to 1005): test accuracy 83.90 (SD 0.22) at B 512, 84.57 (0.15) with the noise of 128, 84.69 (0.21) at B 128;
@@ -208,7 +208,7 @@ STUDY = Study(
         "closely and tests as badly as the plain large batch.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

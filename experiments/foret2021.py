@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Comparison, Figure, Measure, PaperRow, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Comparison, Figure, Measure, PaperRow, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: learning rates and radii are those of each method that do best on held-out training images in pilots (`quick`; SGD
 #   of twice the epochs has SGD's). At `laptop` and `paper` all have one learning rate, rho = 0.05 and Kwon et al.'s 0.5.
@@ -66,19 +66,19 @@ class Settings:
 
     def sgd_matched(self) -> list[RunConfig]:
         return [self.base.replace(lr=self.sam_lr, budget=Budget.TRAIN_LOSS, epochs=None, train_loss=self.target, max_epochs=200,
-                                  schedule=Schedule.CONSTANT)]  # fmt: skip
+                                  schedule=Schedule.CONSTANT)]
 
     def sam_matched(self) -> list[RunConfig]:
         return [config.replace(sam_rho=self.rho) for config in self.sgd_matched()]
 
 
 SGD = RunConfig(batch_size=64, lr=0.08, momentum=0.9, weight_decay=5e-4, schedule=Schedule.COSINE, budget=Budget.EPOCHS,
-                epochs=60)  # fmt: skip
+                epochs=60)
 QUICK = SGD.replace(dataset="fashion-mini", n_train=2000, model=Model.MLP, width=128, depth=2)
 LAPTOP = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, norm=Norm.GROUP, batch_size=128, lr=0.04,
-                     epochs=40)  # fmt: skip
+                     epochs=40)
 PAPER_RUN = SGD.replace(dataset="cifar10", model=Model.WRN28_10, norm=Norm.BATCH, augment=Augment.CROP_FLIP, batch_size=256,
-                        lr=0.1, epochs=200)  # fmt: skip
+                        lr=0.1, epochs=200)
 SETTINGS = {
     "quick": Settings(QUICK, 0.02, 0.2, 4.0, 0.15, 0.1, 8, "an MLP"),
     "laptop": Settings(LAPTOP, 0.04, 0.05, 0.5, 0.15, 0.4, 8, "a small conv net"),
@@ -119,12 +119,12 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
     seeds, flat, points = Gate("min_seeds", 8), Gate("converged", 0.1, "lambda_max"), "percentage points"
 
     def claim(id: str, sentence: str, contrast: Contrast, *gates: Gate, kind: Kind = Kind.DIRECTIONAL, primary: bool = False,
-              paper_value: float | None = None, paper_source: str = "unchecked", d: float = s.margin) -> Claim:  # fmt: skip
+              paper_value: float | None = None, paper_source: str = "unchecked", d: float = s.margin) -> Claim:
         return Claim(
             id=f"{scale}-{id}", sentence=f"{analogue}{s.network}: {sentence}", kind=kind, contrast=contrast, margin=d,
             primary=primary, gates=(seeds, *gates), scales=(scale,), paper_value=paper_value, paper_source=paper_source,
             power=power if primary else None, diverged_as=10.0 if contrast.value == "test_accuracy" else None,
-        )  # fmt: skip
+        )
 
     def ratio(value: str, after: str = "") -> Contrast:
         groups = group("sam" + after, "SAM" + after), group("sgd" + after, "SGD" + after, -1.0)
@@ -147,7 +147,7 @@ def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tup
               ratio("adaptive_l2_step", " matched"), *gates, d=log(1.25)),
         claim("asam-tests-better", "ASAM tests better than SGD at equal epochs",
               Contrast("test_accuracy", (asam, sgd), 1, points)),
-    )  # fmt: skip
+    )
 
 
 # Pilots (seeds 1000 to 1005): test accuracy of SGD 82.40 (SD 0.17), of twice the epochs 82.23 (0.43), SAM 83.42 (0.06), ASAM
@@ -157,7 +157,7 @@ CLAIMS = (*claims_of("quick", POWER, "analogue: "), *claims_of("laptop"), *claim
 SHARP = ("lambda_max", "adaptive_l2_step")
 ARMS = tuple((name, (("stage", stage),)) for stage, name in
              (("sgd", "SGD"), ("twice", "SGD, twice the epochs"), ("sam", "SAM"), ("asam", "ASAM"),
-              ("sgd matched", "SGD, matched"), ("sam matched", "SAM, matched")))  # fmt: skip
+              ("sgd matched", "SGD, matched"), ("sam matched", "SAM, matched")))
 
 STUDY = Study(
     name="foret2021",
@@ -189,7 +189,7 @@ STUDY = Study(
         "after a pilot had shown it, in which SAM is flatter in both measures.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

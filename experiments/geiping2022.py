@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
 
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 1,024 images of Fashion-MNIST, SGD at batch size 32;
 #   `laptop` a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` a ResNet-20 in place of a ResNet-18.
@@ -51,11 +51,11 @@ class Setting:
 
 ARMS = SGD, SAME, LONGER, CLIPPED, PENALISED = (
     "SGD", "full batch", "full batch, longer", "full batch, clipped", "full batch, penalised"
-)  # fmt: skip
+)
 BASE = RunConfig(
     dataset="fashion-mini", n_train=1024, width=128, depth=2, batch_size=32, lr=0.03, momentum=0.9, nesterov=True,
     weight_decay=5e-4, schedule=Schedule.COSINE, warmup=0.02, budget=Budget.EPOCHS, epochs=60,
-)  # fmt: skip
+)
 SETTINGS = {
     "quick": Setting(
         BASE, 0.1, 300, {"lr": 0.3, "warmup": 0.1, "clip_norm": 1.0}, {"gradient_penalty": 0.1, "penalty_batch": 128}, seeds=12
@@ -69,7 +69,7 @@ SETTINGS = {
                      norm_batch=125, batch_size=125, lr=0.1, epochs=300, augment=Augment.CROP_FLIP),
         0.4, 3000, {"lr": 0.8, "warmup": 0.1, "clip_norm": 0.25}, {"gradient_penalty": 0.1, "penalty_batch": 125}, seeds=8,
     ),
-}  # fmt: skip
+}
 
 
 def runs_of(arm: str, request: Request) -> list[RunConfig]:
@@ -117,7 +117,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         claim("longer", "full batches test better with more updates", LONGER, SAME),
         claim("clipped", "full batches test better at a larger learning rate with clipping", CLIPPED, LONGER),
         claim("penalised", "full batches test better with a penalty of the gradient's norm", PENALISED, CLIPPED),
-    )  # fmt: skip
+    )
 
 
 # 8 pilot seeds an arm: SGD 80.71 (SD 0.18), full batches clipped and penalised 80.77 (SD 0.31)
@@ -159,7 +159,7 @@ STUDY = Study(
         "the means that the paper needs, and says little of them.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

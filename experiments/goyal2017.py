@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
+from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
 
 # Deviation: no ImageNet. `quick` trains an MLP with two hidden layers of 128 units and no batch norm on 4,096 images of
 #   Fashion-MNIST, `laptop` a small convolutional network on 8,192 images of CIFAR-10 (JPEG copy), `paper` ResNet-20 on CIFAR-10.
@@ -50,7 +50,7 @@ class Settings:
         return {
             WARM: warm, COLD: warm.replace(warmup=0.0), ROOT: warm.replace(scaling=Scaling.SQRT),
             UNSCALED: warm.replace(scaling=Scaling.NONE, base_batch_size=None),
-        }  # fmt: skip
+        }
 
     def runs(self, request: Request) -> list[RunConfig]:
         """What the claims compare first, seed by seed; then every rule at every batch size with fewer seeds."""
@@ -66,12 +66,12 @@ class Settings:
 
 WARM, COLD, ROOT, UNSCALED = "linear, warm-up", "linear, no warm-up", "square root", "unscaled"
 SGD = RunConfig(batch_size=32, lr=0.01, scaling=Scaling.LINEAR, base_batch_size=32, momentum=0.9, weight_decay=1e-4, warmup=0.2,
-                schedule=Schedule.STEP, budget=Budget.EPOCHS, epochs=16)  # fmt: skip
+                schedule=Schedule.STEP, budget=Budget.EPOCHS, epochs=16)
 QUICK = SGD.replace(dataset="fashion-mini", n_train=4096, model=Model.MLP, width=128, depth=2)
 GHOST: dict[str, Any] = {"norm": Norm.GHOST, "norm_batch": 32}
 LAPTOP = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, lr=0.05, **GHOST)
 CIFAR = SGD.replace(dataset="cifar10", model=Model.RESNET20, augment=Augment.CROP_FLIP, batch_size=128, base_batch_size=128,
-                    lr=0.1, epochs=90, warmup=5 / 90, **GHOST)  # fmt: skip
+                    lr=0.1, epochs=90, warmup=5 / 90, **GHOST)
 SETTINGS = {
     "quick": Settings(QUICK, 8, 16, 32, (2, 4), seeds=12, other_seeds=3),
     "laptop": Settings(LAPTOP, 8, 32, 64, (4, 16), seeds=8, other_seeds=2),
@@ -105,7 +105,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
             "contrast": Contrast("test_accuracy", groups, 1, "percentage points"), "margin": 0.5,
             "gates": (Gate("min_seeds", 8), Gate("status", 0.1)), "scales": (scale,), "paper_value": paper,
             "paper_source": SOURCE, "diverged_as": 10.0,
-        }  # fmt: skip
+        }
         return Claim(**fields | options)
 
     return (
@@ -119,7 +119,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
               (WARM, moderate), (UNSCALED, moderate), 17.93),
         claim("root-worse", f"at batch size {m} linear scaling tests better than square-root scaling",
               (WARM, moderate), (ROOT, moderate), 2.48),
-    )  # fmt: skip
+    )
 
 
 # 6 pilot seeds: test accuracy 84.43 (SD 0.06) at batch size 32, 84.14 (SD 0.28) at 256
@@ -127,13 +127,13 @@ POWER = Power(effect=0.0, sd=0.28, pilot="seeds 1000 to 1005 at batch sizes 32 a
 CLAIMS = (*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper"))
 
 ROWS = ((WARM, "moderate", 23.74, 0.09), (WARM, "largest", 24.79, None), (COLD, "late", 24.84, None),
-        (ROOT, "moderate", 26.22, None), (UNSCALED, "moderate", 41.67, None))  # fmt: skip
+        (ROOT, "moderate", 26.22, None), (UNSCALED, "moderate", 41.67, None))
 """rule, our batch size (`Settings`), and the paper's validation error in percent (at 8k; `largest` with warm-up: 16k)"""
 PAPER = tuple(
     PaperRow("ImageNet validation error", f"{rule}, {where}", "test accuracy", "test_accuracy", 76.4, round(100 - error, 2),
              0.12, sd, source="secondary")
     for rule, where, error, sd in ROWS
-)  # fmt: skip
+)
 
 
 def comparisons(scale: str) -> tuple[Comparison, ...]:
@@ -175,7 +175,7 @@ STUDY = Study(
         "regime exists.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

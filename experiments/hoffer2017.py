@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.study import (
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
+from experiments.lab.declare.study import (
     Comparison,
     Figure,
     Measure,
@@ -83,7 +83,7 @@ class Network:
 
 def sgd(size: int, epochs: float, dataset: str, **fields: Any) -> RunConfig:
     return RunConfig(dataset=dataset, batch_size=size, lr=0.1, momentum=0.9, norm=Norm.BATCH, schedule=Schedule.STEP,
-                     budget=Budget.EPOCHS, epochs=epochs, **fields)  # fmt: skip
+                     budget=Budget.EPOCHS, epochs=epochs, **fields)
 
 
 NETWORKS = {
@@ -152,13 +152,13 @@ def claims_of(scale: str, network: Network, *, primary: bool = False, power: Pow
     analogue = "analogue: " if own or scale == "laptop" else ""
 
     def claim(id: str, sentence: str, contrast: Contrast, margin: float = network.margin, *, paper: float | None = None,
-              kind: Kind = Kind.DIRECTIONAL, **options: Any) -> Claim:  # fmt: skip
+              kind: Kind = Kind.DIRECTIONAL, **options: Any) -> Claim:
         known = printed is not None and paper is not None
         return Claim(
             "-".join([scale, *network.name.lower().split()[:1], id]), f"{analogue}{network.name}: {sentence}", kind, contrast,
             margin, gates=gates, scales=(scale,), paper_value=round(paper, 2) if known and paper is not None else None,
             paper_source=f"{printed[4]}: Table 1, {printed[0]}" if printed is not None and known else "unchecked", **options,
-        )  # fmt: skip
+        )
 
     def accuracy(first: RunConfig, second: RunConfig, names: tuple[str, str], sign: int = 1) -> Contrast:
         groups = (group(names[0], 1.0, first), group(names[1], -1.0, second))
@@ -179,7 +179,7 @@ def claims_of(scale: str, network: Network, *, primary: bool = False, power: Pow
               accuracy(network.ghost, network.plain, (f"B {large}, LR and ghost", f"B {large}"))),
         claim("walk", f"{b_small}: log t describes the distance from the start better than a power law",
               Contrast("distance_along", (group(f"B {small}, constant LR", 1.0, network.walk),), 1, "difference of R²"), 0.005),
-    )  # fmt: skip
+    )
 
 
 POWER = Power(effect=0.0, sd=0.3, pilot="seeds 1000 to 1004 (sd 0.20, at 20 epochs), 1500 and 1501", seeds=12)
@@ -239,7 +239,7 @@ STUDY = Study(
         "of 0.4 points.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 2,048 images of Fashion-MNIST, `laptop` a small
 #   convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-56 on CIFAR-10.
@@ -72,7 +72,7 @@ SETTINGS = {
                     batch_size=64, epochs=300),
         32, 8, 600,
     ),
-}  # fmt: skip
+}
 
 
 def based(request: Request, configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -118,10 +118,10 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
         return Contrast(value, groups, sign, "log ratio", ValueScale.LOG)
 
     def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, *gates: Gate, margin: float = log(1.25),
-              primary: bool = False) -> Claim:  # fmt: skip
+              primary: bool = False) -> Claim:
         return Claim(id=f"{scale}-{id}", sentence=sentence, kind=kind, contrast=contrast, margin=margin, primary=primary,
                      gates=(seeds, ended, *gates), scales=(scale,), power=power if primary else None,
-                     paper_source="unchecked: no number of the paper is known here")  # fmt: skip
+                     paper_source="unchecked: no number of the paper is known here")
 
     return (
         claim("wider", f"{analogue}equal epochs: {larger}", Kind.DIRECTIONAL,
@@ -136,7 +136,7 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
               ratio("train_loss", pair(third, first))),
         claim("breaks-down", f"{analogue}equal LR / B, the limit: ({broken.lr:g}, {broken.batch_size}) ends at a higher training "
               f"loss than ({first.lr:g}, {first.batch_size})", Kind.DIRECTIONAL, ratio("train_loss", pair(broken, first))),
-    )  # fmt: skip
+    )
 
 
 # Pilots (seeds 1000 to 1005): ln lambda_max 1.88 (SD 0.37) at LR 0.08, 3.31 (SD 0.12) at LR 0.02, both B 16. 16 seeds are for the
@@ -180,7 +180,7 @@ STUDY = Study(
         "hold (pilots).",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
-from experiments.lab.config import Budget, Model, Norm, Optimizer, RunConfig
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Budget, Model, Norm, Optimizer, RunConfig
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: batch size and learning rate, with width and depth (`quick`) or weight decay, replace the seven hyper-parameters of
 #   Jiang et al.; an MLP (`quick`), a small convolutional network (`laptop`) or a ResNet-20 (`paper`) their network in network.
@@ -71,7 +71,7 @@ POPULATIONS = {
         MATCHED.replace(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, train_loss=0.01),
         (("batch_size", (32, 128, 512)), RATES, DECAYS), seeds=5, examples=2000,
     ),
-}  # fmt: skip
+}
 
 
 def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -112,7 +112,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
             gates=(*gates, *converged),
             paper_source="unchecked: tau depends on the population, so that theirs is no number for this one",
             test="cluster-bootstrap" if family.clusters else "welch", **options,
-        )  # fmt: skip
+        )
 
     against = (("against_value", "gap_accuracy"), ("least", 0.9))
     across = Family("kendall", (), against, population.fields)
@@ -132,7 +132,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
               "lambda_max", within("lr")),
         claim("lambda-worst", "along the worst hyper-parameter a larger lambda_max goes with a smaller gap (illustration: the "
               "least of a few noisy coefficients lies low by itself)", "lambda_max", worst, -1),
-    )  # fmt: skip
+    )
 
 
 # pilot of one seed: tau 0.57 with a standard error of 0.101; `sd` is that times sqrt(36 / 2), for 36 clusters stand for seeds
@@ -146,7 +146,7 @@ POWERS = {
 NAMES = (("lambda_max", "largest Hessian eigenvalue"), ("norm_scaled_lambda", "eigenvalue × squared norm of the weights"),
          ("relative_trace", "trace relative to the weights"), ("adaptive_l2_step", "adaptive sharpness (nats)"),
          ("pac_bayes_sigma_magnitude", "1 / sigma² of relative noise"),
-         ("distance_from_start", "distance from the start (a control)"))  # fmt: skip
+         ("distance_from_start", "distance from the start (a control)"))
 
 
 def scatter(field: str) -> Figure:
@@ -185,7 +185,7 @@ STUDY = Study(
         "lambda_max does, the other way (-0.77 and 0.72): both follow the learning rate and the batch size.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

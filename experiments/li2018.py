@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Figure, Measure, Pair, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Figure, Measure, Pair, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: how sharp a minimum looks is a number here: the mean rise of the training loss at a fixed distance along six random
 #   directions and their opposites. The paper shows curves along one, and where it finds the flip it is the line between the two
@@ -54,7 +54,7 @@ SETTINGS = {
                        32, 800, 5e-3, 8.0, 0.5, examples=1000, seeds=8),
     "paper": Settings(EPOCHS.replace(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, epochs=300, lr=0.1),
                       128, 8192, 5e-4, 8.0, 0.5, examples=5000, seeds=8),
-}  # fmt: skip
+}
 
 
 def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -84,7 +84,7 @@ def pairs(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
         for seed in request.seed_range(s.seeds)[:2]
         for first in runs if first.seed == seed and first.batch_size == s.small
         for second in runs if second == first.replace(batch_size=s.large)
-    ]  # fmt: skip
+    ]
 
 
 def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
@@ -101,11 +101,11 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     def claim(id: str, sentence: str, value: str, groups: tuple[Group, ...], *, sign: int = 1, primary: bool = False) -> Claim:
         accuracy = value == "test_accuracy"
         contrast = Contrast(value, groups, sign, "percentage points" if accuracy else "log ratio",
-                            ValueScale.LINEAR if accuracy else ValueScale.LOG)  # fmt: skip
+                            ValueScale.LINEAR if accuracy else ValueScale.LOG)
         return Claim(id=f"{scale}-{id}", sentence=sentence, kind=Kind.DIRECTIONAL, contrast=contrast,
                      margin=0.1 if accuracy else log(1.25), primary=primary, gates=gates, scales=(scale,),
                      paper_source="unchecked: the paper shows curves; its test errors were not at hand",
-                     power=power if primary else None)  # fmt: skip
+                     power=power if primary else None)
 
     raw, filtered = "slice_width", "filter_slice_width"
     without, decayed = "without weight decay", f"with weight decay {s.decay:g}"
@@ -122,7 +122,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
               filtered, large_minus_small(s.decay)),
         claim("tests-worse", f"{decayed} batch size {s.large} tests worse than {s.small}",
               "test_accuracy", large_minus_small(s.decay), sign=-1),
-    )  # fmt: skip
+    )
 
 
 # 4 pilot seeds (1000 to 1003) a cell: effect 2.7, SD as Power says 0.09

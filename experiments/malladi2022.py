@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from math import log, sqrt
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, Optimizer, RunConfig
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, Optimizer, RunConfig
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 
 # Deviation: no number of the paper could be checked; the rule itself is quoted from memory, its claims are asked as analogues.
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 4,096 images of Fashion-MNIST, `laptop` ResNet-8 on
@@ -47,7 +47,7 @@ class Settings:
 
 
 ADAM = RunConfig(batch_size=16, lr=1e-4, optimizer=Optimizer.ADAM, beta1=BETA1, beta2=BETA2, eps=EPS, budget=Budget.EPOCHS,
-                 epochs=16)  # fmt: skip
+                 epochs=16)
 SETTINGS = {
     "quick": Settings(ADAM.replace(dataset="fashion-mini", n_train=4096, model=Model.MLP, width=128, depth=2), 4, 8, 16, 4),
     "laptop": Settings(
@@ -58,7 +58,7 @@ SETTINGS = {
         ADAM.replace(dataset="cifar10", model=Model.RESNET56, norm=Norm.BATCH, augment=Augment.CROP_FLIP, batch_size=128, lr=1e-3,
                      epochs=100), 4, 8, 8, 8,
     ),
-}  # fmt: skip
+}
 RULES = ("square root", "linear", "unscaled")
 """the stages; each holds the base runs too, which are the same runs"""
 
@@ -101,7 +101,7 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None) -> tuple
             "id": f"{scale}-{id}", "sentence": f"analogue, equal epochs, Adam: {sentence}", "kind": kind, "contrast": contrast,
             "margin": d, "gates": (Gate("min_seeds", 8), Gate("status", 0.1)), "scales": (scale,),
             "paper_source": "unchecked: no number known",
-        }  # fmt: skip
+        }
         return Claim(**settings | options)
 
     def between(value: str, size: int, unit: str, scale: ValueScale = ValueScale.LINEAR) -> Contrast:
@@ -124,7 +124,7 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None) -> tuple
               "square-root rule", Kind.DIRECTIONAL, farther("linear"), log(1.25) / 2),
         claim("unscaled-farther", f"at k = {k} unscaled hyper-parameters end farther from the training loss of batch size "
               f"{small} than the square-root rule", Kind.DIRECTIONAL, farther("unscaled"), log(1.25) / 2),
-    )  # fmt: skip
+    )
 
 
 # 6 pilot seeds: test accuracy 83.17 (SD 0.42) at batch size 16, 83.03 (SD 0.38) at k = 4, 82.36 (SD 0.47) at k = 8
@@ -155,7 +155,7 @@ STUDY = Study(
         "In 6 pilot seeds the rule lost 0.8 points of test accuracy at k = 8, where k (1 - beta1) is 0.8, and 0.1 at k = 4.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study
-from experiments.lab.tuning import best_candidates, tuned, tuning_seed, validation_accuracy, winners
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.tuning import best_candidates, tuned, tuning_seed, validation_accuracy, winners
 
 # Deviation: `quick` trains an MLP with two hidden layers of 64 units on 2,048 images of Fashion-MNIST at batch sizes 4 to 256,
 #   `laptop` a small convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-32 on CIFAR-10.
@@ -78,7 +78,7 @@ SETTINGS = {
                     augment=Augment.CROP_FLIP, weight_decay=1e-4),
         (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048), 0.1, 4, tuning_seeds=8, seeds=8, tolerance=2.0,
     ),
-}  # fmt: skip
+}
 
 
 def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -86,7 +86,7 @@ def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
     base = settings.base if request.dataset is None else settings.base.replace(dataset=request.dataset)
     first = tuning_seed(request)
     return [base.replace(batch_size=size, lr=lr, seed=seed) for seed in range(first, first + settings.tuning_seeds)
-            for size in settings.sizes for lr in settings.rates(size)]  # fmt: skip
+            for size in settings.sizes for lr in settings.rates(size)]
 
 
 def best_small(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -127,18 +127,18 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
             kind=Kind.DIRECTIONAL, contrast=Contrast("test_accuracy", (top, other), 1, points), margin=0.5, primary=primary,
             gates=(Gate("min_seeds", 8), Gate("status", 0.1), Gate("edge_lr", 0)), scales=(scale,), diverged_as=10.0,
             paper_source=unknown, power=power if primary else None,
-        )  # fmt: skip
+        )
 
     def narrower(small: int, large: int) -> Claim:
         sides = tuple(Group(f"B {size}, tuning", weight, (("stage", "tune"), ("batch_size", size)))
-                      for size, weight in ((small, 1.0), (large, -1.0)))  # fmt: skip
+                      for size, weight in ((small, 1.0), (large, -1.0)))
         return Claim(
             id=f"{scale}-range-{small}-{large}",
             sentence=f"{analogue}the learning rates that test within {settings.tolerance:g} points of the best span more octaves "
                      f"at batch size {small} than at {large}",
             kind=Kind.DIRECTIONAL, contrast=Contrast("test_accuracy", sides, 1, "octaves", family=ranges), margin=0.5,
             gates=(Gate("min_seeds", 8), Gate("status", 0.1)), scales=(scale,), diverged_as=10.0, paper_source=unknown,
-        )  # fmt: skip
+        )
 
     # batch sizes 4, 64 and the largest are in every scale
     return (
@@ -187,7 +187,7 @@ STUDY = Study(
                (("arm", ("budget",)), ("values", ("test_accuracy", "gap_accuracy")), ("where", (("stage", ("best", "final")),)))),
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import log, sqrt
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study, measure
-from experiments.lab.tuning import contenders, extension, fewest_steps, grid, tuned, tuning_seed, winners
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.tuning import contenders, extension, fewest_steps, grid, tuned, tuning_seed, winners
 
 # Deviation: the goal is a training cross-entropy, judged every eighth of an epoch where it is near, not a validation error.
 # Deviation: learning rates by factors of 2 around sqrt scaling, five a batch size, and one extension beyond an edge; momentum is
@@ -69,7 +69,7 @@ class Settings:
              center * sqrt(size / 8))
             for momentum, sizes, center in arms
             for size in sizes
-        ]  # fmt: skip
+        ]
 
 
 GOAL = RunConfig(batch_size=4, lr=1.0, budget=Budget.TRAIN_LOSS, train_loss=0.4, max_epochs=10)
@@ -88,7 +88,7 @@ SETTINGS = {
                      augment=Augment.CROP_FLIP),
         (*SIZES, 4096, 8192), (32, 128, 1024, 8192), (0.05, 0.008), (4, 16), (100, 4000), seeds=8, curve_seeds=8, others=4,
     ),
-}  # fmt: skip
+}
 
 
 NOISE = measure("noise_scale_along", examples=1000, points=4)
@@ -113,7 +113,7 @@ def fresh(request: Request, records: Sequence[Record], *, on_curve: bool) -> lis
     """Fresh seeds of the winners: plain SGD at the batch sizes of the curve, or everything else."""
     settings = SETTINGS[request.scale]
     found = [c for c in winners(tuned(request, records), fewest_steps)
-             if (c.momentum == 0 and c.batch_size in settings.curve) == on_curve]  # fmt: skip
+             if (c.momentum == 0 and c.batch_size in settings.curve) == on_curve]
     return [best.replace(seed=seed) for best in found for seed in request.seed_range(settings.seeds_of(best))]
 
 
@@ -143,7 +143,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         words = "analogue: " if scale in ("quick", "laptop") else ""
         return Claim(id=f"{scale}-{id}", sentence=words + sentence, kind=kind, contrast=contrast, margin=d,
                      primary=primary, gates=gates, scales=(scale,), power=power if primary else None,
-                     paper_source="unchecked: the paper shows curves of other networks and data")  # fmt: skip
+                     paper_source="unchecked: the paper shows curves of other networks and data")
 
     return (
         claim("perfect-scaling", f"perfect scaling at small batches: batch size {more} needs as many examples as {few}, within a "
@@ -157,7 +157,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         claim("noise-scale-predicts", "the critical batch size, E_min / S_min, is the gradient's noise scale, averaged along "
               "training, within a factor of 2 (McCandlish et al.)", Kind.EQUIVALENCE,
               Contrast("steps", (whole,), 1, "log ratio", family=over), d=log(2)),
-    )  # fmt: skip
+    )
 
 
 # 6 pilot seeds (1000 to 1005): logarithms of the examples have SD 0.09 at batch size 4 and 0.11 at 16

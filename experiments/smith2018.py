@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 4,000 images of Fashion-MNIST, batches of 8, 80 and 800;
 #   `laptop` a small convolutional network on 8,000 images of CIFAR-10 (JPEG copy), `paper` a WRN-16-4 on CIFAR-10.
@@ -47,7 +47,7 @@ SETTINGS = {
                     lr=0.1, weight_decay=5e-4, augment=Augment.CROP_FLIP, epochs=200),
         seeds=8,
     ),
-}  # fmt: skip
+}
 
 
 def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -72,7 +72,7 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
     def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, margin: float, *, primary: bool = False) -> Claim:
         return Claim(id=f"{scale}-{id}", sentence=sentence, kind=kind, contrast=contrast, margin=margin, primary=primary,
                      gates=gates, scales=(scale,), power=power if primary else None,
-                     paper_source="unchecked: no number of the paper is known here")  # fmt: skip
+                     paper_source="unchecked: no number of the paper is known here")
 
     return (
         claim("same-test-accuracy", f"{same} ends at the same test accuracy, within {settings.margin} points", Kind.EQUIVALENCE,
@@ -85,7 +85,7 @@ def claims_of(scale: str, *, power: Power | None = None, analogue: str = "") -> 
               "and the batch size as they are", Kind.DIRECTIONAL,
               Contrast("test_accuracy", (Group("LR / 10", 1.0, DECAY), Group("constant", -1.0, CONSTANT)), 1,
                        "percentage points"), settings.margin),
-    )  # fmt: skip
+    )
 
 
 # Pilots (seeds 1000 to 1005): test accuracy 84.48 (SD 0.14) with growth, 84.48 (SD 0.16) with decay, 80.5 (SD 2.0) with neither:
@@ -119,7 +119,7 @@ STUDY = Study(
         "How many fewer updates the growing batch takes is fixed by the configuration; the claim checks that it is taken.",
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

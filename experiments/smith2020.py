@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from functools import partial
 from math import log, sqrt
 
-from experiments.lab import tuning
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare import tuning
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 
 # Deviation: a cosine schedule to 0 without warm-up replaces the paper's schedule; runs to a matched training loss have a
 #   constant learning rate, for their length is not known beforehand.
@@ -72,7 +72,7 @@ class Settings:
         """Budget and network of every arm, with its batch sizes."""
         epochs = self.base.replace(budget=Budget.EPOCHS, steps=None, epochs=self.epochs)
         matched = self.base.replace(budget=Budget.TRAIN_LOSS, steps=None, train_loss=self.target, max_epochs=self.max_epochs,
-                                    schedule=Schedule.CONSTANT)  # fmt: skip
+                                    schedule=Schedule.CONSTANT)
         robust = tuple((arm, self.robust_sizes) for _, _, arm in self.robust)
         return (self.base, self.sizes), (epochs, self.sizes), (matched, self.matched), *robust
 
@@ -81,7 +81,7 @@ SGD = RunConfig(batch_size=16, lr=1.0, momentum=0.9, schedule=Schedule.COSINE, b
 QUICK = SGD.replace(dataset="fashion-mini", n_train=4096, n_validation=5904, model=Model.MLP, width=128, depth=2)
 CIFAR = SGD.replace(dataset="cifar10-jpeg", n_train=8192, n_validation=10000, model=Model.SMALL_CONV, norm=Norm.GROUP, steps=1024)
 PAPER = SGD.replace(dataset="cifar10", n_train=45000, n_validation=5000, model=Model.WRN16_4, norm=Norm.GROUP,
-                    weight_decay=5e-4, steps=9765)  # fmt: skip
+                    weight_decay=5e-4, steps=9765)
 SETTINGS = {
     "quick": Settings(QUICK, (16, 64, 256, 1024), 0.04, 32, 0.1, 128, (64, 1024), seeds=16, confirm=4),
     "laptop": Settings(CIFAR.replace(steps=512), (16, 64, 256, 1024), 0.04, 16, 0.3, 96, (64, 1024), seeds=20),
@@ -95,7 +95,7 @@ SETTINGS = {
         PAPER, (16, 32, 64, 128, 256, 512, 1024, 2048, 4096), 0.05, 200, 0.01, 400, (128, 4096), seeds=20,
         robust=(("augmented", "crops and flips", PAPER.replace(augment=Augment.CROP_FLIP)),), robust_sizes=(256, 4096),
     ),
-}  # fmt: skip
+}
 
 
 def settings_of(request: Request) -> Settings:
@@ -153,7 +153,7 @@ def final(request: Request, records: Sequence[Record]) -> list[RunConfig]:
     cells = [c for c in tuning.winners(tuning.tuned(request, records), tuning.validation_accuracy) if c not in apart]
     whole = {arm_of(arm) for arm, sizes in settings.arms() if sizes == settings.sizes}
     return [run for c in cells
-            for run in fresh(request, c, compared=c.batch_size == settings.largest or arm_of(c) not in whole)]  # fmt: skip
+            for run in fresh(request, c, compared=c.batch_size == settings.largest or arm_of(c) not in whole)]
 
 
 def best(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -193,11 +193,11 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
     smallest, largest = settings.sizes[0], settings.largest
 
     def sides(arm: RunConfig, weight: float = 1.0, stages: tuple[str, str] = ("best", "final"), scaling: str = "none"
-              ) -> tuple[Group, Group]:  # fmt: skip
+              ) -> tuple[Group, Group]:
         """The best of the smaller batch sizes and the largest one."""
         where = (*where_of(arm), ("scaling", scaling))
         return (Group(f"best B, {stages[0]}", weight, (("stage", stages[0]), *where)),
-                Group(f"B {largest}, {stages[1]}", -weight, (("stage", stages[1]), *where, ("batch_size", largest))))  # fmt: skip
+                Group(f"B {largest}, {stages[1]}", -weight, (("stage", stages[1]), *where, ("batch_size", largest))))
 
     def untuned_minus_tuned(scaling: str) -> Contrast:
         groups = (*sides(main, 1.0, ("untuned best", "untuned"), scaling), *sides(main, -1.0))
@@ -207,15 +207,15 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
     epochs, small = settings.arms()[1][0], settings.matched[0]
     at_target = (("stage", "final"), ("budget", "train_loss"))
     pair = (Group(f"B {largest}", 1.0, (*at_target, ("batch_size", largest))),
-            Group(f"B {small}", -1.0, (*at_target, ("batch_size", small))))  # fmt: skip
+            Group(f"B {small}", -1.0, (*at_target, ("batch_size", small))))
     gap = Contrast("test_accuracy", sides(main), 1, points)
     seeds, tuned_well, chance = Gate("min_seeds", 8), Gate("edge_lr", 0), 10.0
 
     def claim(id: str, sentence: str, kind: Kind, contrast: Contrast, *gates: Gate, d: float = margin,
-              diverged_as: float | None = chance, primary: bool = False) -> Claim:  # fmt: skip
+              diverged_as: float | None = chance, primary: bool = False) -> Claim:
         return Claim(id=f"{scale}-{id}", sentence=analogue + sentence, kind=kind, contrast=contrast, margin=d, primary=primary,
                      gates=(seeds, *gates), scales=(scale,), diverged_as=diverged_as, power=power if primary else None,
-                     paper_source="unchecked: the paper's numbers are of other networks and data")  # fmt: skip
+                     paper_source="unchecked: the paper's numbers are of other networks and data")
 
     steps = "equal steps, learning rates tuned: the best of the smaller batch sizes"
     return (
@@ -241,7 +241,7 @@ def claims_of(scale: str, *, margin: float, power: Power | None = None, analogue
                     Group(f"B {size}", weight, (("stage", "final"), *where_of(arm), ("batch_size", size)))
                     for size, weight in zip(settings.robust_sizes, (1.0, -1.0), strict=True)), 1, points), tuned_well)
           for name, words, arm in settings.robust),
-    )  # fmt: skip
+    )
 
 
 # Pilots (seeds 1000 to 1005): test accuracy 84.50 (SD 0.24) at batch size 256, 84.01 (SD 0.09) at 1,024. A gap below the
@@ -261,10 +261,10 @@ CLAIMS = (
 TUNED: tuple[tuple[str, object], ...] = (("stage", ("final", "best")), ("norm", ("none", "group")), ("scaling", "none"))
 STEPS = (("budget", "steps"), ("augment", "none"))
 BUDGETS = (("equal updates", (*TUNED, *STEPS)), ("equal epochs", (*TUNED, ("budget", "epochs"))),
-           ("equal training loss", (*TUNED, ("budget", "train_loss"))))  # fmt: skip
+           ("equal training loss", (*TUNED, ("budget", "train_loss"))))
 UNTUNED = ("stage", ("untuned", "untuned best"))
 RULES = (("tuned", (*TUNED, *STEPS)), ("carried over", (UNTUNED, ("scaling", "none"))),
-         ("scaled linearly", (UNTUNED, ("scaling", "linear"))))  # fmt: skip
+         ("scaled linearly", (UNTUNED, ("scaling", "linear"))))
 TUNING = (("stage", ("tune", "extend", "confirm")),)
 VALUES = (("values", ("test_accuracy", "train_loss")), ("logarithmic", ("train_loss",)))
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
+from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
 
 # Deviation: evaluation does not use running averages: the statistics of batch norm are computed anew from training images
 #   in batches of one fixed size (250). What the paper's error owes to averages of tiny batches is not part of ours; that a
@@ -51,7 +51,7 @@ class Settings:
 
 NORMS = (Norm.BATCH, Norm.GROUP)
 SGD = RunConfig(batch_size=32, lr=0.1, scaling=Scaling.LINEAR, base_batch_size=32, momentum=0.9, weight_decay=1e-4,
-                schedule=Schedule.STEP, budget=Budget.EPOCHS, epochs=10)  # fmt: skip
+                schedule=Schedule.STEP, budget=Budget.EPOCHS, epochs=10)
 SIZES = (2, 4, 8, 16, 32)
 QUICK = SGD.replace(dataset="fashion-mini", n_train=1024, model=Model.SMALL_CONV, lr=0.025)
 SETTINGS = {
@@ -73,7 +73,7 @@ PAPER = tuple(
     PaperRow("validation error by images a worker", f"B {size}", "test accuracy", "test_accuracy", round(100 - batch, 1),
              round(100 - group, 1), source="secondary")
     for size, batch, group in zip(SIZES, BATCH_ERROR, GROUP_ERROR, strict=True)
-)  # fmt: skip
+)
 
 
 def cell(norm: Norm, size: int, weight: float) -> Group:
@@ -90,7 +90,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
             "contrast": Contrast("test_accuracy", groups, 1, "percentage points"), "margin": 1.0,
             "gates": (Gate("min_seeds", 8), Gate("status", 0.1)), "scales": (scale,), "paper_value": paper,
             "paper_source": SOURCE, "diverged_as": 10.0,
-        }  # fmt: skip
+        }
         return Claim(**settings | options)
 
     batch, group = Norm.BATCH, Norm.GROUP
@@ -107,7 +107,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
               (cell(group, large, 1), cell(group, small, -1)), 0.0, kind=Kind.EQUIVALENCE),
         claim("batch-norm-large", f"at batch size {large} batch norm tests at most 1 point worse than group norm",
               (cell(batch, large, 1), cell(group, large, -1)), 0.5, kind=Kind.NON_INFERIORITY),
-    )  # fmt: skip
+    )
 
 
 # Pilots. 6 epochs (6 seeds): batch norm 80.6 (SD 0.5) at B 32, 52.2 (SD 3.7) at B 2, group norm 77.9 (SD 0.8) and 79.6 (SD 0.6).

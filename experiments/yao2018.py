@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from math import log, log2
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Budget, Model, Norm, RunConfig
-from experiments.lab.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Budget, Model, Norm, RunConfig
+from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
 # Deviation: the robustness to adversarial inputs, the paper's other half, is left out.
 # Deviation: `quick` trains an MLP with two hidden layers of 64 units on 2,000 images of Fashion-MNIST, `laptop` a small
@@ -99,7 +99,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     def claim(id: str, sentence: str, contrast: Contrast, gates: tuple[Gate, ...] = certain, **options: Any) -> Claim:
         margin = log(1.25) if contrast.family is None else round(log2(1.25) / log2(large / small), 4)
         return Claim(f"{scale}-{id}", sentence, Kind.DIRECTIONAL, contrast, margin, gates=gates, scales=(scale,),
-                     paper_source="unchecked: no number is known to us", **options)  # fmt: skip
+                     paper_source="unchecked: no number is known to us", **options)
 
     return (
         claim("sharper-matched", f"at the same training loss batch size {large} ends at a larger lambda_max than {small}",
@@ -111,7 +111,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         claim("sharper-epochs", f"after the same epochs batch size {large} ends at a larger lambda_max than {small}",
               ends("lambda_max", Budget.EPOCHS)),
         claim("grows-epochs", "after the same epochs lambda_max grows with the batch size", slope(Budget.EPOCHS)),
-    )  # fmt: skip
+    )
 
 
 # 3 pilot seeds: ln lambda_max 2.31 (SD 0.19) at 32 and 2.96 (SD 0.05) at 1,000
@@ -136,7 +136,7 @@ STUDY = Study(
                                                          ("arm", ("budget",)))),
     ),
     module=__name__,
-)  # fmt: skip
+)
 
 if __name__ == "__main__":
     from experiments.__main__ import run_study

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from math import log
 from typing import Any
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.config import Augment, Budget, Model, Norm, Optimizer, Precision, RunConfig
-from experiments.lab.study import Figure, Record, Request, Scale, Stage, Study
-from experiments.lab.tuning import extension, fewest_steps, grid, tuning_seed, winners
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
+from experiments.lab.declare.config import Augment, Budget, Model, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare.tuning import extension, fewest_steps, grid, tuning_seed, winners
 
 # Deviation: 256 dimensions instead of 10,000, so that the condition number is 256; the target risk is 0.05 instead of 0.01.
 # Deviation: gradients are those of batches of random signs, drawn without replacement from 16,384 examples, instead of the
@@ -65,11 +65,11 @@ class Settings:
 QUADRATIC = RunConfig(
     dataset="noisy-quadratic", model=Model.QUADRATIC, precision=Precision.FLOAT64, batch_size=1, lr=1.0,
     budget=Budget.TRAIN_LOSS, train_loss=0.05, max_epochs=1,
-)  # fmt: skip
+)
 NETWORK = RunConfig(
     dataset="cifar10", model=Model.RESNET8, norm=Norm.GROUP, augment=Augment.CROP_FLIP, batch_size=1, lr=1.0,
     budget=Budget.TRAIN_LOSS, train_loss=0.5, max_epochs=1,
-)  # fmt: skip
+)
 CELLS: Cells = {
     8: (2.5, (0.177, 0.0177, 0.016, 0.5)),
     16: (3, (0.354, 0.0354, 0.02, 0.7)),
@@ -79,7 +79,7 @@ CELLS: Cells = {
 }
 WIDER: Cells = {
     2: (3, (0.032, 0.0032, 0.008, 0.16)), 4: (3, (0.064, 0.0064, 0.01, 0.3)), **CELLS, 4096: (140, (1.4, 1.12, 0.4, 1.4))
-}  # fmt: skip
+}
 NETWORK_CELLS: Cells = {
     size: (200, (0.002 * size**0.75, 0.0002 * size**0.75, 0.0001 * size**0.5, 0.004 * size**0.75))
     for size in (32, 128, 512, 2048, 8192)
@@ -122,7 +122,7 @@ def slowest(request: Request, records: Sequence[Record]) -> list[Record]:
         Record(config, next((r.status for r in group if r.status != "done"), "done"),
                {"steps": max(float(r.values["steps"]) for r in group)})
         for config, group in found.items()
-    ]  # fmt: skip
+    ]
 
 
 def extend(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -153,7 +153,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     def speedup(name: str, size: int, weight: float = 1.0) -> tuple[Group, Group]:
         def group(algorithm: str, weight: float) -> Group:
             return Group(f"{algorithm}, B {size}", weight,
-                         (("stage", "final"), ("batch_size", size), *ALGORITHMS[algorithm].items()))  # fmt: skip
+                         (("stage", "final"), ("batch_size", size), *ALGORITHMS[algorithm].items()))
 
         return group("SGD", weight), group(name, -weight)
 
@@ -162,7 +162,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         return Claim(id=f"{scale}-{id}", sentence=words + sentence, kind=kind,
                      contrast=Contrast("steps", groups, 1, "log ratio", ValueScale.LOG), margin=log(1.25), gates=gates,
                      scales=(scale,),
-                     paper_source="unchecked: the paper shows curves and gives no numbers for it", **options)  # fmt: skip
+                     paper_source="unchecked: the paper shows curves and gives no numbers for it", **options)
 
     return (
         claim("momentum-large", f"momentum saves a larger factor of steps at batch size {large} than at {small}",
@@ -176,7 +176,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
         claim("averaging-small", f"averaging the weights saves steps at batch size {small}", speedup("averaged", small)),
         claim("averaging-large", f"averaging the weights saves a smaller factor of steps at batch size {large} than at {small}",
               (*speedup("averaged", small), *speedup("averaged", large, -1.0))),
-    )  # fmt: skip
+    )
 
 
 # 6 pilot seeds (1000 to 1005) a group: difference of log ratios 1.36

@@ -33,7 +33,7 @@ from analysis.figures import generalization_gap
 from analysis.load import find, from_published, from_store
 from analysis.tables import cell_table, paper_table, render, verdict_table
 from analysis.verdicts import verdicts
-from experiments.lab.store import Store
+from experiments.lab.store.records import Store
 
 STUDY, SCALE = "keskar2017", "quick"
 root = Path(analysis.__file__).resolve().parents[1]

@@ -34,7 +34,7 @@ from analysis.draw import draw
 from analysis.figures import forest
 from analysis.load import from_published
 from analysis.style import save
-from experiments.lab import board
+from experiments.lab.sweep import board
 
 figures = Path(analysis.__file__).resolve().parents[1] / "figures"
 verdicts = board.published(figures)

@@ -1,33 +1,33 @@
 """Sharpness and curvature of any PyTorch model: what is measured, how exactly, and with what certificate."""
 
-from sharpness.activations import add_offset
-from sharpness.adaptive import WorstCaseSharpness, worst_case_sharpness
-from sharpness.alignment import BatchSharpness, GradientHessianOverlap, batch_sharpness, gradient_hessian_overlap
-from sharpness.average import AverageCaseSharpness, average_case_sharpness
-from sharpness.basin import BasinRadius, LocalEntropy, basin_radius, local_entropy
-from sharpness.consistency import contradictions
 from sharpness.cost import CostEstimate, cost_estimate
-from sharpness.curvature import fisher, ggn, hessian
-from sharpness.curvature_operator import CurvatureOperator, OperatorCheck
-from sharpness.density import SpectralDensity, spectral_density
-from sharpness.diagonal import Diagonal, diagonal
-from sharpness.directions import filter_normalise, random_direction
-from sharpness.eigen import Eigenvalues, top_eigenvalues
-from sharpness.grid import Slice2D, slice_2d
-from sharpness.keskar import EpsilonSharpness, SharpnessStart, epsilon_sharpness
-from sharpness.noise import GradientNoise, NoiseScale, gradient_noise, noise_scale_from_batches
-from sharpness.norms import FisherRaoNorm, NormScaled, RelativeTrace, fisher_rao_norm, norm_scaled, relative_trace
-from sharpness.pacbayes import PacBayesSigma, pac_bayes_sigma
+from sharpness.flatness.average_case import AverageCaseSharpness, average_case_sharpness
+from sharpness.flatness.basin import BasinRadius, LocalEntropy, basin_radius, local_entropy
+from sharpness.flatness.keskar import EpsilonSharpness, SharpnessStart, epsilon_sharpness
+from sharpness.flatness.pac_bayes import PacBayesSigma, pac_bayes_sigma
+from sharpness.flatness.perturbation import RandomPerturbation, random_perturbation
+from sharpness.flatness.scale_aware import FisherRaoNorm, NormScaled, RelativeTrace, fisher_rao_norm, norm_scaled, relative_trace
+from sharpness.flatness.worst_case import WorstCaseSharpness, worst_case_sharpness
+from sharpness.gradients.activations import add_offset
+from sharpness.gradients.alignment import BatchSharpness, GradientHessianOverlap, batch_sharpness, gradient_hessian_overlap
+from sharpness.gradients.noise import GradientNoise, NoiseScale, gradient_noise, noise_scale_from_batches
+from sharpness.landscape.directions import filter_normalise, random_direction
+from sharpness.landscape.grid import Slice2D, slice_2d
+from sharpness.landscape.paths import Connection, barrier, connect
+from sharpness.landscape.planes import Plane, Trajectory, plane_through, trajectory_directions
+from sharpness.landscape.slices import Slice1D, slice_1d
+from sharpness.linalg.consistency import contradictions
+from sharpness.linalg.density import SpectralDensity, spectral_density
+from sharpness.linalg.diagonal import Diagonal, diagonal
+from sharpness.linalg.eigen import Eigenvalues, top_eigenvalues
+from sharpness.linalg.traces import EffectiveRank, FrobeniusNorm, Trace, effective_rank, frobenius_norm, trace
+from sharpness.operators.curvature import fisher, ggn, hessian
+from sharpness.operators.curvature_operator import CurvatureOperator, OperatorCheck
 from sharpness.panels import Measured, panel
-from sharpness.paths import Connection, barrier, connect
-from sharpness.perturbation import RandomPerturbation, random_perturbation
-from sharpness.planes import Plane, Trajectory, plane_through, trajectory_directions
-from sharpness.points import flat_weights, named_tensors
-from sharpness.problem import layers
-from sharpness.recalibration import recalibrate_batch_norm
-from sharpness.result import Result
-from sharpness.slices import Slice1D, slice_1d
-from sharpness.traces import EffectiveRank, FrobeniusNorm, Trace, effective_rank, frobenius_norm, trace
+from sharpness.problem.problem import layers
+from sharpness.problem.recalibration import recalibrate_batch_norm
+from sharpness.problem.result import Result
+from sharpness.problem.weight_mover import flat_weights, named_tensors
 
 __all__ = [
     "AverageCaseSharpness",

@@ -31,8 +31,8 @@ from torch import nn
 from sharpness.cost import CostEstimate, cost_estimate
 from sharpness.metrics import Metric
 from sharpness.panels import Measured, choose, panel
-from sharpness.problem import Loss
-from sharpness.progress import Lines
+from sharpness.problem.problem import Loss
+from sharpness.problem.progress import Lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +142,7 @@ def _arguments(options: Options) -> Arguments:
         "metrics": _split(options.metrics), "examples": options.examples, "params": options.params or None,
         "batch_size": options.batch_size, "mode": options.mode, "seed": options.seed,
         "weight": _named(options.weight, "--weight") if options.weight and ":" in options.weight else options.weight,
-    }  # fmt: skip
+    }
     try:
         model = model.to(options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

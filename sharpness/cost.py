@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from sharpness.curvature_operator import CurvatureOperator
-from sharpness.guard import Mode
-from sharpness.means import Weight
 from sharpness.metrics import TOP_WORK, Work
+from sharpness.operators.curvature_operator import CurvatureOperator
 from sharpness.panels import choose, subjects
-from sharpness.problem import Data, Loss
-from sharpness.result import Result, certificate
+from sharpness.problem.means import Weight
+from sharpness.problem.problem import Data, Loss
+from sharpness.problem.result import Result, certificate
+from sharpness.problem.untouched import Mode
 
 _TIMED = 128  # examples, at most
 

@@ -11,26 +11,26 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharpness.adaptive import worst_case_sharpness
-from sharpness.alignment import batch_sharpness, gradient_hessian_overlap
-from sharpness.average import average_case_sharpness
-from sharpness.basin import basin_radius, local_entropy
-from sharpness.curvature import fisher, ggn
-from sharpness.curvature_operator import CurvatureOperator
-from sharpness.density import SpectralDensity, spectral_density
-from sharpness.directions import random_direction
-from sharpness.eigen import Eigenvalues, top_eigenvalues
-from sharpness.keskar import epsilon_sharpness
-from sharpness.means import Weight
-from sharpness.noise import gradient_noise
-from sharpness.norms import NormScaled, fisher_rao_norm, norm_scaled, relative_trace
-from sharpness.pacbayes import pac_bayes_sigma
-from sharpness.perturbation import random_perturbation
-from sharpness.problem import Data, Problem
-from sharpness.progress import Progress
-from sharpness.result import Result
-from sharpness.slices import Slice1D, slice_1d
-from sharpness.traces import effective_rank, frobenius_norm, trace
+from sharpness.flatness.average_case import average_case_sharpness
+from sharpness.flatness.basin import basin_radius, local_entropy
+from sharpness.flatness.keskar import epsilon_sharpness
+from sharpness.flatness.pac_bayes import pac_bayes_sigma
+from sharpness.flatness.perturbation import random_perturbation
+from sharpness.flatness.scale_aware import NormScaled, fisher_rao_norm, norm_scaled, relative_trace
+from sharpness.flatness.worst_case import worst_case_sharpness
+from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
+from sharpness.gradients.noise import gradient_noise
+from sharpness.landscape.directions import random_direction
+from sharpness.landscape.slices import Slice1D, slice_1d
+from sharpness.linalg.density import SpectralDensity, spectral_density
+from sharpness.linalg.eigen import Eigenvalues, top_eigenvalues
+from sharpness.linalg.traces import effective_rank, frobenius_norm, trace
+from sharpness.operators.curvature import fisher, ggn
+from sharpness.operators.curvature_operator import CurvatureOperator
+from sharpness.problem.means import Weight
+from sharpness.problem.problem import Data, Problem
+from sharpness.problem.progress import Progress
+from sharpness.problem.result import Result
 
 _TOP = 5  # eigenvalues, whose vectors span the space of gradient_overlap
 _EIGENVALUES: dict[str, Any] = {"tol": 0.01, "max_matvecs": 60}
@@ -185,17 +185,17 @@ def _random_slice(subject: Subject) -> Result:
     start = {name: p.detach() for name, p in model.named_parameters(remove_duplicate=False)}
     steps = dict(zip(map(id, problem.parameters), problem.split(torch.from_numpy(d)), strict=True))
     end = {name: start[name] + steps[id(p)] if id(p) in steps else start[name]
-           for name, p in model.named_parameters(remove_duplicate=False)}  # fmt: skip
+           for name, p in model.named_parameters(remove_duplicate=False)}
     options = {name: value for name, value in subject.options.items() if name != "params"}
     return slice_1d(
         model, problem.criterion, subject.data, start=start, end=end, alphas=np.linspace(-0.5, 0.5, 9),
         bn_mode="keep", seed=problem.seed, progress=subject.progress, **options,
-    )  # fmt: skip
+    )
 
 
 _H, _F, _P, _W, _A, _G, _B = (
     "spectrum", "Fisher", "Keskar", "random weights", "worst case", "gradient", "basin",
-)  # fmt: skip
+)
 
 TABLE: tuple[Metric, ...] = (
     Metric("lambda_max", _H, f"Largest of the {_TOP} largest eigenvalues of the Hessian.",
@@ -260,4 +260,4 @@ TABLE: tuple[Metric, ...] = (
            128, Work(passes=33), lambda s: s.on(local_entropy, gamma=1e4, samples=32)),
     Metric("random_slice", _B, "Mean rise half a filter-normalised random direction away, either side.",
            250, Work(passes=9), _random_slice),
-)  # fmt: skip
+)

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, SequentialSampler
 
-from sharpness.arguments import check_count, check_seed, shown
-from sharpness.batches import Batches, TensorBatches, as_batches, as_whole
-from sharpness.calls import ForeignError, as_pair, length_of
-from sharpness.consistency import contradictions
-from sharpness.guard import Mode
-from sharpness.means import Weight
+from sharpness.linalg.consistency import contradictions
 from sharpness.metrics import TABLE, Metric, Subject, headline
-from sharpness.nested import take
-from sharpness.problem import Data, Loss, make_problem
-from sharpness.progress import Meter, Progress
-from sharpness.result import Result
+from sharpness.problem.arguments import check_count, check_seed, shown
+from sharpness.problem.batches import Batches, TensorBatches, as_batches, as_whole
+from sharpness.problem.calls import ForeignError, as_pair, length_of
+from sharpness.problem.means import Weight
+from sharpness.problem.nested import take
+from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.progress import Meter, Progress
+from sharpness.problem.result import Result
+from sharpness.problem.untouched import Mode
 
 
 @dataclass(frozen=True, repr=False)
@@ -257,7 +257,7 @@ def _is_plain(batch: Any) -> bool:
     """Whether a batch is inputs and targets, each one dense tensor with a row per example."""
     return isinstance(batch, (list, tuple)) and len(batch) == 2 and all(
         isinstance(part, Tensor) and part.ndim > 0 and part.layout == torch.strided and not part.is_nested for part in batch
-    ) and len(batch[0]) == len(batch[1])  # fmt: skip
+    ) and len(batch[0]) == len(batch[1])
 
 
 def _part(batch: Any, index: Tensor, length: int) -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from sharpness.arguments import shown
-from sharpness.density import SpectralDensity
-from sharpness.eigen import Eigenvalues
-from sharpness.grid import Slice2D
-from sharpness.slices import Slice1D
+from sharpness.landscape.grid import Slice2D
+from sharpness.landscape.slices import Slice1D
+from sharpness.linalg.density import SpectralDensity
+from sharpness.linalg.eigen import Eigenvalues
+from sharpness.problem.arguments import shown
 
 _SIZE = (4.2, 3.0)  # inches
 _LEVELS = 12  # of a contour plot

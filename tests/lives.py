@@ -23,8 +23,8 @@ HANG = 600
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lives"])
 
-for module in ("sharpness", "experiments.lab.measure", "experiments.lab.runner", "safetensors.numpy", "typeguard", "toy_lives",
-               "toy_owners"):  # fmt: skip
+for module in ("sharpness", "experiments.lab.measures.measure", "experiments.lab.sweep.runner", "safetensors.numpy", "typeguard",
+               "toy_lives", "toy_owners"):
     importlib.import_module(module)  # once, and not in each process
 torch.set_num_threads(1)
 torch.optim.SGD([torch.zeros(1)], lr=1.0)  # which imports half of torch

@@ -6,9 +6,9 @@ from pathlib import Path
 
 SOUND = '''"""A study of a user's."""
 
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
-from experiments.lab.config import Budget, RunConfig
-from experiments.lab.study import Figure, Pair, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
+from experiments.lab.declare.config import Budget, RunConfig
+from experiments.lab.declare.study import Figure, Pair, Scale, Stage, Study, measure
 
 # Deviation: a made-up study.
 BASE = RunConfig(n_train=64, width=4, depth=1, batch_size=16, lr=0.1, budget=Budget.STEPS, steps=2)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save
 
-from experiments.lab.claims import Claim, Contrast, Gate, Group, Kind, ValueScale
-from experiments.lab.config import SCIENCE_VERSION, Budget, Optimizer, RunConfig
-from experiments.lab.files import to_json
-from experiments.lab.store import Store
-from experiments.lab.study import Comparison, Figure, Pair, PaperRow, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, ValueScale
+from experiments.lab.declare.config import SCIENCE_VERSION, Budget, Optimizer, RunConfig
+from experiments.lab.declare.study import Comparison, Figure, Pair, PaperRow, Request, Scale, Stage, Study, measure
+from experiments.lab.store.files import to_json
+from experiments.lab.store.records import Store
 
 TARGET = 0.01
 SIZES = (16, 64, 256, 500)
@@ -36,7 +36,7 @@ SMALL = Group("B 16", -1.0, (("batch_size", 16),))
 
 def config(batch_size: int, seed: int, **fields: Any) -> RunConfig:
     base: dict[str, Any] = {"n_train": N_TRAIN, "optimizer": Optimizer.ADAM, "lr": 1e-3, "budget": Budget.TRAIN_LOSS,
-                            "train_loss": TARGET, "max_epochs": 400}  # fmt: skip
+                            "train_loss": TARGET, "max_epochs": 400}
     return RunConfig(batch_size=batch_size, seed=seed, **(base | fields))
 
 
@@ -67,7 +67,7 @@ CLAIMS = (
           gates=(*COMMON, Gate("converged", 0.1, "lambda_max")), paper_value=log(24), paper_source="secondary"),
     claim("nearer", "distance_from_start", -1, log(1.25), contrast=("ratio", ValueScale.LOG)),
     claim("same-train-loss", "train_loss", 1, 0.005, kind=Kind.EQUIVALENCE),
-)  # fmt: skip
+)
 
 
 def study(claims: tuple[Claim, ...] = CLAIMS, stages: tuple[Stage, ...] | None = None, name: str = "toy") -> Study:
@@ -86,7 +86,7 @@ def study(claims: tuple[Claim, ...] = CLAIMS, stages: tuple[Stage, ...] | None =
         ),
         comparisons=(Comparison("quick", "F1", "the toy", SMALL, LARGE),),
         module=__name__,
-    )  # fmt: skip
+    )
 
 
 # Deviation: this study is not about anything.
@@ -161,24 +161,24 @@ def _write_run(store: Store, c: RunConfig, truth: Truth) -> bool:
     steps = int(epochs * N_TRAIN / c.batch_size)
     values: dict[str, Any] = dict.fromkeys(
         ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "validation_loss", "validation_accuracy",
-         "gap_accuracy", "gap_loss", "distance_from_start", "reason", "commit"))  # fmt: skip
+         "gap_accuracy", "gap_loss", "distance_from_start", "reason", "commit"))
     if status != "diverged":
         values |= {
             "train_loss": truth.train_loss(c.batch_size) * float(np.exp(0.01 * rng.standard_normal())),
             "train_accuracy": train, "test_accuracy": accuracy, "test_loss": 1.2, "gap_accuracy": train - accuracy,
             "gap_loss": 1.19,
             "distance_from_start": truth.distance(c.batch_size) * float(np.exp(0.02 * rng.standard_normal())),
-        }  # fmt: skip
+        }
         label = (np.arange(N_TEST) % 10).astype(np.uint8)
         wrong = _rng(c, 1).random(N_TEST) > accuracy / 100
         arrays = {"test_prediction": np.where(wrong, (label + 1) % 10, label).astype(np.uint8), "test_label": label,
-                  "test_loss": np.full(N_TEST, 1.2, np.float32)}  # fmt: skip
+                  "test_loss": np.full(N_TEST, 1.2, np.float32)}
         (folder / "predictions.safetensors").write_bytes(save(arrays))
     rows = [json.dumps(row) for row in _history(c, steps, accuracy)]
     (folder / "history.jsonl").write_text("\n".join(rows) + "\n")
     summary = {"run_id": c.run_id, "status": status, "steps": steps, "examples": steps * c.batch_size, "epochs": epochs,
                "seconds": 1.0, "device": "cpu", "hardware": "none", "files": {}, **values, "commit": "c0ffee",
-               **truth.extra}  # fmt: skip
+               **truth.extra}
     (folder / "summary.json").write_bytes(to_json(summary))
     return status != "diverged"
 
@@ -193,7 +193,7 @@ def _history(c: RunConfig, steps: int, accuracy: float) -> list[dict[str, Any]]:
         found.append({"kind": "train", **head, "loss": 2.3 * TARGET**progress, "lr": c.lr})
         found.append({"kind": "eval", **head, "train_loss": 2.3 * 0.004**progress, "test_loss": 0.5 + progress,
                       "train_accuracy": 60 + 39.9 * progress + noise,
-                      "test_accuracy": 60 + (accuracy - 60) * progress + noise})  # fmt: skip
+                      "test_accuracy": 60 + (accuracy - 60) * progress + noise})
     return found
 
 
@@ -204,7 +204,7 @@ def _sharpness(metric: str, c: RunConfig, truth: Truth) -> float:
 
 def _certificate(value: float, status: str, details: dict[str, Any]) -> dict[str, Any]:
     return {"value": value, "standard_error": None, "residual": 1e-4, "products": 30, "examples": 100,
-            "bn_mode": "eval", "dtype": "float32", "seed": 0, "status": status, "details": details}  # fmt: skip
+            "bn_mode": "eval", "dtype": "float32", "seed": 0, "status": status, "details": details}
 
 
 def _slice(seed: int) -> dict[str, list[float]]:
@@ -215,5 +215,5 @@ def _slice(seed: int) -> dict[str, list[float]]:
     )
     test = 1.0 + train + 0.2 * a
     curves = {"alphas": a, "train_loss": train, "test_loss": test, "train_accuracy": 100 * np.exp(-train / 5),
-              "test_accuracy": 85 * np.exp(-test / 20)}  # fmt: skip
+              "test_accuracy": 85 * np.exp(-test / 20)}
     return {name: values.tolist() for name, values in curves.items()}

@@ -14,17 +14,18 @@ from disk import FREEING, Disk, dies_at, fails_from
 from toy_runs import toy_config, toy_data, toy_images
 
 from experiments.__main__ import main
-from experiments.lab import datasets, runner
-from experiments.lab.config import Machine, RunConfig
-from experiments.lab.folder import RunFolder, open_run
-from experiments.lab.store import Store
+from experiments.lab import datasets
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import RunFolder, open_run
+from experiments.lab.sweep import runner
+from experiments.lab.sweep.worker import Stopper, Train, run_task
 from experiments.lab.training import gradient
-from experiments.lab.training.train import train
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.training.loop import train
 
 STEPS = 3
 FLAGS = ("train", "--width", "16", "--depth", "2", "--batch-size", "16", "--lr", "0.05", "--momentum", "0.9",
-         "--budget", "steps", "--steps", str(STEPS), "--json")  # fmt: skip
+         "--budget", "steps", "--steps", str(STEPS), "--json")
 """the command line of `disk_config()`"""
 
 

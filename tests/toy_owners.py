@@ -16,11 +16,12 @@ import torch
 from disk import Disk
 from toy_runs import toy_config
 
-from experiments.lab import lease, runner
-from experiments.lab.config import Machine, RunConfig
-from experiments.lab.store import Store
-from experiments.lab.training.train import Outcome
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.store import leases as lease
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import runner
+from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.training.loop import Outcome
 
 
 def shared_config(seed: int) -> RunConfig:

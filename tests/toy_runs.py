@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.lab.config import Budget, Machine, Model, Norm, RunConfig
 from experiments.lab.datasets import Dataset, Split
+from experiments.lab.declare.config import Budget, Machine, Model, Norm, RunConfig
 from experiments.lab.training.data import Data, prepare
+from experiments.lab.training.loop import Outcome, train
 from experiments.lab.training.state import Checkpoint, Tensors
-from experiments.lab.training.train import Outcome, train
 
 SIZES = {Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
 """pixels a side that a network needs, where 8 are too few"""
@@ -24,7 +24,7 @@ NETWORKS = [
     (model, norm)
     for model in Model if model not in (Model.QUADRATIC, Model.WRN28_10)  # no images; 36.5 million weights
     for norm in Norm if norm is ONE_NORM.get(model, norm) and (model, norm) != (Model.KESKAR_C2, Norm.LAYER)
-]  # fmt: skip
+]
 
 
 def toy_config(**fields: Any) -> RunConfig:
@@ -83,7 +83,7 @@ class Memory:
 
 
 def run(config: RunConfig, *, machine: Machine | None = None, size: int = 8,
-        parent: Tensors | None = None) -> tuple[Outcome, Memory]:  # fmt: skip
+        parent: Tensors | None = None) -> tuple[Outcome, Memory]:
     """Train `config` on the toy data in memory."""
     log = Memory()
     return train(config, machine or Machine(), toy_data(config, size), log, parent), log

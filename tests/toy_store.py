@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from toy_runs import toy_data
 
-from experiments.lab.config import Machine, RunConfig
-from experiments.lab.folder import Interrupted, RunFolder, open_run
-from experiments.lab.store import Store
-from experiments.lab.training.train import train
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import Interrupted, RunFolder, open_run
+from experiments.lab.training.loop import train
 
 
 def start(store: Store, config: RunConfig, stop: Callable[[], bool] = lambda: False) -> RunFolder:

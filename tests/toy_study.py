@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.lab.config import Budget, Machine, Norm, RunConfig
-from experiments.lab.study import Measure, Pair, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.config import Budget, Machine, Norm, RunConfig
+from experiments.lab.declare.study import Measure, Pair, Record, Request, Scale, Stage, Study, measure
 
 LRS = (0.01, 0.02, 0.04)
 BASE = RunConfig(
     n_train=300, n_validation=100, width=24, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
     budget=Budget.STEPS, steps=400,
-)  # fmt: skip
+)
 
 
 def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -54,13 +54,13 @@ STUDY = Study(
 )
 
 if __name__ == "__mp_main__":  # in the workers: checkpoints often enough for a kill to meet one
-    from experiments.lab import folder
+    from experiments.lab.store import run_folder as folder
 
     folder.CHECKPOINT_SECONDS = 0.15
 
 if __name__ == "__main__":
-    from experiments.lab.launch import Stopped, run_study
-    from experiments.lab.store import Store
+    from experiments.lab.store.records import Store
+    from experiments.lab.sweep.launch import Stopped, run_study
 
     machine = Machine(fused=int(sys.argv[3]) if sys.argv[3:] else None)
     try:

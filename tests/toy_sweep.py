@@ -9,16 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.lab import datasets
-from experiments.lab.config import Budget, Machine, Norm, RunConfig
 from experiments.lab.datasets import Dataset, Split, load
-from experiments.lab.study import Measure, Pair, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.config import Budget, Machine, Norm, RunConfig
+from experiments.lab.declare.study import Measure, Pair, Record, Request, Scale, Stage, Study, measure
 
 LRS = tuple(0.01 * 1.25**k for k in range(10))
 SEEDS, PARENTS = 14, 6
 BASE = RunConfig(
     n_train=200, n_validation=100, width=16, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
     budget=Budget.STEPS, steps=24,
-)  # fmt: skip
+)
 
 
 def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
@@ -69,7 +69,7 @@ def few(name: str, data_dir: Path | None) -> Dataset:
 
 def hurry() -> None:
     """Read little, and write checkpoints so often that a kill meets one."""
-    from experiments.lab import folder
+    from experiments.lab.store import run_folder as folder
     from experiments.lab.training import data
 
     folder.CHECKPOINT_SECONDS = 0.03
@@ -78,8 +78,8 @@ def hurry() -> None:
 
 def main(root: Path, workers: int) -> int:
     """Run the study; returns the exit status."""
-    from experiments.lab.launch import Stopped, run_study
-    from experiments.lab.store import Store
+    from experiments.lab.store.records import Store
+    from experiments.lab.sweep.launch import Stopped, run_study
 
     hurry()
     try:

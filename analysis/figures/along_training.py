@@ -29,7 +29,7 @@ def settings() -> dict[str, Any]:
     list beside x, dashed in the first panel; `logarithmic`: names of y; `log_x`; `rise`: y minus its value at x = 0; and CHOICE
     (arms differ in batch size too)."""
     return {"metric": None, "x": "steps", "x_label": "update", "y": (), "threshold": None, "threshold_label": "threshold",
-            "logarithmic": (), "log_x": False, "rise": False, **CHOICE}  # fmt: skip
+            "logarithmic": (), "log_x": False, "rise": False, **CHOICE}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -55,7 +55,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
                 if options["rise"]:
                     numbers = numbers - numbers[np.argmin(np.abs(details[options["x"]]))]
                 parts.append(pd.DataFrame({**run, "quantity": name, "label": label, "role": role, "x": details[options["x"]],
-                                           "value": numbers, "logarithmic": name in options["logarithmic"]}))  # fmt: skip
+                                           "value": numbers, "logarithmic": name in options["logarithmic"]}))
     if not parts:
         raise nothing(tables, f"a {options['metric']} with {' and '.join(name for name, _ in named(options['y'])) or 'curves'}")
     points = pd.concat(parts, ignore_index=True).dropna(subset="value")

@@ -57,7 +57,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
         for panel, tau, se in zip(panels, found, np.nanstd(drawn, axis=0, ddof=1), strict=True):
             low, high = Estimate(float(tau), float(se), population.clusters - 1).interval()
             rows.append({"panel": panel, "measure": label, "tau": tau, "low": low, "high": high, "runs": len(frame),
-                         "clusters": population.clusters})  # fmt: skip
+                         "clusters": population.clusters})
     return pd.DataFrame(rows)
 
 

@@ -18,10 +18,10 @@ from analysis.figures.shared import grid, label_of, logarithmic, nothing
 from analysis.load import Tables
 from analysis.stats import mean_interval
 from analysis.style import INK, style
-from experiments.lab.claims import Claim, ValueScale
+from experiments.lab.declare.claims import Claim, ValueScale
 
 STATISTICS = {"kendall": "Kendall's τ", "slope": "slope", "stable_range": "stable range", "critical_batch_over": "ln critical B",
-              "distance_between": "|ln ratio|", "worst_axis": "least τ", "best_at": "best LR"}  # fmt: skip
+              "distance_between": "|ln ratio|", "worst_axis": "least τ", "best_at": "best LR"}
 """statistics of families of runs, as an axis names them"""
 LINE = 14
 """letters of a group's name in a line"""

@@ -61,7 +61,7 @@ def tidy(details: Mapping[str, Any]) -> pd.DataFrame:
     points = pd.DataFrame([
         {"role": "point", "x": float(p["x"]), "y": float(p["y"]), "loss": np.nan, "label": str(p["label"])}
         for p in details.get("points", ())
-    ])  # fmt: skip
+    ])
     return pd.concat([grid, points], ignore_index=True) if len(points) else grid
 
 
@@ -129,7 +129,7 @@ def _mark(axes: Axes, x: float, y: float, label: str) -> None:
     axes.annotate(
         label, (x, y), xytext=(-5 if to_left else 5, -5 if below else 5), textcoords="offset points",
         ha="right" if to_left else "left", va="top" if below else "bottom", color=INK, path_effects=outline, zorder=5,
-    )  # fmt: skip
+    )
 
 
 def _number(value: float, position: int | None = None) -> str:

@@ -22,12 +22,12 @@ from analysis.figures.shared import nothing
 from analysis.load import Tables
 from analysis.style import INK, style
 from analysis.verdicts import verdicts
-from experiments.lab.claims import Kind
+from experiments.lab.declare.claims import Kind
 
 COLOURS = {"reproduced": "#0173b2", "contradicted": "#d55e00", "no effect": "#6b6b6b", "inconclusive": "#a66fb5"}
 NONE = "#b0b0b0"
 MARKS = {Kind.DIRECTIONAL: ("o", "a difference"), Kind.EQUIVALENCE: ("s", "equal within the margin"),
-         Kind.NON_INFERIORITY: (">", "no worse than by the margin")}  # fmt: skip
+         Kind.NON_INFERIORITY: (">", "no worse than by the margin")}
 ENDS = ("effect", "ci_low", "ci_high", "ci90_low", "ci90_high", "paper_value")
 STRAIGHT = 2.0
 """margins around 0 that have a linear axis; beyond it is logarithmic"""
@@ -65,7 +65,7 @@ def frame(found: Sequence[Mapping[str, Any]], studies: bool = False) -> pd.DataF
         name = f"{verdict['study']} {verdict['scale']}: {name}" if studies else name
         parts = {end: None if verdict[end] is None else verdict[end] / verdict["margin"] for end in ENDS}
         rows.append({"row": name, "verdict": verdict["verdict"] or "no verdict", "kind": verdict["kind"],
-                     "gate": str(verdict["decided_by"]).startswith("gate"), "primary": verdict["primary"], **parts})  # fmt: skip
+                     "gate": str(verdict["decided_by"]).startswith("gate"), "primary": verdict["primary"], **parts})
     return pd.DataFrame(rows).astype({end: float for end in ENDS})
 
 
@@ -96,7 +96,7 @@ def _draw(axes: Axes, data: pd.DataFrame) -> None:
         axes.plot([at["ci_low"], at["ci_high"]], [i, i], color=colour, lw=1, zorder=3)
         axes.plot([at["ci90_low"], at["ci90_high"]], [i, i], color=colour, lw=3, alpha=0.55, zorder=3)
         axes.plot(at["effect"], i, MARKS[Kind(kind)][0], ms=6 if primary else 4, color=colour, zorder=4,
-                  mfc="white" if gate else colour)  # fmt: skip
+                  mfc="white" if gate else colour)
         axes.plot(at["paper_value"], i + BESIDE, "D", ms=4.5, mfc="white", mec=INK, mew=0.8, zorder=5)
     axes.set_yticks(range(len(data)), list(data["row"]), fontsize=7.5)
     for label, primary in zip(axes.get_yticklabels(), data["primary"], strict=True):

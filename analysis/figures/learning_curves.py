@@ -14,7 +14,7 @@ from analysis.load import Tables
 from analysis.style import panels, style
 
 LABELS = {"train_loss": "train loss (nats)", "train_accuracy": "train accuracy (%)", "test_loss": "test loss (nats)",
-          "test_accuracy": "test accuracy (%)"}  # fmt: skip
+          "test_accuracy": "test accuracy (%)"}
 NOTE = "measured on the first 2,000 images of a split at most; the last point may lie before the end"
 AXES = {"epoch": "epoch", "step": "update"}
 

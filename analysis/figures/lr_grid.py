@@ -26,7 +26,7 @@ def settings() -> dict[str, Any]:
     that has a place on the axis (none: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
     everything but tuning)."""
     return {"score": "validation_accuracy", "label": None, "larger_is_better": True, "worst": None, "logarithmic": False,
-            **CHOICE}  # fmt: skip
+            **CHOICE}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: Mapping[int, Any], marks: Map
     row = STRIP / max(1, lost["batch_size"].nunique())
     for k, (size, own) in enumerate(lost.groupby("batch_size")):
         axes.scatter(place(own["lr"]), [row * (k + 0.5)] * len(own), marker="x", s=22, color=colours[int(str(size))],
-                     transform=axes.get_xaxis_transform())  # fmt: skip
+                     transform=axes.get_xaxis_transform())
     if bool(part["logarithmic"].iloc[0]):
         logarithmic(axes.yaxis)
     if len(lost):

@@ -41,7 +41,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
                         "arm": runs.loc[first, "arm"], "small": runs.loc[first, "batch_size"],
                         "large": runs.loc[second, "batch_size"], "quantity": quantity, "split": split, "role": "pair",
                         "run_id": first, "run_id_b": second, "alpha": curves["alphas"], "value": values,
-                    }))  # fmt: skip
+                    }))
     if not parts:
         raise NoDataError(f"no pair of runs of {tables.study.name} at scale {tables.scale} has a slice to draw")
     pairs = pd.concat(parts, ignore_index=True)

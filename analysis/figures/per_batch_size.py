@@ -26,7 +26,7 @@ def points_and_means(values: pd.DataFrame, quantity: str, *, logarithmic: bool) 
         if logarithmic:
             mean, low, high = math.exp(mean), math.exp(low), math.exp(high)
         means.append({"quantity": quantity, "arm": arm, "batch_size": size, "role": "mean", "seed": pd.NA, "run_id": None,
-                      "value": mean, "low": low, "high": high})  # fmt: skip
+                      "value": mean, "low": low, "high": high})
     joined = pd.concat([seeds.astype({"seed": "Int64"}), pd.DataFrame(means, columns=COLUMNS).astype({"seed": "Int64"})])
     return joined[COLUMNS].reset_index(drop=True)
 

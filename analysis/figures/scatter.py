@@ -34,7 +34,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
         parts.append(both.assign(
             quantity=name, label=label, y_label=y_label, log_x=name in options["logarithmic"],
             log_y=y_name in options["logarithmic"], tau=kendall(both, "y", against_value="x"), left_out=len(runs) - len(both),
-        ))  # fmt: skip
+        ))
     return pd.concat(parts, ignore_index=True)
 
 

@@ -44,7 +44,7 @@ LABELS = {
     "rescaled.phi_ratio": r"$\varphi$ rescaled / as trained", "disguised_lambda": r"$\lambda_{\max}$, B 16 rescaled",
     "rescaled.relative_trace_ratio": "tr(H diag(w²)) rescaled / as trained",
     "rescaled.test_accuracy_change": "change of test accuracy (points)",
-}  # fmt: skip
+}
 
 Named = Sequence[str | tuple[str, str]]
 """values, each by its name or as (name, label)"""

@@ -55,5 +55,5 @@ def _draw(axes: Axes, part: pd.DataFrame, colours: dict[int, Any]) -> None:
         for number, (_, run) in enumerate(cell.sort_values("seed", kind="stable").groupby("run_id", sort=False)):
             first = number == 0
             axes.plot(run["eigenvalue"], run["density"], color=colours[int(str(size))], lw=1.8 if first else 0.6,
-                      alpha=1.0 if first else 0.4, label=f"B {size}" if first else None)  # fmt: skip
+                      alpha=1.0 if first else 0.4, label=f"B {size}" if first else None)
     axes.set_yscale("log")

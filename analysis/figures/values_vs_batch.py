@@ -24,7 +24,7 @@ from analysis.figures.shared import (
     ordered,
     with_field,
     with_value,
-)  # fmt: skip
+)
 from analysis.load import Tables
 from analysis.stats import mean_interval
 
@@ -53,7 +53,7 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
         facts = {"quantity": name, "label": label, "logarithmic": log, "left_out": len(values) - len(known)}
         parts.append(pd.concat([known.assign(role="seed", low=math.nan, high=math.nan), _means(known, log)]).assign(**facts))
     head = ["quantity", "label", "logarithmic", "left_out", "x_label", "even", "arm", "rank", "graded", "x", "role", "seed",
-            "run_id", "value", "low", "high"]  # fmt: skip
+            "run_id", "value", "low", "high"]
     data = pd.concat(parts, ignore_index=True)
     data = data.assign(x_label=options["x_label"] or label_of(options["x"]), even=options["even"])
     return data.astype({"seed": "Int64"})[head]
@@ -66,7 +66,7 @@ def _means(values: pd.DataFrame, log: bool) -> pd.DataFrame:
         found = mean_interval(np.log(array) if log else array)
         mean, low, high = (math.exp(v) for v in found) if log else found
         rows.append({"arm": arm, "rank": rank, "graded": graded, "x": x, "role": "mean", "seed": pd.NA, "run_id": None,
-                     "value": mean, "low": low, "high": high})  # fmt: skip
+                     "value": mean, "low": low, "high": high})
     return pd.DataFrame(rows)
 
 
@@ -84,7 +84,7 @@ def _draw(axes: Axes, part: pd.DataFrame, data: pd.DataFrame) -> None:
         shift = step * 0.35 * (k - (len(arms) - 1) / 2) / max(4, len(arms))
         spread = step * 0.03 * (seeds["seed"].to_numpy(np.float64) % 5 - 2)
         axes.scatter(place(seeds["x"]) + shift + spread, seeds["value"], s=14, color=of_arm[arm], alpha=0.6, linewidths=0.4,
-                     edgecolors="white", zorder=4)  # fmt: skip
+                     edgecolors="white", zorder=4)
         known = means.dropna(subset=["low", "high"])
         errors = np.array([known["value"] - known["low"], known["high"] - known["value"]])
         axes.errorbar(place(known["x"]) + shift, known["value"], yerr=errors, fmt="none", ecolor=of_arm[arm], capsize=3)

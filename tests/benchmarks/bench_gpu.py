@@ -30,17 +30,17 @@ from timing import here  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig  # noqa: E402
 from experiments.lab.datasets import DataError, Dataset, load  # noqa: E402
-from experiments.lab.files import write_atomic  # noqa: E402
+from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig  # noqa: E402
+from experiments.lab.store.files import write_atomic  # noqa: E402
 from experiments.lab.training.data import Data, prepare  # noqa: E402
+from experiments.lab.training.loop import Outcome, train_group  # noqa: E402
 from experiments.lab.training.state import Checkpoint  # noqa: E402
-from experiments.lab.training.train import Outcome, train_group  # noqa: E402
 
 ANY = RunConfig(
     model=Model.RESNET20, norm=Norm.BATCH, batch_size=32, optimizer=Optimizer.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4,
     augment=Augment.CROP_FLIP, tf32=True, budget=Budget.STEPS, steps=10**6,
-)  # fmt: skip
+)
 PRECISIONS = {"float32 with TF32": Precision.FLOAT32, "bfloat16": Precision.BFLOAT16}
 GOALS = {"fused / eager": 20.0, "fused / graphed": 2.0, "share of bf16 peak": 0.35, "determinism tax": 0.15, "sweep": 600.0}
 
@@ -142,7 +142,7 @@ def speed_net(classes: int, widths: tuple[int, int]) -> nn.Sequential:
         layers += [
             nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), Batch(width), nn.GELU(),
             nn.Conv2d(width, width, 3, padding=1, bias=False), Batch(width), nn.GELU(),
-        ]  # fmt: skip
+        ]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes, bias=False))
 
@@ -257,7 +257,7 @@ def sweep(bench: Bench) -> dict[str, Any]:
     base = RunConfig(
         model=Model.KESKAR_C1, norm=Norm.BATCH, batch_size=2, optimizer=Optimizer.ADAM, lr=1e-3, tf32=True, n_train=size.images,
         budget=Budget.TRAIN_LOSS, train_loss=size.target, max_epochs=200,
-    )  # fmt: skip
+    )
     machine = bench.machine(graphs=True)
     data = bench.data(base, machine)
     found: dict[str, Any] = {"target": size.target, "seeds": size.seeds, "images": size.images, "rows": {}}
@@ -286,7 +286,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "small batches": small_batches, "large batch": large_batch, "determinism": determinism, "sweep": sweep,
-}  # fmt: skip
+}
 
 
 def hardware(device: str) -> dict[str, Any]:
@@ -294,7 +294,7 @@ def hardware(device: str) -> dict[str, Any]:
         return here() | {"device": device}
     facts = torch.cuda.get_device_properties(device)
     return here() | {"device": facts.name, "memory, GiB": round(facts.total_memory / 2**30, 1), "cuda": torch.version.cuda,
-                     "cudnn": torch.backends.cudnn.version(), "multiprocessors": facts.multi_processor_count}  # fmt: skip
+                     "cudnn": torch.backends.cudnn.version(), "multiprocessors": facts.multi_processor_count}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

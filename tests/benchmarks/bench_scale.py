@@ -34,11 +34,11 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 from grid import ROWS, RUNS, configs, fill, study  # noqa: E402
 
-from experiments.lab.config import Machine  # noqa: E402
-from experiments.lab.files import append  # noqa: E402
-from experiments.lab.store import Store  # noqa: E402
-from experiments.lab.study import Request, measure  # noqa: E402
-from experiments.lab.worker import Train  # noqa: E402
+from experiments.lab.declare.config import Machine  # noqa: E402
+from experiments.lab.declare.study import Request, measure  # noqa: E402
+from experiments.lab.store.files import append  # noqa: E402
+from experiments.lab.store.records import Store  # noqa: E402
+from experiments.lab.sweep.worker import Train  # noqa: E402
 
 GOALS = {"plan, s": 5.0, "histories, s": 60.0, "histories, GB": 2.0, "scheduler, ms a run": 5.0}
 TASKS = 1000
@@ -57,7 +57,7 @@ def peak_gb() -> float:
 
 def planning(root: Path, share: int) -> dict[str, Any]:
     """Configs, ids, what is finished, what is missing, one --where, and measurements due; then the commands."""
-    from experiments.lab.plan import measurements_due, plan, select
+    from experiments.lab.sweep.plan import measurements_due, plan, select
 
     runs = RUNS // share
     store = Store(root, create=False)
@@ -76,15 +76,15 @@ def planning(root: Path, share: int) -> dict[str, Any]:
     due, found = timed(lambda: len(measurements_due(stage, QUICK, store)))
     assert found == runs - missing
     return {"runs": runs, "missing": missing, "plan": times, "rounds": [found["seconds"] for found, _ in rounds],
-            "one measurement a run": due, "GB": peak_gb()}  # fmt: skip
+            "one measurement a run": due, "GB": peak_gb()}
 
 
 def commands(root: Path, share: int) -> dict[str, Any]:
     """`python -m experiments status|plan` and the list of studies, printing included."""
-    import experiments.lab.command as command
-    import experiments.lab.plan as plan
+    import experiments.lab.sweep.commands as command
+    import experiments.lab.sweep.plan as plan
     from experiments.__main__ import main
-    from experiments.lab.finding import Found
+    from experiments.lab.declare.finding import Found
 
     found = Found({"grid": study(RUNS // share)}, ())
     plan.search = command.search = lambda folder: found
@@ -103,7 +103,7 @@ def histories(root: Path, share: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     from analysis.history import export
-    from experiments.lab.plan import plan
+    from experiments.lab.sweep.plan import plan
 
     store, out = Store(root, create=False), root / "out"
 
@@ -122,7 +122,7 @@ def histories(root: Path, share: int) -> dict[str, Any]:
 
 def scheduling(root: Path, share: int) -> dict[str, Any]:
     """Milliseconds a run of two workers whose training returns at once; start of the workers excluded."""
-    from experiments.lab.launch import Result, Workers, execute
+    from experiments.lab.sweep.launch import Result, Workers, execute
 
     tasks = [Train(config) for config in configs(max(TASKS // share, 50))]
     result = Result()
@@ -131,7 +131,7 @@ def scheduling(root: Path, share: int) -> dict[str, Any]:
         times, _ = timed(lambda: execute(pool, tasks, "runs", result, quiet=True))
     assert not result.failures and result.trained == len(tasks) + 4, result.failures[:1]
     return {"tasks": len(tasks), "ms a run": 1e3 * times["seconds"] / len(tasks), "fsync, ms": _fsync(root),
-            "scheduler's own processor ms a run": 1e3 * times["processor seconds"] / len(tasks)}  # fmt: skip
+            "scheduler's own processor ms a run": 1e3 * times["processor seconds"] / len(tasks)}
 
 
 def _fsync(root: Path) -> float:
@@ -148,7 +148,7 @@ def without_training() -> None:
     """In a worker: a run is two rows, two tensors and its predictions."""
     import torch
 
-    import experiments.lab.runner as runner
+    import experiments.lab.sweep.runner as runner
 
     row = {"kind": "eval", "step": 1, "examples": 1, "epoch": 0.1, "train_loss": 1.0, "test_loss": 1.0}
     predictions = {"test_prediction": torch.zeros(1000, dtype=torch.uint8), "test_label": torch.zeros(1000, dtype=torch.uint8)}

@@ -122,7 +122,7 @@ def measure_input(size: Size, batch_size: int = 128) -> dict[str, Any]:
         found[f"{workers} workers"] = {"input": alone, "update": step}
         rates = (batch_size / seconds for seconds in alone["wall"]["seconds"])
         print("  input alone, {} workers: ours {:9.0f} images/s, loader {:7.0f}: {:.1f} x".format(
-            workers, *rates, alone["wall"]["ratio"]))  # fmt: skip
+            workers, *rates, alone["wall"]["ratio"]))
         print(f"  whole update, {workers} workers: {step['wall']['ratio']:.2f} x", flush=True)
     for what in ("input", "update"):
         found[what] = min(found[f"{workers} workers"][what]["wall"]["ratio"] for workers in (0, 2))
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="about a tenth, to see that it runs; its numbers mean little")
     parser.add_argument("--json", type=Path, help="where the parts measured are written, others there kept; "
-                        f"default {RESULTS.relative_to(ROOT)}, and none with --quick")  # fmt: skip
+                        f"default {RESULTS.relative_to(ROOT)}, and none with --quick")
     chosen = parser.parse_args()
     if unknown := sorted(set(chosen.parts.split(",")) - PARTS.keys()):
         parser.error(f"there is no part {unknown[0]!r}; the parts are {', '.join(PARTS)}")

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab import models
-from experiments.lab.allocator import keep_freed_memory
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.datasets import Dataset, Split
+from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
+from experiments.lab.fused.ensemble import Ensemble
+from experiments.lab.sweep.allocator import keep_freed_memory
 from experiments.lab.training.course import initial_model, set_arithmetic
 from experiments.lab.training.data import Data, Examples, prepare, read
-from experiments.lab.training.ensemble import Ensemble
+from experiments.lab.training.engine import Single, Stepper
+from experiments.lab.training.loop import train
 from experiments.lab.training.state import Checkpoint
-from experiments.lab.training.stepper import Single, Stepper
-from experiments.lab.training.train import train
 
 SHAPE, CLASSES = (1, 28, 28), 10
 WARM = 60
@@ -43,7 +43,7 @@ class Case:
         return RunConfig(
             model=self.model, norm=self.norm, width=self.width, depth=self.depth, n_train=self.n,
             batch_size=batch_size, optimizer=Optimizer.ADAM, lr=1e-3, budget=Budget.STEPS, steps=steps,
-        )  # fmt: skip
+        )
 
 
 MLP = Case("mlp 2 x 128", Model.MLP, (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000), width=128, depth=2)

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lab.config import Budget, Optimizer, RunConfig, Schedule
-from experiments.lab.files import to_json
-from experiments.lab.history import COLUMNS, Columns, pack
-from experiments.lab.seal import SCHEMA, seal
-from experiments.lab.store import Store
-from experiments.lab.study import Measure, Scale, Stage, Study
+from experiments.lab.declare.config import Budget, Optimizer, RunConfig, Schedule
+from experiments.lab.declare.study import Measure, Scale, Stage, Study
+from experiments.lab.store.checksums import SCHEMA, seal
+from experiments.lab.store.files import to_json
+from experiments.lab.store.history import COLUMNS, Columns, pack
+from experiments.lab.store.records import Store
 
 RUNS, ROWS = 168_160, 424
 """of Shallue et al. 2019's published data: 168,160 runs, 71 million rows"""
@@ -26,7 +26,7 @@ KINDS = 50
 BASE = RunConfig(
     n_train=5000, width=128, depth=2, optimizer=Optimizer.SGD, momentum=0.9, schedule=Schedule.LINEAR, final_lr=0.01,
     batch_size=1, lr=1.0, budget=Budget.STEPS, steps=25 * ROWS,
-)  # fmt: skip
+)
 
 
 def configs(runs: int) -> list[RunConfig]:
@@ -67,7 +67,7 @@ def fill(store: Store, runs: Sequence[RunConfig], rows: int) -> None:
             "schema": SCHEMA, "run_id": config.run_id, "status": "done", "steps": config.steps, "epochs": 10.0,
             "examples": 10_000, "seconds": 1.5, "train_accuracy": 99.5, "test_accuracy": 84.25, "device": "cpu",
             "commit": "0" * 40, "hardware": "none", "files": {COLUMNS: digest}, **values,
-        }  # fmt: skip
+        }
         os.mkdir(folder)
         Path(folder, COLUMNS).write_bytes(content)
         Path(folder, "summary.json").write_bytes(seal(to_json(summary)))

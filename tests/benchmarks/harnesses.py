@@ -70,7 +70,7 @@ def with_lightning(model: nn.Module, data: engine.Data, epochs: int, marks: Mark
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Epochs()],
-    )  # fmt: skip
+    )
     trainer.fit(Module(), batches)
 
 
@@ -97,7 +97,7 @@ def with_trainer(model: nn.Module, data: engine.Data, epochs: int, marks: Marks,
             lr_scheduler_type="constant", weight_decay=0.0, optim="adamw_torch_fused" if fused else "adamw_torch",
             logging_strategy="no", save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
             dataloader_num_workers=0, dataloader_drop_last=True, dataloader_pin_memory=False, logging_nan_inf_filter=False,
-        )  # fmt: skip
+        )
         examples: Any = TensorDataset(data.train.inputs, data.train.targets)
         trainer = transformers.Trainer(Module(), arguments, collate, examples, callbacks=[Epochs()])
         trainer.remove_callback(transformers.PrinterCallback)
@@ -114,7 +114,7 @@ def with_skorch(model: nn.Module, data: engine.Data, epochs: int, marks: Marks, 
         model, criterion=nn.CrossEntropyLoss, optimizer=torch.optim.Adam, optimizer__fused=fused, lr=LR, max_epochs=epochs,
         batch_size=BATCH_SIZE, iterator_train__shuffle=True, iterator_train__drop_last=True, train_split=None,
         callbacks=[Epochs()], verbose=0, **unused,
-    )  # fmt: skip
+    )
     trained.fit(data.train.inputs, data.train.targets)
     model.load_state_dict(trained.module_.state_dict())  # it may have trained a copy
 
@@ -167,7 +167,7 @@ def main() -> None:
             f"  {name:22} {theirs * 1e6:7.0f} us an update, ours {own * 1e6:5.0f} us: {row['cpu']['ratio']:.2f} x"
             f"  (loss {row['losses'][1]:.3g}, ours {row['losses'][0]:.3g})",
             file=sys.stderr, flush=True,
-        )  # fmt: skip
+        )
     print(json.dumps(found))
 
 

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from experiments.lab.config import RunConfig
 from experiments.lab.datasets import Dataset
+from experiments.lab.declare.config import RunConfig
 
 PADDING = 4
 

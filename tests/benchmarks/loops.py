@@ -15,7 +15,7 @@ import torch
 from engine import CLASSES, Block
 from torch import Tensor, nn
 
-from experiments.lab.config import Model, Norm, RunConfig
+from experiments.lab.declare.config import Model, Norm, RunConfig
 from experiments.lab.training.data import Data
 
 MICRO = 512
@@ -37,7 +37,7 @@ def small_conv(shape: tuple[int, int, int]) -> nn.Sequential:
         nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(inplace=True),
         nn.Conv2d(32, 32, 3, stride=2, padding=1), nn.ReLU(inplace=True),
         nn.Flatten(), nn.Linear(32 * side * side, 64), nn.ReLU(inplace=True), nn.Linear(64, CLASSES),
-    )  # fmt: skip
+    )
 
 
 def keskar_c1(shape: tuple[int, int, int]) -> nn.Sequential:
@@ -49,7 +49,7 @@ def keskar_c1(shape: tuple[int, int, int]) -> nn.Sequential:
         nn.Linear(64 * side * side, 384), nn.BatchNorm1d(384), nn.ReLU(inplace=True), nn.Dropout(0.5),
         nn.Linear(384, 192), nn.BatchNorm1d(192), nn.ReLU(inplace=True), nn.Dropout(0.5),
         nn.Linear(192, CLASSES),
-    )  # fmt: skip
+    )
 
 
 def net(config: RunConfig, shape: tuple[int, int, int], weights: list[Tensor]) -> nn.Module:
@@ -98,7 +98,7 @@ def optimizer_of(model: nn.Module, lr: float) -> torch.optim.Optimizer:
 def update_all(
     model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batches: Iterator[Tensor], updates: int,
     size: int | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """The bare loop; `size`: examples of a micro-batch."""
     inputs, targets = Rows(data.train.inputs), data.train.targets
     parameters, loss_of = list(model.parameters()), nn.functional.cross_entropy

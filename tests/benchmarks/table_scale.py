@@ -23,11 +23,11 @@ def markdown(results: dict[str, Any]) -> str:
         seconds(f"{rows['history']:,} history rows to Parquet, with mean and spread a cell", histories, goals["histories, s"]),
         ["its peak memory", f"{histories['GB']:.2f} GB", "", _goal(goals["histories, GB"], "GB"),
          f"{histories['GB'] / goals['histories, GB']:.2f}"],
-    ]  # fmt: skip
+    ]
     for where, found in scheduling.items():
         name = "a run that trains nothing, two workers, store " + where
         table.append([name, f"{found['ms a run']:.1f} ms", "", _goal(goals["scheduler, ms a run"], "ms"),
-                      f"{found['ms a run'] / goals['scheduler, ms a run']:.2f}"])  # fmt: skip
+                      f"{found['ms a run'] / goals['scheduler, ms a run']:.2f}"])
     machine = results["machine"]
     return "\n".join([
         "| what | took | processor | goal | took / goal |",
@@ -38,7 +38,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"{histories['GB read']:.1f} GB of histories read and {histories['GB written']:.1f} GB written. Two cores, "
         f"{machine['cpu']}. On disk a run waits until its files are durable; one file of 1 KB took {disk['fsync, ms']:.1f} ms. "
         "`make benchmark-scale` measures it anew.*",
-    ])  # fmt: skip
+    ])
 
 
 def _goal(goal: float | None, unit: str) -> str:

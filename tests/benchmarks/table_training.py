@@ -38,7 +38,7 @@ def _of_harnesses(part: dict[str, Any]) -> list[str]:
         [f"{name} ({row['version']})", *(f"{seconds * 1e6:,.0f}" for seconds in row["cpu"]["seconds"][::-1]),
          f"{row['cpu']['ratio']:.2f}"]
         for name, row in part["rows"].items()
-    ]  # fmt: skip
+    ]
     return [
         *_table([f"{part['net']}, B {part['batch_size']}", "µs an update", "ours, µs", "ratio"], rows),
         "",

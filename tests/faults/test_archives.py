@@ -16,12 +16,12 @@ from toy_runs import toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.check import check
-from experiments.lab.files import StoreError, to_json
-from experiments.lab.seal import seal
-from experiments.lab.store import Store
-from experiments.lab.study import measure
-from experiments.lab.training.checkpoint import load_tensors
+from experiments.lab.declare.study import measure
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_tensors
+from experiments.lab.store.checksums import seal
+from experiments.lab.store.files import StoreError, to_json
+from experiments.lab.store.records import Store
 
 
 def filled(root: Path) -> Store:
@@ -48,8 +48,8 @@ def test_export_and_import_carry_every_finished_run(tmp_path: Path) -> None:
 
 def test_a_run_without_its_weights_is_whole_but_for_them(tmp_path: Path) -> None:
     """A light copy of a record would count as damaged, or give weights that are not there."""
-    from experiments.lab.training.checkpoint import final_weights
-    from experiments.lab.transfer import export_runs, import_runs
+    from experiments.lab.store.checkpoints import final_weights
+    from experiments.lab.store.transfer import export_runs, import_runs
 
     store, archive = filled(tmp_path / "a"), tmp_path / "runs.tar"
     light, full = (toy_config(seed=seed).run_id for seed in (0, 1))
@@ -68,7 +68,7 @@ def test_a_run_without_its_weights_is_whole_but_for_them(tmp_path: Path) -> None
 
 def test_an_archive_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a power failure an empty file would stand where the copy of all runs was."""
-    from experiments.lab.transfer import export_runs
+    from experiments.lab.store.transfer import export_runs
 
     store, done, sync = filled(tmp_path / "a"), [], os.fsync
 
@@ -85,7 +85,7 @@ def test_an_archive_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
 
 def test_an_archive_names_no_user(tmp_path: Path) -> None:
     """The exporting user's name would travel with the records."""
-    from experiments.lab.transfer import export_runs
+    from experiments.lab.store.transfer import export_runs
 
     export_runs(filled(tmp_path / "a"), tmp_path / "runs.tar")
     with tarfile.open(tmp_path / "runs.tar") as tar:
@@ -94,7 +94,7 @@ def test_an_archive_names_no_user(tmp_path: Path) -> None:
 
 def test_import_leaves_finished_runs_alone(tmp_path: Path) -> None:
     """Two machines' records of one run would be mixed."""
-    from experiments.lab.transfer import export_runs, import_runs
+    from experiments.lab.store.transfer import export_runs, import_runs
 
     store = filled(tmp_path / "a")
     export_runs(store, tmp_path / "runs.tar")
@@ -154,7 +154,7 @@ def test_no_archive_is_one_sentence(content: bytes | None, tmp_path: Path, capsy
 
 def test_a_cut_archive_finishes_no_run_without_its_files(tmp_path: Path) -> None:
     """A summary alone means finished: it must come after everything it stands for."""
-    from experiments.lab.transfer import export_runs, import_runs
+    from experiments.lab.store.transfer import export_runs, import_runs
 
     export_runs(filled(tmp_path / "a"), tmp_path / "runs.tar")
     content = (tmp_path / "runs.tar").read_bytes()
@@ -169,7 +169,7 @@ def test_a_cut_archive_finishes_no_run_without_its_files(tmp_path: Path) -> None
 
 
 FOREIGN = [{"/dev/zero": "0" * 64}, {"../../x": "0" * 64}, {"nothing": None}, {"final.safetensors": None},
-           {"config.json": "x"}, "config.json", None]  # fmt: skip
+           {"config.json": "x"}, "config.json", None]
 
 
 @pytest.mark.parametrize("named", FOREIGN, ids=str)

@@ -11,9 +11,9 @@ import torch
 from toy_runs import toy_config
 
 from experiments.__main__ import main
-from experiments.lab.config import Budget, RunConfig
-from experiments.lab.files import to_json, write_atomic
-from experiments.lab.store import Store
+from experiments.lab.declare.config import Budget, RunConfig
+from experiments.lab.store.files import to_json, write_atomic
+from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAIN = ["train", "--budget", "steps", "--steps", "2"]
@@ -104,7 +104,7 @@ def test_looking_creates_no_store(command: str, tmp_path: Path, capsys: pytest.C
 def test_a_damaged_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A plan over a damaged record would end in a traceback."""
     from experiments.keskar2017 import STUDY
-    from experiments.lab.study import Request
+    from experiments.lab.declare.study import Request
 
     store, config = Store(tmp_path), STUDY.stages[0].runs(Request("quick"), ())[0]
     store.folder(config.run_id).mkdir()
@@ -142,7 +142,7 @@ def test_a_diverged_run_says_so(tmp_path: Path) -> None:
     """A NaN run would exit 0. In a process of its own: also its stderr has no traceback."""
     argv = [*TRAIN, "--lr", "1e30", "--batch-size", "20", "--n-train", "40", "--width", "8", "--depth", "1", "--json"]
     done = subprocess.run([sys.executable, "-m", "experiments", *argv, "--store", str(tmp_path)], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
+                          capture_output=True, text=True)
     assert done.returncode == 1 and '"status": "diverged"' in done.stdout and "Traceback" not in done.stderr
     config = RunConfig(budget=Budget.STEPS, steps=2, lr=1e30, batch_size=20, n_train=40, width=8, depth=1)
     assert Store(tmp_path).finished(config.run_id)  # the same run, whoever asks for it

@@ -14,28 +14,28 @@ from toy_runs import identical, run, toy_config
 from toy_store import finish, start, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.check import check, repair
-from experiments.lab.config import Machine
-from experiments.lab.files import StoreError
-from experiments.lab.folder import Interrupted, LeaseLost, open_run
-from experiments.lab.fusing import write_plan
-from experiments.lab.history import history
-from experiments.lab.lease import acquire
-from experiments.lab.store import Store
-from experiments.lab.study import measure
-from experiments.lab.training.checkpoint import final_weights, load_checkpoint, load_tensors
+from experiments.lab.declare.config import Machine
+from experiments.lab.declare.study import measure
+from experiments.lab.store.check import check, repair
+from experiments.lab.store.checkpoints import final_weights, load_checkpoint, load_tensors
+from experiments.lab.store.execution_plan import write_plan
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.history import history
+from experiments.lab.store.leases import acquire
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import Interrupted, LeaseLost, open_run
+from experiments.lab.sweep.worker import Stopper, Train, run_task
 from experiments.lab.training.data import prepare, read
-from experiments.lab.training.train import train
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.training.loop import train
 
 OFFSETS = 200
 CONFIG = toy_config(momentum=0.9)
 MEASURE, PAIR = measure("lambda_max", examples=10), measure("slice", examples=10)
 OTHER = "f" * 20
 FINISHED = ("config.json", "provenance.json", "history.jsonl", "history.safetensors", "final.safetensors",
-            "predictions.safetensors", "summary.json", "measurement", "pair")  # fmt: skip
+            "predictions.safetensors", "summary.json", "measurement", "pair")
 UNDER_WAY = ("config.json", "provenance.json", "history.jsonl", "checkpoint.0.safetensors", "checkpoint.1.safetensors",
-             "lease.json")  # fmt: skip
+             "lease.json")
 
 
 def damages(content: bytes, count: int = OFFSETS) -> Iterator[tuple[str, bytes]]:
@@ -118,12 +118,12 @@ def test_no_damage_to_a_finished_record_gives_another_number(name: str, finished
 
 
 @pytest.mark.parametrize("name", ["config.json", "history.jsonl", "history.safetensors", "final.safetensors",
-                                  "predictions.safetensors", "summary.json", "measurement", "pair"])  # fmt: skip
+                                  "predictions.safetensors", "summary.json", "measurement", "pair"])
 def test_each_reader_refuses_what_it_reads(name: str, finished: Store) -> None:
     """The test above would pass for readers that never read."""
     reader = {"config.json": "config", "history.jsonl": "history", "history.safetensors": "columns",
               "final.safetensors": "weights", "predictions.safetensors": "predictions", "summary.json": "record",
-              "measurement": "measurement", "pair": "pair"}[name]  # fmt: skip
+              "measurement": "measurement", "pair": "pair"}[name]
     path = place(finished, name)
     content = path.read_bytes()
     try:

@@ -19,14 +19,14 @@ from analysis.draw import diverged, draw
 from analysis.load import from_store
 from analysis.tables import cell_table
 from experiments.keskar2017 import STUDY
-from experiments.lab.check import check
-from experiments.lab.config import Machine, RunConfig
-from experiments.lab.files import StoreError
-from experiments.lab.measure import load_subject
-from experiments.lab.store import Store
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.measures.measure import load_subject
+from experiments.lab.store.check import check
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.records import Store
 from experiments.lab.training.data import Data
-from experiments.lab.training.order import Order
-from experiments.lab.training.train import train
+from experiments.lab.training.loop import train
+from experiments.lab.training.shuffle import Order
 
 
 def with_images(data: Data, split: str, value: float) -> Data:

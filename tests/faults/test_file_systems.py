@@ -21,12 +21,12 @@ from toy_runs import toy_config
 from toy_store import finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.check import check
-from experiments.lab.files import StoreError, name_first
-from experiments.lab.lease import acquire
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint
-from experiments.lab.transfer import export_runs, import_runs
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_checkpoint
+from experiments.lab.store.files import StoreError, name_first
+from experiments.lab.store.leases import acquire
+from experiments.lab.store.records import Store
+from experiments.lab.store.transfer import export_runs, import_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES, errno.EINVAL)
@@ -85,7 +85,7 @@ def test_what_may_be_lacking(where: Any, name: str, code: int, tmp_path: Path, m
 def test_a_checkpoint_need_not_be_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where files cannot be mapped into memory, each run would begin anew."""
     path = stopped_twice(Store(tmp_path), toy_config())
-    monkeypatch.setattr("experiments.lab.training.checkpoint.safe_open", refusing(errno.ENODEV), raising=False)
+    monkeypatch.setattr("experiments.lab.store.checkpoints.safe_open", refusing(errno.ENODEV), raising=False)
     checkpoint = load_checkpoint(path)
     assert checkpoint is not None and checkpoint.current.step > 0
 
@@ -120,7 +120,7 @@ REFUSED: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     **{name: lambda patch, name=name, code=code: patch.setattr(os, name, refusing(code)) for name, code in (
         ("write", errno.ENOSPC), ("fsync", errno.EDQUOT), ("truncate", errno.EPERM), ("unlink", errno.EPERM),
     )},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -129,7 +129,7 @@ def test_what_a_run_needs_is_tried_at_opening(
 ) -> None:
     """A run would be trained, and then not be kept."""
     REFUSED[name](monkeypatch)
-    monkeypatch.setattr("experiments.lab.runner.train_runs", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("experiments.lab.sweep.runner.train_runs", lambda *_: pytest.fail("it trains"))
     assert main([*toy_lives.FLAGS, "--store", str(tmp_path / "store")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: the store ") and "when asked to" in error and "--store" in error and error.count("\n") == 1
@@ -142,7 +142,7 @@ def test_measuring_opens_the_store_first(
     """A long measurement would be made, and then not be kept."""
     run_id = finish(Store(tmp_path), toy_config()).name
     refuse_to_replace(monkeypatch)
-    monkeypatch.setattr("experiments.lab.measure.load_subject", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr("experiments.lab.measures.measure.load_subject", lambda *_: pytest.fail("it measures"))
     assert main(["measure", run_id, "--metrics", "lambda_max", "--store", str(tmp_path)]) == 1
     assert "when asked to replace a file" in capsys.readouterr().err
 
@@ -171,7 +171,7 @@ os.link, os.utime, os.fsync, fcntl.flock = refuse, refuse, fsync, refuse
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [("-m", "experiments", *toy_lives.FLAGS, "--store"), ("tests/toy_sweep.py",)],
-                         ids=["train", "study"])  # fmt: skip
+                         ids=["train", "study"])
 def test_a_whole_command_without_links_locks_and_times(words: tuple[str, ...], tmp_path: Path) -> None:
     """The same in new processes, with spawned workers."""
     (tmp_path / "sitecustomize.py").write_text(SHIM, encoding="utf-8")

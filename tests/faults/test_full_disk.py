@@ -17,9 +17,9 @@ import toy_lives
 from toy_runs import identical, run, toy_config
 from toy_store import files, finish
 
-from experiments.lab.check import check
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint, load_tensors
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_checkpoint, load_tensors
+from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 

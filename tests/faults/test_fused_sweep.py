@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from experiments.lab.store import Store
+from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +26,7 @@ pytestmark = [
 def start(store: Path, fused: int | None) -> subprocess.Popen[str]:
     argv = ["tests/toy_study.py", str(store), "1", *([] if fused is None else [str(fused)])]
     return subprocess.Popen([sys.executable, *argv], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def end(sweep: subprocess.Popen[str]) -> tuple[int, str]:

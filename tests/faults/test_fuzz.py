@@ -18,14 +18,17 @@ from toy_runs import toy_config
 from toy_store import files, finish
 
 from experiments.__main__ import main
-from experiments.lab import datasets, launch, measure, worker
-from experiments.lab.config import ConfigError, Machine, RunConfig
-from experiments.lab.store import Store
+from experiments.lab import datasets
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures import measure
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import launch, worker
 
 COUNT = 1000
 JUNK: list[Any] = [None, True, False, 0, 1, -1, 2, 7, 10, 2**63, 10**400, -(10**400), 0.0, -0.0, 0.5, 1.0, 1.5, 1e-320, 1e308,
                    math.nan, math.inf, -math.inf, "", "nan", "10", "sgd", "none", "mlp", "\x00", "\ud800", "é" * 50, "../..",
-                   "cifar-bin:", "cifar-bin:/", [], [1], {}, {"a": 1}, (), b"x", object()]  # fmt: skip
+                   "cifar-bin:", "cifar-bin:/", [], [1], {}, {"a": 1}, (), b"x", object()]
 GOOD: dict[str, list[Any]] = {
     "batch_size": [1, 10, 64], "lr": [0.1, 1, 1e-3], "budget": ["steps", "epochs", "train_loss", "plateau"],
     "steps": [1, 100, None], "epochs": [1, 0.5, None], "train_loss": [0.1, None], "patience": [1, None],
@@ -33,7 +36,7 @@ GOOD: dict[str, list[Any]] = {
     "nesterov": [True, False], "optimizer": ["sgd", "adam", "adamw"], "scaling": ["none", "sqrt", "linear"],
     "base_batch_size": [8, None], "model": ["mlp", "keskar-c1"], "width": [4, None], "schedule": ["constant", "cosine"],
     "final_lr": [0, 0.1], "warmup": [0, 0.1], "seed": [0, 2**62], "n_train": [100, None],
-}  # fmt: skip
+}
 
 
 def random_fields(chance: random.Random) -> dict[str, Any]:
@@ -75,14 +78,14 @@ class Started(BaseException):
 
 
 WRONG = ["", "-1", "0", "nan", "inf", "1e999", "9" * 400, "9" * 5000, "x", "é", "--", "-", "--=", "=", "a=b=c", "\n", " ", "[]",
-         "{}", "'", "$(id)", "../../x", "/dev/null", "/proc/self/mem", "%s%n", "a" * 10_000, "cifar-bin:", "1.5.2"]  # fmt: skip
+         "{}", "'", "$(id)", "../../x", "/dev/null", "/proc/self/mem", "%s%n", "a" * 10_000, "cifar-bin:", "1.5.2"]
 TRAIN = {"--batch-size": "10", "--lr": "0.1", "--budget": "steps", "--steps": "1", "--threads": "1", "--seed": "0",
          "--model": "mlp", "--width": "4", "--depth": "1", "--n-train": "100", "--micro-batch": "5", "--device": "cpu",
-         "--dataset": "fashion-mini", "--optimizer": "sgd"}  # fmt: skip
+         "--dataset": "fashion-mini", "--optimizer": "sgd"}
 REQUIRED = ("--batch-size", "--lr", "--budget", "--steps")
 STUDY = {"--scale": "quick", "--seeds": "1", "--dataset": "fashion-mini", "--where": "batch_size=32"}
 NEVER = {"--batch-size", "--lr", "--budget", "--steps", "--threads", "--model", "--width", "--n-train", "--device",
-         "--scale", "--seeds", "--where", "--optimizer", "--dataset"}  # fmt: skip
+         "--scale", "--seeds", "--where", "--optimizer", "--dataset"}
 """options for which nothing in WRONG is right"""
 
 

@@ -13,19 +13,20 @@ import torch
 from toy_runs import identical, toy_config, toy_images
 from toy_store import overwrite_lease
 
-from experiments.lab import runner
-from experiments.lab.check import check
-from experiments.lab.config import Budget, Machine, Norm, Optimizer, RunConfig
-from experiments.lab.folder import Interrupted, LeaseLost, RunFolder, open_run
-from experiments.lab.fusing import company_of, groups, read_plan, siblings
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint, load_tensors
+from experiments.lab.declare.config import Budget, Machine, Norm, Optimizer, RunConfig
+from experiments.lab.fused.groups import groups, siblings
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_checkpoint, load_tensors
+from experiments.lab.store.execution_plan import company_of, read_plan
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import Interrupted, LeaseLost, RunFolder, open_run
+from experiments.lab.store.transfer import export_runs, import_runs
+from experiments.lab.sweep import runner
 from experiments.lab.training.state import Tensors
-from experiments.lab.transfer import export_runs, import_runs
 
 MACHINE = Machine(fused=8)
 BASE = toy_config(budget=Budget.TRAIN_LOSS, train_loss=0.3, max_epochs=40, batch_size=8, optimizer=Optimizer.ADAM, lr=0.003,
-                  norm=Norm.GHOST, norm_batch=4)  # fmt: skip
+                  norm=Norm.GHOST, norm_batch=4)
 MIXED = [BASE, BASE.replace(seed=1, lr=0.02), BASE.replace(seed=2, max_epochs=2.0), BASE.replace(seed=3, lr=1e30)]
 """one of each end: the target met early and late, the cap, divergence"""
 
@@ -103,7 +104,7 @@ def test_a_group_whose_checkpoints_differ_goes_back_to_a_common_one(tmp_path: Pa
         save(self, checkpoint)
 
     monkeypatch.setattr(RunFolder, "save", torn)
-    monkeypatch.setattr("experiments.lab.folder.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("experiments.lab.store.run_folder.CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         runner.train_runs(MIXED, store, MACHINE, lambda: False, lambda step: None)
     monkeypatch.undo()

@@ -22,11 +22,11 @@ from toy_runs import toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.config import Machine
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint, load_tensors
-from experiments.lab.transfer import export_runs
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.declare.config import Machine
+from experiments.lab.store.checkpoints import load_checkpoint, load_tensors
+from experiments.lab.store.records import Store
+from experiments.lab.store.transfer import export_runs
+from experiments.lab.sweep.worker import Stopper, Train, run_task
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -73,7 +73,7 @@ KINDS = ("pickle", "torch.save", "header of 100 GB", "tensor of 100 GB", "200,00
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["final.safetensors", "predictions.safetensors", "history.safetensors", "history.jsonl",
-                                  "config.json", "provenance.json", "summary.json"])  # fmt: skip
+                                  "config.json", "provenance.json", "summary.json"])
 def test_hostile_files_in_a_record(name: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A record from elsewhere would run its author's code here."""
     store, config = Store(tmp_path / "store"), toy_config()
@@ -114,7 +114,7 @@ def test_hostile_weights_for_sharpness(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     path.write_bytes(hostile(kind, tmp_path / "executed"))
     (tmp_path / "hostile_nets.py").write_text("import torch\ndef net(): return torch.nn.Linear(2, 2)\n"
-                                              "def data(): return torch.zeros(4, 2), torch.zeros(4).long()\n")  # fmt: skip
+                                              "def data(): return torch.zeros(4, 2), torch.zeros(4).long()\n")
     sys.path.insert(0, str(tmp_path))
     try:
         argv = ["--model", "hostile_nets:net", "--data", "hostile_nets:data", "--weights", str(path)]
@@ -150,7 +150,7 @@ def test_hostile_archives_of_a_data_set(kind: str, tmp_path: Path, capsys: pytes
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_METHODS = {("torch", "load"), ("torch", "save"), ("np", "load"), ("numpy", "load"), ("pd", "read_pickle"),
-                     ("os", "system"), ("tarfile", "extractall")}  # fmt: skip
+                     ("os", "system"), ("tarfile", "extractall")}
 
 
 def forbidden(tree: ast.AST) -> list[str]:
@@ -185,7 +185,7 @@ def test_no_code_of_ours_unpickles_or_executes() -> None:
 
 
 @pytest.mark.parametrize("code", ["import pickle", "from joblib import load", "torch.load(f)", "eval(x)", "tar.extractall()",
-                                  "np.load(f, allow_pickle=True)"])  # fmt: skip
+                                  "np.load(f, allow_pickle=True)"])
 def test_the_search_finds(code: str) -> None:
     """It would find nothing, ever."""
     assert forbidden(ast.parse(code))
@@ -264,7 +264,7 @@ def test_bombs_for_import(name: str, tmp_path: Path) -> None:
     Store(store)
     started = time.monotonic()
     process = subprocess.Popen([sys.executable, "-c", IMPORT, str(archive), str(store), str(64 * MIB)], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     largest = 0
     while process.poll() is None:
         largest = max(largest, bytes_below(store))
@@ -322,7 +322,7 @@ def test_forged_archives(edit: str, tmp_path: Path, capsys: pytest.CaptureFixtur
     store = Store(tmp_path / "a")
     first, second = finish(store, toy_config()), finish(store, toy_config(seed=1))
     names = ["config.json", "provenance.json", "history.jsonl", "history.safetensors", "final.safetensors",
-             "predictions.safetensors", "summary.json"]  # fmt: skip
+             "predictions.safetensors", "summary.json"]
     swapped = {"another summary": "summary.json", "another seed": "config.json"}.get(edit)
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
         for name in names if edit != "no summary" else names[:-1]:

@@ -17,8 +17,8 @@ import lives
 import pytest
 from lives import HANG
 
-from experiments.lab.check import check
-from experiments.lab.store import Store
+from experiments.lab.store.check import check
+from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = 30
@@ -92,7 +92,7 @@ class Command(Sweep):
         command = [sys.executable, *(argv or ("tests/toy_sweep.py", str(store), "1"))]
         with self.messages.open("w") as messages:
             self.process = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=messages,
-                                            stdout=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
+                                            stdout=subprocess.DEVNULL, start_new_session=True)
 
     def wait(self, seconds: float) -> int | None:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -222,7 +222,7 @@ def test_the_command_line_stops_in_order(tmp_path: Path) -> None:
     """The same of the real command; what it leaves is a checkpoint."""
     root = tmp_path / "store"
     sweep = Command(root, "-m", "experiments", "run", "keskar2017", "--scale", "quick", "--seeds", "1", "--where",
-                    "batch_size=32", "--store", str(root), "--json")  # fmt: skip
+                    "batch_size=32", "--store", str(root), "--json")
     sweep.wait_for_training()
     time.sleep(1)
     os.killpg(sweep.process.pid, signal.SIGTERM)

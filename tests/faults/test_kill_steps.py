@@ -14,15 +14,15 @@ import toy_lives
 from torch import Tensor
 from toy_runs import Memory, identical, run, same_checkpoint, toy_config, toy_data
 
-from experiments.lab.check import check
-from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, RunConfig
-from experiments.lab.folder import RunFolder, open_run
-from experiments.lab.store import Store
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, RunConfig
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_tensors
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import RunFolder, open_run
 from experiments.lab.training import gradient
-from experiments.lab.training.checkpoint import load_tensors
+from experiments.lab.training.engine import Single
+from experiments.lab.training.loop import Outcome, train
 from experiments.lab.training.state import Checkpoint
-from experiments.lab.training.stepper import Single
-from experiments.lab.training.train import Outcome, train
 
 SIZE = 10
 TWO_EPOCHS: dict[str, Any] = {"batch_size": 8, "steps": 18}
@@ -33,7 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
         "optimizer": Optimizer.ADAM, "lr": 0.01,
     },
     "momentum, ghost norm": TWO_EPOCHS | {"momentum": 0.9, "norm": Norm.GHOST, "norm_batch": 4},
-}  # fmt: skip
+}
 
 
 class Watched:
@@ -77,7 +77,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     update = Single.update
 
     def watched(self: Single, positions: Tensor, draws: Tensor | None, lr: Any, counter: Tensor,
-                weights: Tensor | None) -> Tensor:  # fmt: skip
+                weights: Tensor | None) -> Tensor:
         parts = [part.contiguous().numpy().tobytes() for part in (positions, draws, counter, weights) if part is not None]
         seen.setdefault(int(counter[1]), set()).add(hashlib.sha256(b"".join(parts)).hexdigest())
         return update(self, positions, draws, lr, counter, weights)
@@ -90,7 +90,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.verify)])
 @pytest.mark.parametrize(("first", "case", "record_after"), list(zip((0, 1), CASES, (30, 5), strict=True)))
 def test_killed_at_every_step(first: int, case: str, record_after: int, every: int, tmp_path: Path,
-                              drawn: dict[int, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+                              drawn: dict[int, set[str]], monkeypatch: pytest.MonkeyPatch) -> None:
     """A resumed run would be another run: other examples, crops, masks, moments, layout, or a repeated row of history;
     its updates are eager where the undisturbed run's were replayed.
 

@@ -14,14 +14,13 @@ import pytest
 from toy_runs import run, toy_config, toy_data
 from toy_store import files, finish, overwrite_lease, start
 
-from experiments.lab import lease as leases
-from experiments.lab.config import Machine
-from experiments.lab.folder import Interrupted, LeaseLost, RunFolder, open_run
-from experiments.lab.lease import EXPIRY, acquire, is_live
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint
-from experiments.lab.training.train import train
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.declare.config import Machine
+from experiments.lab.store.checkpoints import load_checkpoint
+from experiments.lab.store.leases import EXPIRY, acquire, is_live
+from experiments.lab.store.records import Store, leases
+from experiments.lab.store.run_folder import Interrupted, LeaseLost, RunFolder, open_run
+from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.training.loop import train
 
 
 def test_a_lease_is_exclusive_until_released(tmp_path: Path) -> None:
@@ -38,7 +37,7 @@ def test_a_lease_is_exclusive_until_released(tmp_path: Path) -> None:
 
 def test_a_dead_process_leaves_a_stale_lease(tmp_path: Path) -> None:
     """A killed sweep would lock its runs for ever."""
-    code = f"from pathlib import Path; from experiments.lab.lease import acquire; acquire(Path({str(tmp_path)!r}))"
+    code = f"from pathlib import Path; from experiments.lab.store.leases import acquire; acquire(Path({str(tmp_path)!r}))"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "lease.json").exists() and not is_live(tmp_path / "lease.json")
     assert acquire(tmp_path) is not None

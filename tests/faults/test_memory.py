@@ -9,17 +9,17 @@ import pytest
 import torch
 from toy_runs import toy_config, toy_images
 
-from experiments.lab import runner
-from experiments.lab.config import Augment, Machine, Model, Norm, Precision, RunConfig
-from experiments.lab.fusing import read_plan, write_plan
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_tensors
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.store.checkpoints import load_tensors
+from experiments.lab.store.execution_plan import read_plan, write_plan
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import runner
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.memory import smaller
 from experiments.lab.training.state import Tensors
 
 ERRORS = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-          RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")]  # fmt: skip
+          RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes.")]
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def trained(root: Path, configs: list[RunConfig], **machine: Any) -> list[Tensor
 def test_the_micro_batch_shrinks_and_nothing_else(error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half the batch, or other examples, masks or ghost batches, would be another experiment."""
     config = toy_config(model=Model.KESKAR_C1, norm=Norm.GHOST, norm_batch=4, augment=Augment.CROP_FLIP, batch_size=24, steps=4,
-                        momentum=0.9, lr=1e-2, precision=Precision.FLOAT64)  # fmt: skip
+                        momentum=0.9, lr=1e-2, precision=Precision.FLOAT64)
     (whole,) = trained(tmp_path / "whole", [config])
     (asked,) = trained(tmp_path / "asked", [config], micro_batch=8)
     limit(monkeypatch, 11, error)
@@ -89,7 +89,7 @@ def test_what_cannot_shrink_fails_and_says_so(tmp_path: Path, monkeypatch: pytes
     ({"batch_size": 24, "norm": Norm.GHOST, "norm_batch": 8}, 16, 8),
     ({"batch_size": 24, "norm": Norm.GHOST, "norm_batch": 8}, 8, None),
     ({"batch_size": 24, "norm": Norm.BATCH}, None, None),
-])  # fmt: skip
+])
 def test_the_next_smaller_micro_batch(fields: dict[str, Any], present: int | None, expected: int | None) -> None:
     """A size that splits a normalisation batch, or a loop that never ends."""
     assert smaller(toy_config(**fields), present) == expected

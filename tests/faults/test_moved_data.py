@@ -11,11 +11,11 @@ from cifar_folders import two_kinds, write_binary
 
 from experiments.__main__ import main
 from experiments.lab.datasets import DataError, identity
-from experiments.lab.moved import content_of, remember, seen
+from experiments.lab.store.data_places import content_of, remember, seen
 from experiments.lab.training.data import read
 
 ARGV = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
-        "--dataset", "cifar-bin:mine", "--json"]  # fmt: skip
+        "--dataset", "cifar-bin:mine", "--json"]
 
 
 @pytest.fixture

@@ -153,7 +153,7 @@ def pinned(train: Examples, test: Examples) -> tuple[cifar.PinnedFolder, cifar_a
     """Specifications by which these are the known data."""
     content = records(train), records(test)
     folder = replace(cifar.JPEG_COPY, sha256=hashlib.sha256(b"".join(content)).hexdigest(), train_files=("data_batch_1.bin",),
-                     records_per_file=len(train[1]))  # fmt: skip
+                     records_per_file=len(train[1]))
     files = (("data_batch_1.bin", train), ("test_batch.bin", test))
     names = tuple((f"cifar-10-batches-bin/{name}", len(labels)) for name, (_, labels) in files)
     sha1 = tuple(hashlib.sha1(c).hexdigest() for c in content)

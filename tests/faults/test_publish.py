@@ -16,7 +16,7 @@ from toy_store import files
 from analysis import publish, swap
 from analysis.load import Tables, from_store
 from analysis.verdicts import verdicts
-from experiments.lab.files import StoreError, to_json, write_atomic
+from experiments.lab.store.files import StoreError, to_json, write_atomic
 
 STUDY = synthetic.study()
 README = "<!-- begin:board --><!-- end:board -->"

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from toy_runs import identical, run, same_checkpoint, toy_config, toy_data
 
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig, Schedule
-from experiments.lab.folder import Interrupted, open_run
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_checkpoint
+from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig, Schedule
+from experiments.lab.store.checkpoints import load_checkpoint
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import Interrupted, open_run
+from experiments.lab.training.engine import Single
+from experiments.lab.training.loop import Outcome, train
 from experiments.lab.training.state import Checkpoint
-from experiments.lab.training.stepper import Single
-from experiments.lab.training.train import Outcome, train
 
 
 def interrupted(config: RunConfig, root: Path, stops: Sequence[int], size: int = 8) -> tuple[Outcome, bytes, list[Checkpoint]]:

@@ -12,13 +12,13 @@ import pytest
 import torch
 from toy_runs import Memory, toy_config, toy_images
 
-from experiments.lab import runner
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.datasets import load
-from experiments.lab.store import Store
+from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import runner
 from experiments.lab.training.data import prepare
 from experiments.lab.training.gradient import Gradient
-from experiments.lab.training.train import train_group
+from experiments.lab.training.loop import train_group
 
 ROOT = Path(__file__).resolve().parents[2]
 N, SEEN = 2500, 4096
@@ -54,7 +54,7 @@ def test_the_same_command_gives_the_same_bytes(members: int, tmp_path: Path, mon
 def stream(batch_size: int, micro_batch: int | None = None, members: int = 1) -> str:
     """SHA-256 of the first SEEN examples that the last member's updates look at, augmented, and their labels."""
     config = RunConfig(n_train=N, width=2, depth=1, batch_size=batch_size, lr=0.01, augment=Augment.CROP_FLIP,
-                       budget=Budget.STEPS, steps=SEEN // batch_size)  # fmt: skip
+                       budget=Budget.STEPS, steps=SEEN // batch_size)
     configs = [config.replace(seed=seed) for seed in range(7 - members + 1, 8)]
     sha, compute = hashlib.sha256(), Gradient._part
 
@@ -85,7 +85,7 @@ def test_examples_and_their_augmentation_do_not_depend_on_how_they_are_computed(
     ways: list[tuple[int, int | None, int]] = [
         (8, None, 1), (512, None, 1), (2048, None, 1), (8, 3, 1), (512, 100, 1), (2048, 500, 1),
         (512, None, 3), (2048, 256, 2),
-    ]  # fmt: skip
+    ]
     code = "import sys; sys.path[:0] = ['tests', 'tests/faults', '.']; from test_same_bytes import stream; print(stream(512))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     hashes = {stream(*way) for way in ways} | {done.stdout.strip()}

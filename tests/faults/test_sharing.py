@@ -19,10 +19,10 @@ import toy_owners
 from lives import HANG
 from toy_store import overwrite_lease
 
-from experiments.lab.check import check
-from experiments.lab.lease import EXPIRY, acquire
-from experiments.lab.store import Store
-from experiments.lab.training.checkpoint import load_tensors
+from experiments.lab.store.check import check
+from experiments.lab.store.checkpoints import load_tensors
+from experiments.lab.store.leases import EXPIRY, acquire
+from experiments.lab.store.records import Store
 
 PROCESSES = 8
 

@@ -14,16 +14,16 @@ from toy_runs import identical, run, toy_config, toy_data
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab.check import check, repair
-from experiments.lab.config import Machine
-from experiments.lab.files import StoreError, write_atomic
-from experiments.lab.folder import Interrupted, RunFolder, open_run
-from experiments.lab.lease import acquire
-from experiments.lab.store import Store
-from experiments.lab.study import measure
-from experiments.lab.training.checkpoint import load_checkpoint, load_tensors, save_tensors
-from experiments.lab.training.train import train
-from experiments.lab.worker import Stopper, Train, run_task
+from experiments.lab.declare.config import Machine
+from experiments.lab.declare.study import measure
+from experiments.lab.store.check import check, repair
+from experiments.lab.store.checkpoints import load_checkpoint, load_tensors, save_tensors
+from experiments.lab.store.files import StoreError, write_atomic
+from experiments.lab.store.leases import acquire
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import Interrupted, RunFolder, open_run
+from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.training.loop import train
 
 
 def truncate(path: Path) -> None:
@@ -108,7 +108,7 @@ def test_old_halves_of_measurements_are_removed(tmp_path: Path) -> None:
     """Each kill while a measurement is written would leave a file; another process's, under way, must stay."""
     store = Store(tmp_path)
     old, young, other = (store.root / "measurements" / name for name in (
-        ".slice-1.json.12.0123abcd.tmp", ".slice-2.json.12.0123abcd.tmp", ".hidden"))  # fmt: skip
+        ".slice-1.json.12.0123abcd.tmp", ".slice-2.json.12.0123abcd.tmp", ".hidden"))
     for path in (old, young, other):
         path.write_bytes(b"half")
     for path in (old, other):
@@ -217,7 +217,7 @@ def two_damaged(root: Path) -> tuple[Store, list[Path]]:
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
 @pytest.mark.parametrize("name", ["summary.json", "config.json", "final.safetensors"])
 def test_a_file_that_the_system_does_not_give_is_no_damage(name: str, number: int, tmp_path: Path,
-                                                           monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     """One bad read would cost a good run, or end the check of all others."""
     store, folders = two_damaged(tmp_path)
     good = finish(store, toy_config(seed=2))

@@ -17,9 +17,10 @@ from toy_nets import CROSS_ENTROPY, own_labels, relu_net
 
 from analysis.__main__ import main as analysis
 from experiments.__main__ import main
-from experiments.lab import datasets, terminal
+from experiments.lab import datasets
 from experiments.lab.datasets import DataError
-from experiments.lab.training import trial
+from experiments.lab.fused import autotune as trial
+from experiments.lab.sweep import terminal
 from sharpness import slice_1d
 from sharpness.__main__ import main as sharpness
 from sharpness.plots import plot_slice
@@ -127,7 +128,7 @@ PUBLISHED = ("keskar2017", "--scale", "quick", "--published")
 @pytest.mark.parametrize(("package", "command"), [
     ("pandas", "verdicts"), ("pandas", "pilot"), ("pyarrow", "tables"), ("matplotlib", "figures"), ("seaborn", "figures"),
     ("PIL", "report"), ("pyarrow", "histories"), ("pandas", "publish"),
-])  # fmt: skip
+])
 def test_a_missing_extra_is_named(package: str, command: str, tmp_path: Path) -> None:
     """A traceback ends with a name that the reader never asked for."""
     words = PUBLISHED if command not in ("pilot", "histories", "publish") else PUBLISHED[:-1]
@@ -144,7 +145,7 @@ def test_a_fault_of_ours_is_no_missing_package() -> None:
 
 def test_plots_and_downloads_name_their_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = slice_1d(relu_net(), CROSS_ENTROPY, own_labels(), start=relu_net().state_dict(), end=relu_net().state_dict(),
-                    alphas=[0.0, 1.0])  # fmt: skip
+                    alphas=[0.0, 1.0])
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setitem(sys.modules, "pooch", None)
     with pytest.raises(ImportError, match=r"pip install 'batchlab\[analysis\]'"):
@@ -160,7 +161,7 @@ def test_sharpness_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 
 
 @pytest.mark.parametrize("words", [("-m", "experiments"), ("-m", "analysis", "verdicts", *PUBLISHED),
-                                   (str(ROOT / "experiments/keskar2017.py"), "--scale", "quick")])  # fmt: skip
+                                   (str(ROOT / "experiments/keskar2017.py"), "--scale", "quick")])
 def test_a_system_without_locks_is_told_so(words: tuple[str, ...], tmp_path: Path) -> None:
     """On Windows the first import would fail."""
     done = started(*words, shim=hide(tmp_path, "fcntl"), cwd=tmp_path)

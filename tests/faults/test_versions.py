@@ -15,24 +15,24 @@ from toy_runs import toy_config
 from toy_store import files, finish, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab import check as check_module
-from experiments.lab import config as config_module
-from experiments.lab import folder as folder_module
-from experiments.lab import provenance as provenance_module
-from experiments.lab import store as store_module
-from experiments.lab.check import check, repair
-from experiments.lab.config import Budget, Machine, RunConfig
 from experiments.lab.datasets import DataError
-from experiments.lab.files import StoreError, to_json
-from experiments.lab.history import history
-from experiments.lab.plan import measurements_due, plan
-from experiments.lab.seal import SCHEMA, seal
-from experiments.lab.store import Store, measurement_id
-from experiments.lab.study import Record, Request, Scale, Stage, Study, measure
-from experiments.lab.training.checkpoint import digest, final_weights, load_tensors
+from experiments.lab.declare import config as config_module
+from experiments.lab.declare.config import Budget, Machine, RunConfig
+from experiments.lab.declare.study import Record, Request, Scale, Stage, Study, measure
+from experiments.lab.store import check as check_module
+from experiments.lab.store import provenance as provenance_module
+from experiments.lab.store import records as store_module
+from experiments.lab.store import run_folder as folder_module
+from experiments.lab.store.check import check, repair
+from experiments.lab.store.checkpoints import digest, final_weights, load_tensors
+from experiments.lab.store.checksums import SCHEMA, seal
+from experiments.lab.store.files import StoreError, to_json
+from experiments.lab.store.history import history
+from experiments.lab.store.records import Store, measurement_id
+from experiments.lab.store.transfer import export_runs, import_runs
+from experiments.lab.sweep.plan import measurements_due, plan
+from experiments.lab.sweep.worker import Stopper, Train, run_task
 from experiments.lab.training.data import prepare, read
-from experiments.lab.transfer import export_runs, import_runs
-from experiments.lab.worker import Stopper, Train, run_task
 
 MEASURE = measure("lambda_max", examples=10)
 
@@ -79,7 +79,7 @@ def filled(tmp_path: Path) -> Store:
 
 
 def test_a_raised_science_version_uses_no_old_run(filled: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                                  capsys: pytest.CaptureFixture[str]) -> None:
     """Runs of two sciences would stand in one mean."""
     old, before = list(filled.run_ids()), files(filled.root)
     rise(monkeypatch)
@@ -112,7 +112,7 @@ def test_a_raised_science_version_resumes_no_old_run(tmp_path: Path, monkeypatch
 def test_a_commit_changes_nothing(filled: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every commit would cost every run."""
     monkeypatch.setattr(folder_module, "commit", lambda: "another")
-    monkeypatch.setattr("experiments.lab.provenance.commit", lambda: "another")
+    monkeypatch.setattr("experiments.lab.store.provenance.commit", lambda: "another")
     (stage,) = plan(STUDY, Request("quick"), filled)
     assert stage.complete and not measurements_due(stage, Request("quick"), filled) and not check(filled).foreign
 
@@ -139,7 +139,7 @@ def test_edited_data_are_never_mixed_with_old_runs(tmp_path: Path, capsys: pytes
     """Sharpness of old weights on new examples, or a parent's weights from data that are gone: both look like results."""
     root, store = cifar_folder(tmp_path / "data", 1), tmp_path / "store"
     argv = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
-            "--dataset", f"cifar-bin:{root}", "--store", str(store), "--json"]  # fmt: skip
+            "--dataset", f"cifar-bin:{root}", "--store", str(store), "--json"]
     assert main(argv) == 0
     old = json.loads(capsys.readouterr().out)["run_id"]
     cifar_folder(root, 2)
@@ -154,7 +154,7 @@ def test_data_that_change_after_planning(tmp_path: Path) -> None:
     """The run would carry the hash of data it never saw."""
     root = cifar_folder(tmp_path / "data", 1)
     config = RunConfig(dataset=f"cifar-bin:{root}", data_sha256="0" * 64, batch_size=10, lr=0.1, budget=Budget.STEPS, steps=1,
-                       width=4, depth=1)  # fmt: skip
+                       width=4, depth=1)
     report = run_task(Train(config), Store(tmp_path / "store"), Machine(), Stopper(), None)
     assert report.kind == "failed" and "has changed" in report.detail
     assert not Store(tmp_path / "store").finished(config.run_id)

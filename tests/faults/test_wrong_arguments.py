@@ -107,7 +107,7 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "recalibrate": ("hook", 3), "calibration": ("train.pt", 3), "checkpoint": (3, ["a"]), "devices": ("cpu", []),
     "memory": ("2G", -1, None), "weight": ("words", 3), "at": ("no such", 3, None), "inputs": ("x", None, DATA[1]),
     "semidefinite": (),
-}  # fmt: skip
+}
 OF: dict[tuple[str, str], tuple[Any, ...]] = {
     ("basin_radius", "tolerance"): (*REAL, 1.0),
     ("epsilon_sharpness", "epsilon"): REAL,

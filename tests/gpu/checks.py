@@ -19,14 +19,14 @@ from toy_cases import Case, make_case
 from toy_runs import Memory, toy_config, toy_images
 
 from experiments.lab import models
-from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
+from experiments.lab.fused.cuda_graphs import Graph
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import gradient
 from experiments.lab.training.course import initial_model, set_arithmetic
 from experiments.lab.training.data import Data, prepare
-from experiments.lab.training.ensemble import Ensemble
-from experiments.lab.training.graphs import Graph
-from experiments.lab.training.stepper import Single
-from experiments.lab.training.train import train_group
+from experiments.lab.training.engine import Single
+from experiments.lab.training.loop import train_group
 from sharpness import epsilon_sharpness, fisher, ggn, hessian, top_eigenvalues, worst_case_sharpness
 
 PIXELS = {Model.KESKAR_C1: 16}
@@ -99,7 +99,7 @@ def curvature_products(device: str) -> Compared:
         for kind, make in OPERATORS.items():
             oracle = make(case.model, case.loss, case.data)
             for memory in (0, 2**30):
-                with patch("sharpness.curvature_operator._GRAPH_PRODUCTS", 1):  # recorded from the second product on
+                with patch("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", 1):  # recorded from the second product on
                     there = make(moved, case.loss, data, memory=memory)
                     numbers[f"{kind}, {name}, memory {memory}"] = products(there, oracle, 3)
     return Compared("relative differences of float32 products from float64 on the CPU", numbers, 1e-4)
@@ -148,7 +148,7 @@ def two_places(device: str) -> Compared:
     dense = case.dense_hessian()
     op = hessian(case.model, case.loss, case.data, batch_size=4, devices=["cpu", device])
     return Compared("difference from the dense Hessian, batches shared out between CPU and device",
-                    {"hessian": float(np.abs(op @ np.eye(len(dense)) - dense).max())}, 1e-10)  # fmt: skip
+                    {"hessian": float(np.abs(op @ np.eye(len(dense)) - dense).max())}, 1e-10)
 
 
 def recorded_updates(device: str) -> Compared:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.config import Machine, RunConfig, program
-from experiments.lab.files import finite_or_null, to_json, write_atomic
+from experiments.lab.declare.config import Machine, RunConfig, program
+from experiments.lab.store.files import finite_or_null, to_json, write_atomic
 
 HERE = Path(__file__).resolve().parent
 TOGETHER = 3
@@ -54,12 +54,12 @@ def machine(job: Job) -> int:
     """What is here: a process of its own, because a driver may hang when it is first asked."""
     import torch
 
-    from experiments.lab.provenance import hardware
+    from experiments.lab.store.provenance import hardware
 
     facts: dict[str, Any] = {
         "python": platform.python_version(), "torch": torch.__version__, "cuda available": torch.cuda.is_available(),
         "cores": os.cpu_count(), "hardware": hardware("cpu"),
-    }  # fmt: skip
+    }
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         torch.ones(1, device="cuda").sum().item()
@@ -67,7 +67,7 @@ def machine(job: Job) -> int:
             "hardware": hardware("cuda"), "memory, GiB": round(properties.total_memory / 2**30, 1),
             "multiprocessors": properties.multi_processor_count, "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(), "driver": driver(),
-        }  # fmt: skip
+        }
     job.write("machine", facts)
     return 0
 
@@ -96,7 +96,7 @@ def speed(job: Job) -> int:
     import bench_gpu
 
     words = ["--device", job.device, "--json", str(job.out / "speed.json"), "--parts", "small batches,large batch,determinism",
-             "--tiny" if job.rehearsal else "--short"]  # fmt: skip
+             "--tiny" if job.rehearsal else "--short"]
     if job.data is not None and not job.rehearsal:
         words += ["--dataset", "cifar10-jpeg", "--data-dir", str(job.data)]
     return bench_gpu.main(words)
@@ -104,11 +104,11 @@ def speed(job: Job) -> int:
 
 def study(job: Job) -> int:
     """Train and measure scale `gpu`, program by program; what is finished is exported after each."""
-    from experiments.lab import launch, transfer
-    from experiments.lab.plan import find_study, plan
-    from experiments.lab.store import Store
-    from experiments.lab.study import Request
-    from experiments.lab.worker import Fuse, Train
+    from experiments.lab.declare.study import Request
+    from experiments.lab.store.records import Store, transfer
+    from experiments.lab.sweep import launch
+    from experiments.lab.sweep.plan import find_study, plan
+    from experiments.lab.sweep.worker import Fuse, Train
 
     if job.rehearsal:
         import experiments
@@ -131,7 +131,7 @@ def study(job: Job) -> int:
 
     def tell() -> None:
         document = {"study": wanted.name, "scale": request.scale, "said": said, "failures": result.failures,
-                    "exported": export(job, wanted, request, store), **progress(wanted, request, store)}  # fmt: skip
+                    "exported": export(job, wanted, request, store), **progress(wanted, request, store)}
         job.write("study", document)
         job.write("study", document | answers(wanted, store))
 
@@ -183,8 +183,8 @@ def rounds(missing: Sequence[RunConfig], seeds: int) -> list[tuple[RunConfig, ..
 
 def export(job: Job, wanted: Any, request: Any, store: Any) -> dict[str, Any] | None:
     """Every finished run as an archive for `store import`, without the weights of those that are measured."""
-    from experiments.lab import transfer
-    from experiments.lab.plan import measurements_due, plan
+    from experiments.lab.store import transfer
+    from experiments.lab.sweep.plan import measurements_due, plan
 
     stage = plan(wanted, request, store)[0]
     due = {run_ids[0] for _, run_ids in measurements_due(stage, request, store)}
@@ -198,7 +198,7 @@ def export(job: Job, wanted: Any, request: Any, store: Any) -> dict[str, Any] | 
 
 def progress(wanted: Any, request: Any, store: Any) -> dict[str, Any]:
     """What is finished of each batch size."""
-    from experiments.lab.plan import measurements_due, plan
+    from experiments.lab.sweep.plan import measurements_due, plan
 
     stage = plan(wanted, request, store)[0]
     due = {run_ids[0] for _, run_ids in measurements_due(stage, request, store)}
@@ -222,7 +222,7 @@ def answers(wanted: Any, store: Any) -> dict[str, Any]:
     from analysis.verdicts import verdicts
 
     names = ("claim", "claim_hash", "sentence", "primary", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",
-             "decided_by")  # fmt: skip
+             "decided_by")
     found = [verdict.to_dict() for verdict in verdicts(from_store(wanted, "gpu", store))]
     return {"verdicts": [{name: verdict[name] for name in names} for verdict in found]}
 
@@ -233,8 +233,8 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
         return {"skipped": f"{lacking[0]} is missing here"}
     from analysis.load import from_store
     from analysis.publish import write
-    from experiments.lab.store import Store
-    from experiments.lab.transfer import import_runs
+    from experiments.lab.store.records import Store
+    from experiments.lab.store.transfer import import_runs
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -248,7 +248,7 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
 
 PARTS: dict[str, Callable[[Job], int]] = {
     "machine": machine, "correctness": correctness, "speed": speed, "study": study,
-}  # fmt: skip
+}
 
 
 def perform(part: str, job: Job) -> int:

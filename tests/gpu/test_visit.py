@@ -23,10 +23,10 @@ from synthetic import Truth, write
 from analysis import publish
 from analysis.load import from_store
 from experiments.keskar2017 import train_runs
-from experiments.lab.plan import find_study
-from experiments.lab.store import Store
-from experiments.lab.study import Request
-from experiments.lab.transfer import import_runs
+from experiments.lab.declare.study import Request
+from experiments.lab.store.records import Store
+from experiments.lab.store.transfer import import_runs
+from experiments.lab.sweep.plan import find_study
 
 ENDLESS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(600)"
 MACHINE = {"hardware": "a machine", "torch": "2.13", "cuda available": False}
@@ -36,7 +36,7 @@ WORK: dict[str, Any] = {
     "speed": {"small batches": {"bfloat16": {"eager": 0.5, "fused 2 / eager": 2.0}}, "large batch": {"error": "E: no"}},
     "study": {"batch sizes": {"10": {"finished": 1, "declared": 2, "measured": 0, "runs": [{"test_accuracy": 70.0}]}},
               "failures": [], "verdicts": [{"verdict": None, "sentence": "worse", "decided_by": "1 of 2 values are missing"}]},
-}  # fmt: skip
+}
 
 
 def script(part: str, out: Path, then: str = "") -> str:
@@ -51,7 +51,7 @@ def a_visit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> visit.Visit:
     monkeypatch.setattr(visit.Visit, "command", lambda self, part: [sys.executable, "-c", script(part, tmp_path)])
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     return visit.Visit(argparse.Namespace(out=tmp_path, store=tmp_path, minutes=7.0, device="cuda", rehearsal=False, data=None,
-                                          records=None))  # fmt: skip
+                                          records=None))
 
 
 def test_a_part_that_hangs_takes_no_other_with_it(
@@ -62,7 +62,7 @@ def test_a_part_that_hangs_takes_no_other_with_it(
     monkeypatch.setattr(
         visit.Visit, "command",
         lambda self, part: [sys.executable, "-c", script(part, tmp_path, ENDLESS if part == "correctness" else "")],
-    )  # fmt: skip
+    )
     assert a_visit.run() == 1
     found = json.loads((tmp_path / "summary.json").read_text())
     states = {part: facts["status"] for part, facts in found["parts"].items()}
@@ -111,15 +111,15 @@ def alive(process: int) -> bool:
 @pytest.mark.parametrize("words, told", [
     (["--minutes", "0"], "must be from 0.5"), (["--data", "/nowhere"], "/nowhere does not exist"),
     (["--records", "/none.tar"], "there is no archive /none.tar"),
-])  # fmt: skip
+])
 def test_a_visit_that_cannot_begin_says_why(words: list[str], told: str, tmp_path: Path,
-                                            capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                            capsys: pytest.CaptureFixture[str]) -> None:
     assert visit.main(["--out", str(tmp_path), *words]) == 2
     assert told in capsys.readouterr().err
 
 
 def test_without_its_packages_it_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                                capsys: pytest.CaptureFixture[str]) -> None:
     """An error minutes later, on a machine that is paid for."""
     monkeypatch.setattr(visit, "NEEDED", ("numpy", "no_such_package"))
     assert visit.main(["--out", str(tmp_path)]) == 2
@@ -155,7 +155,7 @@ def test_a_wrong_product_fails_its_check(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("numbers, status", [
     ({"a": 0.0}, "failed"), ({"a": 0.05}, "passed"), ({"a": 0.05, "b": 0.2}, "failed"), ({"a": 0.05, "b": np.nan}, "failed"),
-])  # fmt: skip
+])
 def test_a_difference_must_lie_in_its_band(numbers: dict[str, float], status: str) -> None:
     """NaN would pass, and so would bfloat16 that was never switched on."""
     assert checks.Compared("x", numbers, 0.1, least=1e-4).found("x").status == status
@@ -194,7 +194,7 @@ def test_unfinished_seeds_leave_records_and_no_verdict(tmp_path: Path) -> None:
     cells = parts.progress(study, request, elsewhere)["batch sizes"]
     assert {size: (c["finished"], c["measured"], c["declared"]) for size, c in cells.items()} == {
         "256": (3, 3, 6), "5000": (3, 3, 6)
-    }  # fmt: skip
+    }
     found = parts.answers(study, elsewhere)["verdicts"]
     assert all(verdict["verdict"] is None for verdict in found)
     assert {verdict["decided_by"].partition(" ")[0] for verdict in found} == {"6"}

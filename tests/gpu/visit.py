@@ -93,7 +93,7 @@ class Visit:
         self.summary: dict[str, Any] = {
             "rehearsal": None, "minutes": chosen.minutes, "began": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "source_sha256": source_sha256(), "machine": {"python": platform.python_version()}, "parts": {},
-        }  # fmt: skip
+        }
         self.process: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
@@ -176,7 +176,7 @@ class Visit:
 
     def command(self, part: str) -> list[str]:
         words = [sys.executable, str(HERE / "visit.py"), "--part", part, "--out", str(self.out), "--device", self.device,
-                 "--store", str(self.chosen.store)]  # fmt: skip
+                 "--store", str(self.chosen.store)]
         for name in ("data", "records"):
             if getattr(self.chosen, name) is not None:
                 words += [f"--{name}", str(getattr(self.chosen, name).resolve())]
@@ -209,7 +209,7 @@ class Visit:
         self.write()
 
     def write(self) -> None:
-        from experiments.lab.files import to_json, write_atomic
+        from experiments.lab.store.files import to_json, write_atomic
 
         write_atomic(self.out / "summary.json", to_json(self.summary))
 
@@ -280,7 +280,7 @@ def _speed(found: dict[str, Any]) -> list[str]:
             lines.append(f"  an update of ResNet-20, {name}: {', '.join(kinds)}")
     if "rate" in (large := found.get("large batch", {})):
         lines.append(f"  fast network, B {large['batch_size']}: {100 * large['share of bf16 peak']:.0f}% of "
-                     f"{large['peak'] / 1e12:.3g} TFLOP/s")  # fmt: skip
+                     f"{large['peak'] / 1e12:.3g} TFLOP/s")
     for name, row in found.get("determinism", {}).items():
         if isinstance(row, dict):
             lines.append(f"  repeatable kernels, {name}: {100 * row['determinism tax']:+.1f}% of the time")

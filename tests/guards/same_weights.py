@@ -38,13 +38,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory() as folder:
             old, new = (trained(commit, Path(folder) / name, request) for name, commit in
-                        (("old", options.old), ("new", options.new)))  # fmt: skip
+                        (("old", options.old), ("new", options.new)))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     lines = differences(old, new)
     print("\n".join([*lines, f"{options.old} and {options.new}: {len(old | new) - len(lines)} of {len(old | new)} runs have "
-                             "the same weights"]))  # fmt: skip
+                             "the same weights"]))
     return int(bool(lines))
 
 

@@ -20,7 +20,7 @@ def test_digest_is_of_the_weights(tmp_path: Path) -> None:
     """One bit more in one weight would go unseen, or a file's metadata count as weights."""
     w = np.ones(3, np.float32)
     for name, tensors, metadata in (("a", {"w": w}, {"by": "one"}), ("b", {"w": w}, None),
-                                    ("c", {"w": np.nextafter(w, 2)}, None), ("d", {"v": w}, None)):  # fmt: skip
+                                    ("c", {"w": np.nextafter(w, 2)}, None), ("d", {"v": w}, None)):
         save_file(tensors, tmp_path / name, metadata)
     a, b, c, d = (digest(tmp_path / name) for name in "abcd")
     assert a == b and len({b, c, d}) == 3

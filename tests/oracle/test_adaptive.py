@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from torch import nn
 from toy_nets import CROSS_ENTROPY, class_data, quadratic_model, relu_net
 
-from sharpness.adaptive import worst_case_sharpness
-from sharpness.ascent import checkpoints, maximise_in_ball
+from sharpness.flatness.apgd import checkpoints, maximise_in_ball
+from sharpness.flatness.worst_case import worst_case_sharpness
 
 
 def ball_maximum(H, g, rho):
@@ -110,7 +110,7 @@ def test_the_search_is_the_papers(steps):
     found = maximise_in_ball(
         lambda x, _: (f(x.numpy()), torch.from_numpy(df(x.numpy()))),
         torch.zeros(5, dtype=torch.float64), rho=1.5, norm="l2", steps=steps,
-    )  # fmt: skip
+    )
     assert found.value == pytest.approx(transcription(f, df, np.zeros(5), 1.5, steps), rel=1e-9)
 
 

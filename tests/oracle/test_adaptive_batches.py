@@ -9,8 +9,8 @@ import pytest
 import torch
 from toy_nets import CROSS_ENTROPY, class_data, relu_net
 
-from sharpness.adaptive import worst_case_sharpness
-from sharpness.average import average_case_sharpness
+from sharpness.flatness.average_case import average_case_sharpness
+from sharpness.flatness.worst_case import worst_case_sharpness
 
 
 def test_batches_of_m_with_a_ragged_end():

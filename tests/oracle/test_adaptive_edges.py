@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from toy_nets import CROSS_ENTROPY, class_data, quadratic_model, relu_net
 
-from sharpness.adaptive import worst_case_sharpness
-from sharpness.ascent import one_step
-from sharpness.average import average_case_sharpness
+from sharpness.flatness.apgd import one_step
+from sharpness.flatness.average_case import average_case_sharpness
+from sharpness.flatness.worst_case import worst_case_sharpness
 
 
 def test_exactly_at_a_minimum():

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from toy_nets import CROSS_ENTROPY, class_data, relu_net, state
 
-from sharpness.adaptive import worst_case_sharpness
-from sharpness.average import average_case_sharpness
+from sharpness.flatness.average_case import average_case_sharpness
+from sharpness.flatness.worst_case import worst_case_sharpness
 
 
 def rescaled(model, a):

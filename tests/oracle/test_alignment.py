@@ -8,8 +8,8 @@ import torch
 from toy_nets import MSE, linear, loop
 
 from sharpness import hessian, top_eigenvalues
-from sharpness.alignment import batch_sharpness, gradient_hessian_overlap
-from sharpness.problem import make_problem
+from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
+from sharpness.problem.problem import make_problem
 
 
 def test_overlap_against_dense(make_case):

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Augment, Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import gradient as gradients
-from experiments.lab.training.ascent import Displaced, ascent
 from experiments.lab.training.course import initial_model
 from experiments.lab.training.data import Data
-from experiments.lab.training.ensemble import Ensemble
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.engine import Single
+from experiments.lab.training.sam import Displaced, ascent
 from sharpness import worst_case_sharpness
 
 SAM = toy_config(precision=Precision.FLOAT64, batch_size=24, lr=0.1, weight_decay=0.01, sam_rho=0.3)
@@ -115,7 +115,7 @@ def test_a_vanishing_radius_is_the_plain_update(kind: str) -> None:
 HARD: dict[str, Any] = {
     "width": None, "depth": None, "model": Model.KESKAR_C1, "norm": Norm.GHOST, "norm_batch": 4, "augment": Augment.CROP_FLIP,
     "batch_size": 8, "momentum": 0.9, "lr": 0.01, "sam_rho": 0.05,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness.basin import basin_radius, local_entropy
+from sharpness.flatness.basin import basin_radius, local_entropy
 
 CE = nn.CrossEntropyLoss()
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from sharpness import fisher, ggn, hessian, layers
-from sharpness.tape import Tape, TapeError
+from sharpness.operators.replay import Tape, TapeError
 
 torch.set_num_threads(1)
 
@@ -69,7 +69,7 @@ def test_sampled_fisher_averages_to_the_true_one(make_case, name):
     expected = v @ (true @ v)
     draws = np.array([
         v @ (fisher(case.model, case.loss, case.data, kind="sampled", seed=s, memory=0) @ v) for s in range(120)
-    ])  # fmt: skip
+    ])
     assert abs(draws.mean() - expected) < 4 * draws.std() / 120**0.5
     assert draws.std() > 0
 
@@ -94,7 +94,7 @@ def _wide(z: Tensor, t: Tensor) -> Tensor:
 @pytest.mark.parametrize(("last", "loss", "targets"), [
     (nn.Sigmoid(), nn.BCELoss(), torch.rand(6, 3)), (nn.Identity(), _counts, torch.arange(6)),
     (nn.Identity(), _wide, torch.arange(6, dtype=torch.int32) % 3),
-])  # fmt: skip
+])
 def test_losses_of_no_known_likelihood_have_a_ggn(last, loss, targets):
     """Looking for the likelihood fails on outputs that a loss refuses, counts that are no classes, and other precisions."""
     model = nn.Sequential(nn.Linear(2, 3), last)
@@ -156,7 +156,7 @@ ROUTES = (("graph", 1000), ("tape", 0))
 @pytest.fixture(params=ROUTES, ids=[name for name, _ in ROUTES])
 def route(request, monkeypatch):
     """Record at once, or never."""
-    monkeypatch.setattr("sharpness.curvature_operator._GRAPH_PRODUCTS", request.param[1])
+    monkeypatch.setattr("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", request.param[1])
     return request.param[0]
 
 
@@ -184,7 +184,7 @@ def test_common_layers_by_every_route(make_case, route):
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, stride=2, padding=1, groups=1), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2),
         nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, 3),
-    ).double()  # fmt: skip
+    ).double()
     data, loss = (x, make_case("mlp").targets[:6]), nn.CrossEntropyLoss(label_smoothing=0.1)
     for make in (hessian, ggn):
         op, reference = make(net, loss, data, batch_size=4), make(net, loss, data, memory=0)
@@ -195,7 +195,7 @@ def test_common_layers_by_every_route(make_case, route):
 
 @pytest.mark.parametrize("name", ["mlp", "regression", "tied", "frozen", "bn eval", "bn train"])
 def test_recorded_products_equal_the_dense_hessian(make_case, name, monkeypatch):
-    monkeypatch.setattr("sharpness.curvature_operator._GRAPH_PRODUCTS", 2)
+    monkeypatch.setattr("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", 2)
     case = make_case(name)
     dense = case.dense_hessian()
     for batch_size in (None,) if case.mode == "train" else (None, 5):

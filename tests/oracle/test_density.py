@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from sharpness.curvature import hessian
-from sharpness.density import spectral_density
+from sharpness.linalg.density import spectral_density
+from sharpness.operators.curvature import hessian
 
 N = 60
 SPECTRA = {
@@ -131,7 +131,7 @@ def test_refusals():
     for wrong in (
         {"probes": 1}, {"steps": 0}, {"steps": 2.5}, {"sigma": 0.0}, {"sigma": np.nan}, {"sigma": 1e-9},
         {"grid": [np.nan]}, {"grid": []}, {"grid": 512},
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             spectral_density(matrix, **wrong)
     with pytest.raises(ValueError, match="order"):
@@ -170,7 +170,7 @@ def test_groups_of_probes_change_nothing(monkeypatch):
     """Large n: probes go a few at a time."""
     matrix = dense(SPECTRA["flat"])
     whole = spectral_density(matrix, probes=5, steps=20)
-    monkeypatch.setattr("sharpness.density._BASIS_BYTES", 8 * N * 20 * 2)
+    monkeypatch.setattr("sharpness.linalg.density._BASIS_BYTES", 8 * N * 20 * 2)
     parts = spectral_density(matrix, probes=5, steps=20)
     assert parts.matvecs == whole.matvecs and len(parts.nodes) == 5
     np.testing.assert_allclose(parts.values, whole.values, rtol=1e-6)

@@ -153,7 +153,7 @@ def test_no_ghosts_after_many_steps():
 
 def test_thick_restart_when_the_basis_is_full(monkeypatch):
     """With memory for one vector the basis is limited to 3 k + 20 = 29, which is far from enough here."""
-    monkeypatch.setattr("sharpness.eigen._BASIS_BYTES", 8 * 600)
+    monkeypatch.setattr("sharpness.linalg.eigen._BASIS_BYTES", 8 * 600)
     matrix = with_spectrum(np.r_[np.linspace(2, 3, 6), np.linspace(-1, 1, 594)])
     found = top_eigenvalues(matrix, 3, tol=1e-8, max_matvecs=1000)
     assert found.converged and found.matvecs > 29

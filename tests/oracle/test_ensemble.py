@@ -7,15 +7,26 @@ from typing import Any
 import pytest
 from toy_runs import NETWORKS, NORMS, SIZES, Memory, identical, run, toy_config, toy_data
 
-from experiments.lab.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig, Scaling, Schedule
+from experiments.lab.declare.config import (
+    Augment,
+    Budget,
+    Machine,
+    Model,
+    Norm,
+    Optimizer,
+    Precision,
+    RunConfig,
+    Scaling,
+    Schedule,
+)
 from experiments.lab.training import gradient
-from experiments.lab.training.train import Outcome, train_group
+from experiments.lab.training.loop import Outcome, train_group
 
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
 ONCE = [
     pytest.param(model, norm, marks=pytest.mark.verify if model is Model.KESKAR_C2 else (), id=f"{model}-{norm}")
     for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH
-]  # fmt: skip
+]
 """keskar-c1 tries the same layers as keskar-c2 with every norm, in a hundredth of the time"""
 
 
@@ -34,7 +45,7 @@ def difference(first: Outcome, second: Outcome) -> float:
 def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> None:
     """Seeds that learn from each other's examples, masks or statistics would not be seeds."""
     base = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, augment=Augment.CROP_FLIP, batch_size=8,
-                      lr=0.01, momentum=0.9, steps=STEPS.get(model, 4))  # fmt: skip
+                      lr=0.01, momentum=0.9, steps=STEPS.get(model, 4))
     configs = [base.replace(seed=3), base.replace(seed=4, lr=0.02, weight_decay=0.01)]
     outcomes, _ = fused(configs, SIZES.get(model, 8))
     for config, outcome in zip(configs, outcomes, strict=True):
@@ -47,7 +58,7 @@ def test_members_are_single_runs_up_to_rounding(model: Model, norm: Norm) -> Non
 def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     """When recording starts, or resumes, would change the weights."""
     config = toy_config(model=model, **NORMS[norm], augment=Augment.CROP_FLIP, batch_size=8, lr=0.01, steps=2,
-                        optimizer=Optimizer.ADAM)  # fmt: skip
+                        optimizer=Optimizer.ADAM)
     eager, _ = run(config, size=SIZES.get(model, 8))
     used: list[bool] = []
     record = gradient.record
@@ -67,7 +78,7 @@ def test_a_replayed_update_is_the_eager_one(model: Model, norm: Norm, monkeypatc
 ADAMW = toy_config(precision=Precision.FLOAT64, optimizer=Optimizer.ADAMW, lr=0.01, steps=12, batch_size=8)
 LAMB = ADAMW.replace(optimizer=Optimizer.LAMB, clip_norm=1.0, ema=0.9, label_smoothing=0.1, gradient_penalty=0.1)
 PLATEAU = toy_config(precision=Precision.FLOAT64, budget=Budget.PLATEAU, patience=1, max_epochs=6, batch_size=8, momentum=0.9,
-                     nesterov=True, norm=Norm.BATCH)  # fmt: skip
+                     nesterov=True, norm=Norm.BATCH)
 MIXES = {
     "schedules": [
         ADAMW, ADAMW.replace(seed=1, steps=7, schedule=Schedule.COSINE, warmup=0.3, weight_decay=0.1),
@@ -78,7 +89,7 @@ MIXES = {
     "stop rules": [
         PLATEAU, PLATEAU.replace(seed=1, lr=0.2, momentum=0.5), PLATEAU.replace(seed=2, patience=0.5, weight_decay=0.01)
     ],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -7,14 +7,14 @@ import pytest
 from scipy import stats
 from toy_runs import Memory
 
-from experiments.lab.config import Budget, Machine, Optimizer, RunConfig
 from experiments.lab.datasets import load
+from experiments.lab.declare.config import Budget, Machine, Optimizer, RunConfig
 from experiments.lab.training.data import prepare
-from experiments.lab.training.train import Outcome, train, train_group
+from experiments.lab.training.loop import Outcome, train, train_group
 
 SEEDS = 32
 CONFIG = RunConfig(n_train=500, width=24, depth=2, batch_size=10, optimizer=Optimizer.ADAM, lr=3e-3, budget=Budget.STEPS,
-                   steps=250)  # fmt: skip
+                   steps=250)
 QUANTITIES = ("test_loss", "test_accuracy", "train_loss", "distance_from_start")
 
 

@@ -9,15 +9,15 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, RunConfig, Schedule
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, RunConfig, Schedule
+from experiments.lab.fused.cuda_graphs import Graph
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training.course import initial_model
 from experiments.lab.training.data import Data
-from experiments.lab.training.ensemble import Ensemble
-from experiments.lab.training.graphs import Graph
-from experiments.lab.training.stepper import Single, never
+from experiments.lab.training.engine import Single, never
 
 CONFIG = toy_config(model=Model.KESKAR_C1, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, lr=0.01,
-                    momentum=0.9, steps=24, schedule=Schedule.COSINE)  # fmt: skip
+                    momentum=0.9, steps=24, schedule=Schedule.COSINE)
 
 
 def stepper(configs: list[RunConfig], data: Data, machine: Machine | None = None) -> Single | Ensemble:
@@ -53,7 +53,7 @@ def test_replays_are_the_updates_of_their_own_steps(members: int, extra: dict[st
 
 LARS: dict[str, Any] = {"optimizer": Optimizer.LARS, "momentum": 0.9}
 LAMB: dict[str, Any] = {"optimizer": Optimizer.LAMB, "clip_norm": 1.0, "ema": 0.9, "label_smoothing": 0.1,
-                        "gradient_penalty": 0.1}  # fmt: skip
+                        "gradient_penalty": 0.1}
 MODELS = (Model.MLP, Model.KESKAR_C1, Model.RESNET20)
 CASES = [(model, fields) for fields in ({}, {"optimizer": Optimizer.ADAM}, TWICE) for model in MODELS]
 
@@ -69,7 +69,7 @@ def test_no_update_waits_for_the_device(model: Model, members: int, fields: dict
         rows: tuple[Any, ...] = (
             torch.zeros(*axis, 8, dtype=torch.int64), torch.zeros(*axis, 8, 3, dtype=torch.int64),
             torch.zeros(axis), torch.zeros(*axis, 3, dtype=torch.int64), torch.ones(*axis, 8) if fields is TWICE else None,
-        )  # fmt: skip
+        )
         moving.update(*rows)
         with pytest.raises(DataDependentOutputException):
             moving.update(*rows).sum().item()  # what a wait looks like here

@@ -14,8 +14,8 @@ from scipy.optimize import minimize
 from torch import nn
 
 from sharpness import epsilon_sharpness, hessian, top_eigenvalues
-from sharpness.box import Start, maximise_in_box
-from sharpness.keskar import STARTS
+from sharpness.flatness.box import Start, maximise_in_box
+from sharpness.flatness.keskar import STARTS
 
 
 def quadratic(matrix, center):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from toy_nets import MSE, linear, loop
 
-from sharpness.alignment import batch_sharpness, gradient_hessian_overlap
-from sharpness.noise import gradient_noise, noise_scale_from_batches
+from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
+from sharpness.gradients.noise import gradient_noise, noise_scale_from_batches
 
 
 def test_moments_and_independence_of_batches(make_case):

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.declare.config import Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import gradient as gradients
+from experiments.lab.training.batch_stream import Feed
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.ensemble import Ensemble
-from experiments.lab.training.feed import Feed
+from experiments.lab.training.engine import Single
 from experiments.lab.training.gradient import loss_and_gradients
-from experiments.lab.training.order import noise
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.shuffle import noise
 
 B, SMALL = 24, 4
 CONFIG = toy_config(precision=Precision.FLOAT64, batch_size=B, noise_batch=SMALL, lr=0.1)
@@ -91,7 +91,7 @@ def test_no_noise_is_the_plain_run() -> None:
 def test_noise_does_not_depend_on_how_it_is_computed(rho: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks, micro-batches, recorded programs and fused runs would add other noise than the run's own."""
     config = CONFIG.replace(model=Model.KESKAR_C1, width=None, depth=None, norm=Norm.GHOST, norm_batch=4, batch_size=8, lr=0.01,
-                            sam_rho=rho)  # fmt: skip
+                            sam_rho=rho)
     configs = [config.replace(seed=1), config.replace(seed=2)]
     alone = [run(own)[0] for own in configs]
     split, _ = run(configs[0], micro_batch=4)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness import hessian, per_example, top_eigenvalues
-from sharpness.norms import fisher_rao_norm, norm_scaled, relative_trace
+from sharpness import hessian, top_eigenvalues
+from sharpness.flatness.scale_aware import fisher_rao_norm, norm_scaled, relative_trace
+from sharpness.gradients import per_example
 
 CE = nn.CrossEntropyLoss()
 

@@ -20,8 +20,8 @@ from toy_nets import (
     relu_net,
 )
 
-from sharpness.pacbayes import bracket_crossing, pac_bayes_sigma
-from sharpness.perturbation import random_perturbation
+from sharpness.flatness.pac_bayes import bracket_crossing, pac_bayes_sigma
+from sharpness.flatness.perturbation import random_perturbation
 
 
 @pytest.mark.parametrize(("scaling", "epsilon"), [("plain", 1e-3), ("magnitude", 0.05)])

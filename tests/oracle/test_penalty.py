@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Machine, Model, Norm, Precision, RunConfig
-from experiments.lab.training.ascent import LENGTH, descent
+from experiments.lab.declare.config import Machine, Model, Norm, Precision, RunConfig
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.ensemble import Ensemble
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.engine import Single
+from experiments.lab.training.sam import LENGTH, descent
 
 CONFIG = toy_config(precision=Precision.FLOAT64, batch_size=24, lr=0.1, width=4, depth=1, gradient_penalty=0.7)
 
@@ -44,7 +44,7 @@ def test_the_gradient_is_that_of_the_penalised_loss(parts: int, monkeypatch: pyt
     expected = g + 0.7 * torch.stack(penalties).mean(0)
     errors = []
     for length in (LENGTH / 10, LENGTH / 100, LENGTH / 1000):  # the whole length may cross a kink of the loss
-        monkeypatch.setattr("experiments.lab.training.ascent.LENGTH", length)
+        monkeypatch.setattr("experiments.lab.training.sam.LENGTH", length)
         value, found = own.descent(*batch)
         errors.append(((flat(found) - expected).norm() / (expected - g).norm()).item())
         assert value.item() == pytest.approx(loss(start).item(), rel=1e-12)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from toy_nets import MSE, loop
 
-from sharpness import per_example
-from sharpness.noise import gradient_noise
-from sharpness.problem import make_problem
+from sharpness.gradients import per_example
+from sharpness.gradients.noise import gradient_noise
+from sharpness.problem.problem import make_problem
 
 
 def streamed(problem):

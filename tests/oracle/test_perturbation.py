@@ -21,9 +21,9 @@ from toy_nets import (
     state,
 )
 
-from sharpness.average import average_case_sharpness
-from sharpness.pacbayes import pac_bayes_sigma
-from sharpness.perturbation import random_perturbation
+from sharpness.flatness.average_case import average_case_sharpness
+from sharpness.flatness.pac_bayes import pac_bayes_sigma
+from sharpness.flatness.perturbation import random_perturbation
 
 
 @pytest.mark.parametrize("antithetic", [True, False])

@@ -9,17 +9,18 @@ from torch.nn.functional import cross_entropy
 from toy_runs import Memory
 
 from experiments.lab import models
-from experiments.lab.config import Budget, ConfigError, Machine, Model, Precision, RunConfig
 from experiments.lab.datasets import load
+from experiments.lab.declare.config import Budget, Machine, Model, Precision, RunConfig
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.models.quadratic import logits_of
 from experiments.lab.training.data import Data, prepare
-from experiments.lab.training.train import train
+from experiments.lab.training.loop import train
 
 torch.set_num_threads(1)
 BASE = RunConfig(
     dataset="noisy-quadratic", model=Model.QUADRATIC, precision=Precision.FLOAT64, batch_size=4, lr=0.3,
     budget=Budget.STEPS, steps=12,
-)  # fmt: skip
+)
 H = 1 / np.arange(1.0, 257.0)
 
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from toy_runs import run, toy_config, toy_data
 
-from experiments.lab import rescaling, widths
-from experiments.lab.config import ConfigError, Machine, Model, Norm, RunConfig
-from experiments.lab.measure import Subject
+from experiments.lab.declare.config import Machine, Model, Norm, RunConfig
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures import random_slices as widths
+from experiments.lab.measures import rescaling
+from experiments.lab.measures.measure import Subject
 from experiments.lab.training.course import initial_model
 
 torch.set_num_threads(1)
@@ -98,7 +100,7 @@ def test_filter_widths_ignore_a_rescaling_and_raw_ones_do_not() -> None:
     first = subject()
     second = rescaling.rescaled_subject(first, 0, 4.0)
     raw, scaled = ([f(s, examples=72, radius=r)["value"] for s in (first, second)]
-                   for f, r in ((widths.slice_width, 2.0), (widths.filter_slice_width, 0.5)))  # fmt: skip
+                   for f, r in ((widths.slice_width, 2.0), (widths.filter_slice_width, 0.5)))
     assert scaled[1] == pytest.approx(scaled[0], rel=1e-4)
     assert abs(np.log(raw[1] / raw[0])) > 0.2
     with pytest.raises(ConfigError, match="odd number"):

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from sharpness.curvature import hessian
-from sharpness.traces import effective_rank, frobenius_norm, trace
+from sharpness.linalg.traces import effective_rank, frobenius_norm, trace
+from sharpness.operators.curvature import hessian
 
 METHODS = ("hutchinson", "hutch++", "xtrace")
 N = 60
@@ -203,7 +203,7 @@ def test_chunks_change_nothing(monkeypatch):
     for m in (20, N):
         whole = trace(matrix, method="hutchinson", matvecs=m), effective_rank(matrix, matvecs=m)
         with monkeypatch.context() as patch:
-            patch.setattr("sharpness.traces._CHUNK_BYTES", 8 * N * 7)
+            patch.setattr("sharpness.linalg.traces._CHUNK_BYTES", 8 * N * 7)
             parts = trace(matrix, method="hutchinson", matvecs=m), effective_rank(matrix, matvecs=m)
         for one, other in zip(whole, parts, strict=True):
             assert (one.matvecs, one.status) == (other.matvecs, other.status)

@@ -12,12 +12,12 @@ import pytest
 from analysis.load import SUMMARY
 from analysis.report import deviations
 from analysis.stats import power, power_within
-from experiments.lab.board import PUBLISHED
-from experiments.lab.claims import Claim, Kind
-from experiments.lab.config import RunConfig
-from experiments.lab.measure import METRICS, names_of_one_run
-from experiments.lab.plan import studies
-from experiments.lab.study import PILOT, Record, Request, Study
+from experiments.lab.declare.claims import Claim, Kind
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import PILOT, Record, Request, Study
+from experiments.lab.measures.measure import METRICS, names_of_one_run
+from experiments.lab.sweep.board import PUBLISHED
+from experiments.lab.sweep.plan import studies
 
 STUDIES = studies()
 CASES = [(study, scale.name) for study in STUDIES.values() for scale in study.scales]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from experiments.lab.provenance import commit
+from experiments.lab.store.provenance import commit
 
 ROOT = Path(__file__).resolve().parents[2]
 (CODE,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "own_study.md").read_text(), flags=re.DOTALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from experiments import foret2021
-from experiments.lab.study import Request
+from experiments.lab.declare.study import Request
 from experiments.lab.training.budget import total_steps
 
 

@@ -12,10 +12,10 @@ import synthetic
 from analysis.figures import learning_curves
 from analysis.load import from_store
 from experiments import jastrzebski2018, masters2018, smith2018
-from experiments.lab.config import RunConfig
-from experiments.lab.study import Record, Request
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import Record, Request
+from experiments.lab.training.batch_schedule import phases_of
 from experiments.lab.training.budget import total_steps
-from experiments.lab.training.phases import phases_of
 
 SCALES = ("quick", "laptop", "paper")
 

@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 
 from analysis.load import DEFAULTS, Published, config_column, find, from_published, none_if_missing
-from experiments.lab import config as config_module
-from experiments.lab import settings
-from experiments.lab.config import RunConfig
-from experiments.lab.plan import plan
-from experiments.lab.store import Store
-from experiments.lab.study import Request
+from experiments.lab.declare import config as config_module
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import Request
+from experiments.lab.store import published_settings as settings
+from experiments.lab.store.records import Store
+from experiments.lab.sweep.plan import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).with_name("identities.json")

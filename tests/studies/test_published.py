@@ -30,7 +30,7 @@ def judged(ours: list[dict], published: list[dict]) -> list[str]:
     answers = {v["claim"]: v["published"] for v in ours}
     assert {answer["answer"] for answer in answers.values()} <= {"same", "agrees"}, answers
     return [f"{v['claim']}: published {v['published']['verdict']}, here {v['verdict']} ({v['published']['why']})"
-            for v in ours if v["published"]["flips"]]  # fmt: skip
+            for v in ours if v["published"]["flips"]]
 
 
 @pytest.mark.verify
@@ -57,7 +57,7 @@ def test_verify_reports_flips_and_fails_on_differences() -> None:
     (flip,) = judged([claim("agrees", "inconclusive")], [claim("same")])
     assert flip == "one: published reproduced, here inconclusive (because)"
     for ours in (claim("differs"), claim("differs", "inconclusive"), claim("same") | {"runs": ["b"]},
-                 claim("same") | {"claim_hash": "d"}):  # fmt: skip
+                 claim("same") | {"claim_hash": "d"}):
         with pytest.raises(AssertionError):
             judged([ours], [claim("same")])
 

@@ -16,13 +16,13 @@ from analysis.__main__ import main as analyse
 from analysis.load import TABLES, from_published, from_store
 from analysis.verdicts import verdicts
 from experiments.__main__ import main
-from experiments.lab.check import check
-from experiments.lab.files import StoreError
-from experiments.lab.plan import find_study, plan
-from experiments.lab.published import import_published
-from experiments.lab.store import Store
-from experiments.lab.study import Request, measure
-from experiments.lab.transfer import export_runs, import_runs
+from experiments.lab.declare.study import Request, measure
+from experiments.lab.store.check import check
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.records import Store
+from experiments.lab.store.transfer import export_runs, import_runs
+from experiments.lab.sweep.plan import find_study, plan
+from experiments.lab.sweep.published import import_published
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ROOT / "figures"
@@ -132,7 +132,7 @@ def test_own_runs_stay_as_they_are(imported: Store, tmp_path: Path) -> None:
     "words",
     [["import", "--published", "nobody2020"], ["import", "--published", "keskar2017", "--scale", "huge"],
      ["import", "--scale", "quick", "runs.tar"], ["export", "--published", "keskar2017"], ["check", "--published"]],
-)  # fmt: skip
+)
 def test_wrong_words_are_status_2(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A traceback, or an import of nothing that passes for one."""
     assert main(["store", *words, "--store", str(tmp_path)]) == 2

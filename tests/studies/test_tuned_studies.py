@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from experiments import shallue2019, smith2020
-from experiments.lab.config import Budget, RunConfig, Scaling
-from experiments.lab.study import Record, Request, Study
+from experiments.lab.declare.config import Budget, RunConfig, Scaling
+from experiments.lab.declare.study import Record, Request, Study
 
 Score = Callable[[RunConfig], float]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from experiments.lab.study import Record, Request
-from experiments.lab.tuning import tuning_seed
+from experiments.lab.declare.study import Record, Request
+from experiments.lab.declare.tuning import tuning_seed
 from experiments.zhang2019 import ALGORITHMS, SETTINGS, TUNING_SEEDS, extend, final, slowest, tune
 
 REQUEST = Request("quick")

@@ -47,7 +47,7 @@ def test_same_bits_are_the_same(here: Tables) -> None:
 @pytest.mark.parametrize(
     ("ours", "theirs", "answer"),
     [(0.63, 0.44, AGREES), (0.70, 0.44, AGREES), (0.80, 0.44, DIFFERS), (0.90, 0.44, DIFFERS), (-0.1, 0.44, DIFFERS)],
-)  # fmt: skip
+)
 def test_effects_are_compared_as_two_samples(here: Tables, there: Tables, ours: float, theirs: float, answer: str) -> None:
     """Two draws of one truth would count as different, or two truths as one: with a standard error of 0.1 each, 0.29 decides."""
     assert compare(evidence(here, ours), evidence(there, theirs), LEVELS)[0] == answer

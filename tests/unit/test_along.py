@@ -12,13 +12,15 @@ import torch
 import toy_store
 from toy_runs import toy_config, toy_data, toy_images
 
-from experiments.lab import along, measure
-from experiments.lab.config import Budget, ConfigError, Machine, Norm, Optimizer, RunConfig, Schedule
-from experiments.lab.files import StoreError
-from experiments.lab.measure import Subject
-from experiments.lab.store import Store
+from experiments.lab.declare.config import Budget, Machine, Norm, Optimizer, RunConfig, Schedule
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures import during_training as along
+from experiments.lab.measures import measure
+from experiments.lab.measures.measure import Subject
+from experiments.lab.measures.replay_run import states
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.records import Store
 from experiments.lab.training import data
-from experiments.lab.trajectory import states
 
 torch.set_num_threads(1)
 CONFIGS = [

@@ -18,13 +18,13 @@ from analysis.draw import figures_of
 from analysis.load import from_published, from_store
 from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
-from experiments.lab import board
-from experiments.lab.files import StoreError
-from experiments.lab.store import Store
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.records import Store
+from experiments.lab.sweep import board
 
 QUICK = ("keskar2017", "--scale", "quick")
 FIELDS = {"study", "scale", "claim", "claim_hash", "verdict", "effect", "ci_low", "ci_high", "unit", "n_seeds",
-          "p_value", "decided_by", "paper_value", "paper_source", "runs", "source"}  # fmt: skip
+          "p_value", "decided_by", "paper_value", "paper_source", "runs", "source"}
 README = "before\n<!-- begin:board -->\nold\n<!-- end:board -->\nafter\n<!-- begin:reproduce -->\n<!-- end:reproduce -->\n"
 
 
@@ -86,7 +86,7 @@ def test_report_holds_verdicts_tables_figures_and_deviations(full: Path, capsys:
     "words",
     [("verdicts", "nobody2020", "--scale", "quick"), ("verdicts", "keskar2017", "--scale", "huge"),
      ("verdicts", *QUICK, "--store", "/nonexistent"), ("publish", *QUICK, "--published")],
-)  # fmt: skip
+)
 def test_wrong_usage_is_status_2(
     words: tuple[str, ...], published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -220,11 +220,11 @@ def edit_settings(folder: Path, name: str, value: Any) -> None:
      (lambda f: edit_settings(f, "batch_size", -1), "of another batchlab"),
      (lambda f: edit_settings(f, "colour", "red"), "no field 'colour'")],
     ids=["absent", "mixed", "torn", "no settings", "torn settings", "impossible", "later"],
-)  # fmt: skip
+)
 def test_unusable_publication_is_status_2(
     damage: Any, reason: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     """A traceback for somebody who cloned without the records."""
     folder = Path(shutil.copytree(published / "figures", tmp_path / "published")) / "keskar2017" / "quick"
     damage(folder)

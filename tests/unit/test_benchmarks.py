@@ -17,10 +17,10 @@ import torch
 from benchmarks import table
 from PIL import Image
 
-from experiments.lab.config import Machine
+from experiments.lab.declare.config import Machine
 from experiments.lab.training.augment import Crops
-from experiments.lab.training.order import Order
-from experiments.lab.training.train import train
+from experiments.lab.training.loop import train
+from experiments.lab.training.shuffle import Order
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -78,7 +78,7 @@ def test_gpu_script_runs_end_to_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script, words", [("bench_gpu.py", ["--parts", "none"]), ("bench_training.py", ["--parts", "none"]),
-                                           ("bench_gpu.py", ["--dataset", "none"])])  # fmt: skip
+                                           ("bench_gpu.py", ["--dataset", "none"])])
 def test_benchmarks_refuse_what_they_do_not_know(script: str, words: list[str], tmp_path: Path) -> None:
     """A traceback half an hour later."""
     command = [sys.executable, BENCHMARKS / script, *words, "--json", tmp_path / "x.json"]

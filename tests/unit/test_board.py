@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from experiments.lab import board
+from experiments.lab.sweep import board
 
 VERDICT: dict[str, Any] = {
     "study": "toy", "scale": "quick", "sentence": "a | b", "primary": True, "verdict": "contradicted", "effect": -0.5,
     "ci_low": -0.7, "ci_high": -0.3, "ratio": None, "ratio_low": None, "ratio_high": None, "level": 0.95, "unit": "points",
     "n_seeds": 8, "paper_value": 1.0, "paper_source": "secondary",
-}  # fmt: skip
+}
 
 
 def test_every_kind_of_verdict_is_shown() -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from toy_runs import Memory, run, toy_config
 
-from experiments.lab.config import Augment, Budget, ConfigError, Machine, Model, Norm, Optimizer, Precision, RunConfig
 from experiments.lab.datasets import load
+from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training import budget
+from experiments.lab.training.batch_schedule import phases_of
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.data import prepare
-from experiments.lab.training.phases import phases_of
-from experiments.lab.training.train import train
+from experiments.lab.training.loop import train
 
 N = 1000
 
@@ -166,7 +167,7 @@ def test_a_target_is_met_within_a_tenth(batch_size: int, optimizer: Optimizer, l
     config = RunConfig(
         n_train=1000, width=32, depth=1, batch_size=batch_size, optimizer=optimizer, lr=lr,
         budget=Budget.TRAIN_LOSS, train_loss=0.1, max_epochs=100,
-    )  # fmt: skip
+    )
     data, log = prepare(config, Machine(), load("fashion-mini")), WithoutCheckpoints()
     outcome = train(config, Machine(), data, log)
     assert outcome.status == "done"

@@ -20,9 +20,9 @@ from analysis.load import check_families, from_published, from_store
 from analysis.pilot import rows
 from analysis.stats import ALPHA
 from analysis.verdicts import REPRODUCED, verdicts
-from experiments.lab.board import PUBLISHED
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind
-from experiments.lab.plan import UsageError
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind
+from experiments.lab.declare.errors import UsageError
+from experiments.lab.sweep.board import PUBLISHED
 
 CLUSTERS, RUNS = 20, 3
 TRIALS = 100
@@ -114,7 +114,7 @@ CLAIM = Claim(
     Contrast("gap_accuracy", (Group("all runs", 1.0, ()),), 1, "Kendall's tau",
              family=Family("kendall", (), (("against_value", "lambda_max"),), ("batch_size", "seed"))),
     0.1, primary=True, gates=(Gate("min_seeds", 8),), test=CLUSTER,
-)  # fmt: skip
+)
 
 
 def test_from_a_store_to_a_verdict(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.lab.config import (
+from experiments.lab.datasets import identity
+from experiments.lab.declare.config import (
     Augment,
     Budget,
-    ConfigError,
     Machine,
     Model,
     Norm,
@@ -25,18 +25,18 @@ from experiments.lab.config import (
     Scaling,
     Schedule,
 )
-from experiments.lab.datasets import identity
+from experiments.lab.declare.errors import ConfigError
 
 PLAIN: dict[str, Any] = {"batch_size": 32, "lr": 0.1, "budget": Budget.EPOCHS, "epochs": 10}
 MATCHED: dict[str, Any] = {"batch_size": 500, "lr": 1e-3, "optimizer": Optimizer.ADAM, "budget": Budget.TRAIN_LOSS,
                            "train_loss": 0.01, "max_epochs": 400, "n_train": 5000, "width": 128, "depth": 2,
-                           "seed": 3}  # fmt: skip
+                           "seed": 3}
 FULL: dict[str, Any] = {
     "dataset": "cifar10", "augment": Augment.CROP_FLIP, "model": Model.KESKAR_C1, "norm": Norm.GHOST, "norm_batch": 128,
     "batch_size": 4096, "lr": 0.1, "scaling": Scaling.SQRT, "base_batch_size": 128, "momentum": 0.9, "nesterov": True,
     "weight_decay": 5e-4, "schedule": Schedule.COSINE, "warmup": 0.05, "budget": Budget.STEPS, "steps": 1000,
     "precision": Precision.BFLOAT16, "tf32": True, "parent": "0" * 20,
-}  # fmt: skip
+}
 
 
 def plain(**changes: Any) -> RunConfig:
@@ -60,7 +60,7 @@ def test_every_default_is_frozen() -> None:
         "dataset": "fashion-mini", "augment": "none", "model": "mlp", "norm": "none", "dropout": True, "optimizer": "sgd",
         "scaling": "none", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule": "constant", "precision": "float32",
         "batch_growth": 1, "trust": 0.001, "train_draw": "first",
-    }  # fmt: skip
+    }
 
 
 def test_default_fields_do_not_enter_the_id() -> None:
@@ -215,7 +215,7 @@ def configs(draw: st.DrawFn) -> RunConfig:
         **fields, lr=draw(positive), seed=draw(st.integers(0, 2**63 - 1)), beta1=draw(st.floats(0, 0.999)),
         optimizer=draw(st.sampled_from(list(Optimizer))), weight_decay=draw(st.floats(0, 1)), dropout=draw(st.booleans()),
         precision=draw(st.sampled_from(list(Precision))), augment=draw(st.sampled_from(list(Augment))),
-    )  # fmt: skip
+    )
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -39,7 +39,7 @@ def tables(*planes: dict) -> SimpleNamespace:
     runs = pd.DataFrame({
         "run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
         **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss",
-    })  # fmt: skip
+    })
     measurements = pd.DataFrame(
         {"metric": "plane", "run_id": runs["run_id"], "details": [json.dumps(p) for p in planes]}
     )[::-1]

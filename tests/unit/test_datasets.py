@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from experiments.lab import datasets
-from experiments.lab.config import Budget, Machine, RunConfig
 from experiments.lab.datasets import DataError, embedded, idx, make_fashion_mini, mnist
 from experiments.lab.datasets.cifar import JPEG_COPY, channel_statistics
 from experiments.lab.datasets.download import fetch
+from experiments.lab.declare.config import Budget, Machine, RunConfig
 from experiments.lab.training.data import prepare
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
@@ -196,7 +196,7 @@ def test_cifar100_style_folder_uses_the_fine_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("train", "test", "classes"), [((0, 0), (0,), 2), ((0, 1), (1,), 2), ((0, 4), (19,), 20)])
 @pytest.mark.parametrize("layout", ["one label", "two labels"])
 def test_the_head_fits_a_users_labels(tmp_path: Path, layout: str, train: tuple[int, ...], test: tuple[int, ...],
-                                      classes: int) -> None:  # fmt: skip
+                                      classes: int) -> None:
     """Breaks when data of 2 or 20 classes get the outputs of CIFAR, or are refused for having more."""
     names, coarse = (("data_batch_1", "test_batch"), b"") if layout == "one label" else (("train", "test"), b"\x1e")
     for name, labels in zip(names, (train, test), strict=True):

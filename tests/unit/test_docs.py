@@ -99,7 +99,7 @@ PROJECT = ROOT.parent
 LINKED = [
     *PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("figures/**/README.md"), *PAGES,
     *PROJECT.glob("experiments/**/README.md"),
-]  # fmt: skip
+]
 
 
 def text_of(page: Path) -> str:

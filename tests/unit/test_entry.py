@@ -11,7 +11,7 @@ from pathlib import Path
 import own_studies
 import pytest
 
-from experiments.lab import terminal
+from experiments.lab.sweep import terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = "import sys\nfrom {module} import {name}\nif __name__ == '__main__':\n    sys.exit({name}())\n"

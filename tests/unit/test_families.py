@@ -18,9 +18,10 @@ from analysis import families
 from analysis.cells import cells
 from analysis.load import DEFAULTS, Tables, check_families, from_published, from_store
 from analysis.verdicts import INCONCLUSIVE, REPRODUCED, Verdict, verdicts
-from experiments.lab import settings
-from experiments.lab.claims import Claim, Contrast, Family, Gate, Group, Kind
-from experiments.lab.plan import UsageError, studies
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind
+from experiments.lab.declare.errors import UsageError
+from experiments.lab.store import published_settings as settings
+from experiments.lab.sweep.plan import studies
 
 NAN = math.nan
 

@@ -84,7 +84,7 @@ def test_best_trial_is_the_complete_one_with_the_fewest_steps_below_the_goal(tmp
     [(ERROR, (0.231, 0.2), None, (ERROR, 0.24)), (ERROR, (0.24, 0.2), None, (ERROR, 0.25)),
      (PRECISION, (0.31, 0.4), None, (PRECISION, 0.3)), (PRECISION, (0.318, 0.4), None, (PRECISION, 0.31)),
      (LOSS, (3.901, 4.32), None, (LOSS, 4.4)), (ERROR, (0.2, 0.2), 0.5, (ERROR, 0.5)), ("val/colour", (1.0, 2.0), None, None)],
-)  # fmt: skip
+)
 def test_goal_of_an_unknown_workload_is_one_that_every_batch_size_reaches(
     metric: str, ends: tuple[float, float], asked: float | None, goal: tuple[str, float] | None, tmp_path: Path
 ) -> None:
@@ -125,7 +125,7 @@ def test_momentum_is_compared_where_both_were_searched(archive: Path) -> None:
     ("name", "content"),
     [("metadata.json", "{"), ("metadata.json", '{"status": "LOST"}'), ("measurements.csv", ""),
      ("measurements.csv", "a,b\n1,2\n"), ("measurements.csv", None)],
-)  # fmt: skip
+)
 def test_a_damaged_trial_is_named_and_harms_itself_alone(
     name: str, content: str | None, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -152,7 +152,7 @@ def test_groups_of_workloads_stay_apart(archive: Path) -> None:
     "words",
     [["verdicts", "keskar2017", "--scale", "quick"], ["pilot", *STUDY[:3]], ["publish", *STUDY[:3]],
      ["histories", *STUDY[:3]], ["verdicts", *STUDY[:3], "--goal", "-1"]],
-)  # fmt: skip
+)
 def test_what_such_tables_cannot_answer_is_said(words: list[str], archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A traceback, or other people's trials published as runs of this project."""
     assert main([*words, "--store", str(archive)]) == 2

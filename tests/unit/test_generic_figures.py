@@ -19,8 +19,8 @@ from analysis.draw import draw
 from analysis.figures import NoDataError, along_training
 from analysis.load import Tables, from_store
 from analysis.style import style
-from experiments.lab.config import Optimizer, RunConfig
-from experiments.lab.study import Figure, Request, Stage
+from experiments.lab.declare.config import Optimizer, RunConfig
+from experiments.lab.declare.study import Figure, Request, Stage
 
 TRAIN, TUNE = (("where", (("stage", "train"),)),), (("where", (("stage", "tune"),)),)
 KINDS = {
@@ -36,7 +36,7 @@ STEPS = [0, 10, 20]
 
 def train(request: Request, records: object) -> list[RunConfig]:
     return [config(size, seed, weight_decay=decay, optimizer=Optimizer.SGD)
-            for size in (16, 500) for decay in (0.0, 5e-4) for seed in range(3)]  # fmt: skip
+            for size in (16, 500) for decay in (0.0, 5e-4) for seed in range(3)]
 
 
 def tune(request: Request, records: object) -> list[RunConfig]:
@@ -53,7 +53,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     found = from_store(study, "quick", synthetic.write(tmp_path_factory.mktemp("store"), study, truth))
     runs = found.runs[(found.runs["stage"] == "train") & (found.runs["weight_decay"] == 0)]
     rows = [{"run_id": run, "metric": "curve", "options": "{}", "value": 1.0, "status": "ok", "details": json.dumps(curve(size))}
-            for run, size in runs[["run_id", "batch_size"]].itertuples(index=False)]  # fmt: skip
+            for run, size in runs[["run_id", "batch_size"]].itertuples(index=False)]
     return replace(found, measurements=pd.concat([found.measurements, pd.DataFrame(rows)], ignore_index=True))
 
 

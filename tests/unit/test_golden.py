@@ -12,9 +12,9 @@ import pytest
 import torch
 from toy_runs import NETWORKS, NORMS, SIZES, run, toy_config, toy_data
 
-from experiments.lab.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
+from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.engine import Single
 
 CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
 GOLDEN: dict[str, tuple[float, float]] = {
@@ -56,14 +56,14 @@ GOLDEN: dict[str, tuple[float, float]] = {
     "wrn16-4 group": (76.81584316858185, 2952.8656260281223),
     "wrn16-4 layer": (76.81574343290787, 2952.8154034788895),
     "vit none": (119.90207556432688, -957.115336000313),
-}  # fmt: skip
+}
 OUTCOMES: dict[str, tuple[float, float]] = {
     "sgd": (166.94136263341048, 8.315133307164663),
     "adam": (167.97473315276437, 7.982331272354647),
     "adamw": (169.9871104815646, 7.964308454124019),
     "lars": (167.07840392324513, 8.681282566958414),
     "lamb": (166.89737105489303, 8.593231607919991),
-}  # fmt: skip
+}
 INITIAL = (7.117976427095347, 16.296762086166073)
 
 
@@ -97,7 +97,7 @@ def trained(optimizer: Optimizer) -> tuple[float, float]:
     config: RunConfig = toy_config(
         model=Model.KESKAR_C1, norm=Norm.BATCH, precision=Precision.FLOAT64, augment=Augment.CROP_FLIP,
         optimizer=optimizer, lr=0.001, weight_decay=0.01, schedule=Schedule.COSINE, warmup=0.3, steps=6,
-    )  # fmt: skip
+    )
     start = initial_model(config, Machine(), toy_data(config, 10), None)
     set_weights(start)
     outcome, _ = run(config, size=10, parent=start.state_dict())

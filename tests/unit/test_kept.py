@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness.directions import random_direction
-from sharpness.grid import slice_2d
-from sharpness.slices import slice_1d
+from sharpness.landscape.directions import random_direction
+from sharpness.landscape.grid import slice_2d
+from sharpness.landscape.slices import slice_1d
 
 torch.set_num_threads(1)
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from toy_runs import run, toy_config, toy_data
 
-from experiments.lab.config import Budget, Machine, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.declare.config import Budget, Machine, Norm, Optimizer, Precision, RunConfig
+from experiments.lab.fused.ensemble import Ensemble, StackedUpdate
 from experiments.lab.training import gradient as gradients
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.ensemble import Ensemble, StackedUpdate
+from experiments.lab.training.engine import Single
 from experiments.lab.training.evaluate import evaluate
 from experiments.lab.training.optimizers import Update
-from experiments.lab.training.stepper import Single
 
 Arrays = list[np.ndarray]
 SHAPES = [(3, 2), (2,), (2, 1, 2, 2), (4,)]
@@ -93,7 +93,7 @@ def test_members_have_their_own_norms(name: str) -> None:
     update = StackedUpdate(configs, flat, [torch.Size(shape) for shape in SHAPES])
     for lr in LRS:
         gradients = [torch.from_numpy(np.stack(g)).flatten(1) for g in zip(
-            *(gradient([p[i].numpy() for p in update.parts(flat)]) for i in range(3)), strict=True)]  # fmt: skip
+            *(gradient([p[i].numpy() for p in update.parts(flat)]) for i in range(3)), strict=True)]
         update(torch.cat(gradients, 1), lr * torch.tensor([[1.0], [0.5], [2.0]], dtype=torch.float64))
     for i, config in enumerate(configs):
         expected, average = by_the_papers(config, start(i), [lr * (1.0, 0.5, 2.0)[i] for lr in LRS])
@@ -141,7 +141,7 @@ def test_averages_are_what_is_evaluated_and_kept() -> None:
     trajectory = [raw.checkpoints[step].current.tensors for step in sorted(raw.checkpoints)]
     assert log.checkpoints[5].current.tensors.keys() > trajectory[5].keys()
     assert all(torch.equal(log.checkpoints[5].current.tensors[name], raw.checkpoints[5].current.tensors[name])
-               for name in ("model.layers.0.weight", "optimizer.0.momentum_buffer") if name in trajectory[5])  # fmt: skip
+               for name in ("model.layers.0.weight", "optimizer.0.momentum_buffer") if name in trajectory[5])
     model = initial_model(config, Machine(), data, None)
     for name, start_ in model.named_parameters():
         expected = start_.detach().clone()

@@ -10,7 +10,7 @@ import pytest
 from analysis.figures.forest import frame, make_figure
 from analysis.margins import holding, words
 from analysis.verdicts import decide
-from experiments.lab.claims import Kind
+from experiments.lab.declare.claims import Kind
 
 INTERVALS = ((0.284, 0.446, 0.268, 0.462), (-0.3, 0.2, -0.4, 0.3), (-1.26, -0.97, -1.29, -0.94), (-0.2, 0.9, -0.1, 0.7))
 
@@ -20,7 +20,7 @@ def verdict(kind: Kind, ends: tuple[float, float, float, float], margin: float, 
     answer, reason = decide(kind, margin, (low90, high90), (low, high), 0.95)
     return {"study": "s", "scale": "quick", "claim": "quick-c", "verdict": answer, "decided_by": reason, "kind": kind.value,
             "level": 0.95, "margin": margin, "effect": (low + high) / 2, "ci_low": low, "ci_high": high, "ci90_low": low90,
-            "ci90_high": high90, "ratio": None, "primary": True, "paper_value": None, **fields}  # fmt: skip
+            "ci90_high": high90, "ratio": None, "primary": True, "paper_value": None, **fields}
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -12,9 +12,9 @@ import toy_store
 from toy_runs import toy_config, toy_images
 
 from experiments.__main__ import main
-from experiments.lab import measure
-from experiments.lab.config import Machine, Model, Norm
-from experiments.lab.store import Store, measurement_id
+from experiments.lab.declare.config import Machine, Model, Norm
+from experiments.lab.measures import measure
+from experiments.lab.store.records import Store, measurement_id
 from experiments.lab.training import data
 from sharpness.metrics import TABLE
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 CERTIFICATE = {
     "metric", "options", "runs", "value", "standard_error", "residual", "products", "examples", "bn_mode", "dtype",
     "seed", "status", "details",
-}  # fmt: skip
+}
 
 
 @pytest.fixture

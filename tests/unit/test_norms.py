@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from toy_runs import toy_config
 
 from experiments.lab import models
-from experiments.lab.config import ConfigError, Model, Norm
+from experiments.lab.declare.config import Model, Norm
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.models.dropout import Dropout
 from experiments.lab.models.norms import EPS, BatchNorm, Normalizer, calibrate
 from experiments.lab.models.vit import Attention
@@ -134,9 +135,9 @@ PARAMETERS = {  # by hand from the layers' shapes: weights and biases without no
     # patches, positions, six blocks of attention, hidden layer and two norms, the last norm, ten classes
     Model.VIT: (49 * 128 + 64 * 128 + 6 * (4 * 129 * 128 + 129 * 256 + 257 * 128 + 512) + 256 + 1290, 0, (3, 32, 32)),
     Model.QUADRATIC: (256, 0, (1, 16, 16)),
-}  # fmt: skip
+}
 PUBLISHED = {Model.RESNET20: 0.27, Model.RESNET32: 0.46, Model.RESNET44: 0.66, Model.RESNET56: 0.85,
-             Model.WRN16_4: 2.7, Model.WRN28_10: 36.5}  # fmt: skip
+             Model.WRN16_4: 2.7, Model.WRN28_10: 36.5}
 """millions of parameters with batch norm (He et al. 2016; Zagoruyko and Komodakis 2016)"""
 
 

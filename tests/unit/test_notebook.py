@@ -11,7 +11,7 @@ import synthetic
 from nbclient import NotebookClient
 
 from experiments.keskar2017 import STUDY
-from experiments.lab.board import published, tally
+from experiments.lab.sweep.board import published, tally
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "01_quickstart.ipynb"

@@ -11,9 +11,9 @@ import pytest
 import torch
 from toy_runs import toy_config
 
-from experiments.lab.config import Budget, Optimizer, RunConfig, Scaling, Schedule
-from experiments.lab.training.ensemble import StackedUpdate
-from experiments.lab.training.feed import Feed
+from experiments.lab.declare.config import Budget, Optimizer, RunConfig, Scaling, Schedule
+from experiments.lab.fused.ensemble import StackedUpdate
+from experiments.lab.training.batch_stream import Feed
 from experiments.lab.training.optimizers import Update
 from experiments.lab.training.schedules import lr_at
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import Augment, Machine
+from experiments.lab.declare.config import Augment, Machine
 from experiments.lab.models.dropout import Dropout, number_dropout_layers
 from experiments.lab.training.augment import PAD, Crops, draws
 from experiments.lab.training.course import initial_model
-from experiments.lab.training.order import Order, permutation
-from experiments.lab.training.stepper import Single
+from experiments.lab.training.engine import Single
+from experiments.lab.training.shuffle import Order, permutation
 
 N = 5000
 

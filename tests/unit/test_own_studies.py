@@ -15,13 +15,13 @@ import synthetic
 
 from analysis import __main__ as analysis
 from experiments import __main__ as command
-from experiments.lab.claims import Claim
-from experiments.lab.declared import wrong_runs
-from experiments.lab.finding import search
-from experiments.lab.plan import check_names, find_study, plan, studies
-from experiments.lab.store import Store
-from experiments.lab.study import Figure, Request
-from experiments.lab.vocabulary import figures, metrics, statistics
+from experiments.lab.declare.claims import Claim
+from experiments.lab.declare.finding import search
+from experiments.lab.declare.study import Figure, Request
+from experiments.lab.declare.study_checks import wrong_runs
+from experiments.lab.declare.vocabulary import figures, metrics, statistics
+from experiments.lab.store.records import Store
+from experiments.lab.sweep.plan import check_names, find_study, plan, studies
 
 QUICK = ("--scale", "quick")
 STUDY, SCALES = "STUDY = Study(", 'scales=(Scale("quick", "tiny", "seconds"),)'
@@ -266,14 +266,14 @@ def test_a_near_name_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_small_study_is_answered_like_any(
     claims: tuple[Claim, ...], drawn: tuple[str, ...], seeds: int, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """Without claims, without figures or with one seed it ends in a traceback, after the training."""
     whole = synthetic.study()
     (stage,) = whole.stages
     stage = replace(
         stage, runs=lambda request, records: [c for c in synthetic.runs(request, records) if c.seed < seeds],
         pairs=lambda request, configs: [p for p in synthetic.pairs(request, configs) if p.first.seed < seeds],
-    )  # fmt: skip
+    )
     options = {"bars": (), "along_training": (("metric", "sharpness_along"), ("y", ("lambda_max",)))}
     kinds = tuple(Figure(kind, kind, options.get(kind, ())) for kind in drawn)
     study = replace(whole, stages=(stage,), claims=claims, figures=kinds)

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness.paths import barrier, connect
-from sharpness.slices import slice_1d
+from sharpness.landscape.paths import barrier, connect
+from sharpness.landscape.slices import slice_1d
 
 torch.set_num_threads(1)
 LOSS = nn.CrossEntropyLoss()

@@ -9,17 +9,17 @@ import pytest
 import torch
 from toy_runs import Memory, identical, run, toy_config, toy_data
 
-from experiments.lab.config import Augment, Budget, ConfigError, Machine, Norm, Precision, RunConfig, Schedule, program
-from experiments.lab.plan import check_fits
-from experiments.lab.progress import expected_steps
+from experiments.lab.declare.config import Augment, Budget, Machine, Norm, Precision, RunConfig, Schedule, check_fits, program
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.sweep.progress import expected_steps
 from experiments.lab.training import memory
+from experiments.lab.training.batch_schedule import phases_of
 from experiments.lab.training.budget import next_curve_point, total_steps
 from experiments.lab.training.course import initial_model, position
-from experiments.lab.training.order import permutation
-from experiments.lab.training.phases import phases_of
+from experiments.lab.training.engine import Single
+from experiments.lab.training.loop import train, train_group
 from experiments.lab.training.schedules import lr_at, lr_of
-from experiments.lab.training.stepper import Single
-from experiments.lab.training.train import train, train_group
+from experiments.lab.training.shuffle import permutation
 
 N = 72
 

@@ -37,8 +37,8 @@ from sharpness import (
     trace,
     worst_case_sharpness,
 )
-from sharpness import progress as module
 from sharpness.metrics import TABLE
+from sharpness.problem.problem import progress as module
 
 torch.set_num_threads(1)
 

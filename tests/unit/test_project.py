@@ -19,9 +19,9 @@ import yaml
 from analysis import __main__ as analysis
 from experiments import __main__ as experiments
 from experiments.keskar2017 import STUDY
-from experiments.lab.measure import names_of_one_run
-from experiments.lab.plan import select
-from experiments.lab.study import Request
+from experiments.lab.declare.study import Request
+from experiments.lab.measures.measure import names_of_one_run
+from experiments.lab.sweep.plan import select
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -221,7 +221,7 @@ def _holds_a_time(node: ast.AST) -> bool:
     if isinstance(node, ast.Assert):
         compared = [part for part in ast.walk(node.test) if isinstance(part, ast.Compare) and CLOCKS.search(ast.unparse(part))]
         return any(isinstance(n, ast.Constant) and isinstance(n.value, (int, float)) and n.value
-                   for part in compared for n in [part.left, *part.comparators])  # fmt: skip
+                   for part in compared for n in [part.left, *part.comparators])
     limits = [k.value for k in node.keywords if k.arg == "timeout"] if isinstance(node, ast.Call) else []
     return any(isinstance(n, ast.Constant) and isinstance(n.value, (int, float)) and n.value < 600 for n in limits)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from experiments.lab import provenance
-from experiments.lab.config import Machine
+from experiments.lab.declare.config import Machine
+from experiments.lab.store import provenance
 
 X86 = """processor\t: 0
 model name\t: Some Server 9000

@@ -15,11 +15,11 @@ from analysis.draw import Drawn
 from analysis.load import Tables, from_published, from_store
 from analysis.publishable import code, powers, refuse, undrawn, values, verdictless
 from analysis.verdicts import verdicts
-from experiments.lab.claims import Claim, Power
-from experiments.lab.config import RunConfig
-from experiments.lab.files import StoreError
-from experiments.lab.provenance import committed
-from experiments.lab.study import PILOT, Stage, Study
+from experiments.lab.declare.claims import Claim, Power
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import PILOT, Stage, Study
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.provenance import committed
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "figures").glob("*/*/runs.parquet"))
@@ -103,7 +103,7 @@ def stated(**fields: Any) -> Claim:
     [({}, None), ({"sd": 0.5}, "0.46 instead of 0.80"), ({"seeds": 1}, "no test has"), ({"sd": 0.0}, "no test has"),
      ({"seeds": 12}, "takes 12 seeds per group, where B 500 has 8"), ({"sd": 0.05}, "its pilots contradict: sd 0.05, where"),
      ({"effect": 2.0}, "its pilots contradict: effect 2, where")],
-)  # fmt: skip
+)
 def test_power_is_what_its_numbers_and_the_pilots_give(fields: dict[str, Any], reason: str | None, tmp_path: Path) -> None:
     """Seeds that were chosen for an effect or a spread that no pilot saw."""
     claim = stated(**fields)

@@ -17,7 +17,7 @@ from analysis.publish import full_board, renewed
 from analysis.report import markdown as page_of
 from analysis.report import tried_at
 from analysis.verdicts import Verdict, verdicts
-from experiments.lab import board
+from experiments.lab.sweep import board
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "figures").glob("*/*/runs.parquet"))

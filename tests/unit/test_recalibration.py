@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness.directions import random_direction
-from sharpness.grid import slice_2d
-from sharpness.paths import connect
-from sharpness.points import flat_weights
-from sharpness.recalibration import recalibrate_batch_norm
-from sharpness.slices import slice_1d
+from sharpness.landscape.directions import random_direction
+from sharpness.landscape.grid import slice_2d
+from sharpness.landscape.paths import connect
+from sharpness.landscape.slices import slice_1d
+from sharpness.problem.recalibration import recalibrate_batch_norm
+from sharpness.problem.weight_mover import flat_weights
 
 torch.set_num_threads(1)
 LOSS = nn.CrossEntropyLoss()
@@ -62,7 +62,7 @@ def test_modes_of_the_statistics_differ_and_recalibration_is_that_by_hand():
     hook = slice_2d(
         model, LOSS, (inputs, targets), bn_mode="recalibrate",
         recalibrate=lambda m: recalibrate_batch_norm(m, [(inputs, targets)]), **options,
-    )  # fmt: skip
+    )
     np.testing.assert_array_equal(hook.losses, again.losses)
 
 

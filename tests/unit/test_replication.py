@@ -15,10 +15,10 @@ from analysis import __main__ as command
 from analysis.load import from_store
 from analysis.replication import replications
 from analysis.verdicts import verdicts
-from experiments.lab.claims import Family, Gate
-from experiments.lab.config import RunConfig
-from experiments.lab.store import Store
-from experiments.lab.study import Record, Request, Stage, Study
+from experiments.lab.declare.claims import Family, Gate
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import Record, Request, Stage, Study
+from experiments.lab.store.records import Store
 
 SIZES = (16, 500)
 DECLARED = 8

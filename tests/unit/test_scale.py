@@ -26,14 +26,15 @@ from analysis import history as histories
 from analysis.__main__ import main
 from analysis.load import HISTORY, from_store
 from experiments import keskar2017
-from experiments.lab.config import SCIENCE_VERSION, ConfigError, Machine, Norm, Optimizer, RunConfig
-from experiments.lab.files import StoreError
-from experiments.lab.history import COLUMNS, columns, columns_of, history, pack, unpack
-from experiments.lab.launch import Result, execute
-from experiments.lab.plan import find_study, measurements_due, plan, select
-from experiments.lab.store import Store
-from experiments.lab.study import Record, Request, measure
-from experiments.lab.worker import Report, Train
+from experiments.lab.declare.config import SCIENCE_VERSION, Machine, Norm, Optimizer, RunConfig
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.study import Record, Request, measure
+from experiments.lab.store.files import StoreError
+from experiments.lab.store.history import COLUMNS, columns, columns_of, history, pack, unpack
+from experiments.lab.store.records import Store
+from experiments.lab.sweep.launch import Result, execute
+from experiments.lab.sweep.plan import find_study, measurements_due, plan, select
+from experiments.lab.sweep.worker import Report, Train
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "benchmarks" / "bench_scale.py"
@@ -44,7 +45,7 @@ BENCH = ROOT / "tests" / "benchmarks" / "bench_scale.py"
 CHANGES: tuple[dict[str, Any], ...] = (
     {"seed": 3}, {"lr": 1, "batch_size": 8}, {"norm": "ghost", "norm_batch": 4}, {"optimizer": "adam", "beta1": 0.5},
     {"parent": "a" * 20}, {"dropout": False}, {"seed": np.int64(7)},
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("change", CHANGES)

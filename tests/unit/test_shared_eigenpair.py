@@ -11,8 +11,8 @@ from toy_runs import toy_config, toy_data
 
 from experiments.keskar2017 import STUDY
 from experiments.lab import models
-from experiments.lab.measure import METRICS, Subject
-from experiments.lab.study import Request
+from experiments.lab.declare.study import Request
+from experiments.lab.measures.measure import METRICS, Subject
 
 EXAMPLES = 60
 

@@ -351,7 +351,7 @@ def test_stopped(number, as_json, folder, tmp_path):
         cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-    )  # fmt: skip
+    )
     assert process.stderr is not None and process.stdout is not None
     try:
         for line in process.stderr:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from toy_runs import toy_config, toy_data
 
-from experiments.lab.config import ConfigError
-from experiments.lab.measure import Subject, linear_slice
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures.measure import Subject, linear_slice
 from sharpness import slice_1d
 
 torch.set_num_threads(1)

@@ -66,7 +66,7 @@ def test_no_spread_leaves_no_doubt() -> None:
 
 @given(
     estimate=st.floats(-2, 2), se=st.floats(0.05, 2), df=st.floats(1, 100), margin=st.floats(0.01, 3),
-)  # fmt: skip
+)
 @settings(deadline=None)
 def test_tost_is_the_larger_of_two_t_tests(estimate: float, se: float, df: float, margin: float) -> None:
     """Equivalence declared where the 90% interval leaves the margins, or the other way round."""

@@ -14,11 +14,12 @@ import toy_study
 from toy_runs import toy_config
 
 from experiments import keskar2017
-from experiments.lab.config import ConfigError, Model, RunConfig
-from experiments.lab.files import to_json, write_atomic
-from experiments.lab.plan import UsageError, check_fits, find_study, measurements_due, plan, select, studies
-from experiments.lab.store import Store, measurement_id
-from experiments.lab.study import Record, Request, Stage, measure
+from experiments.lab.declare.config import Model, RunConfig, check_fits
+from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.declare.study import Record, Request, Stage, measure
+from experiments.lab.store.files import to_json, write_atomic
+from experiments.lab.store.records import Store, measurement_id
+from experiments.lab.sweep.plan import find_study, measurements_due, plan, select, studies
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Request("quick")
@@ -33,7 +34,7 @@ def test_later_stages_are_bounded_until_their_turn(tmp_path: Path) -> None:
     """A plan would guess runs that tuning has not decided yet, or promise too few."""
     store = Store(tmp_path)
     assert [(len(s.runs) if s.runs is not None else None, s.at_most) for s in plan(toy_study.STUDY, QUICK, store)] == [
-        (3, 3), (None, 2), (None, 2)]  # fmt: skip
+        (3, 3), (None, 2), (None, 2)]
     assert plan(toy_study.STUDY, Request("quick", seeds=7), store)[1].at_most == 7
     for lr, accuracy in zip(toy_study.LRS, (50.0, 70.0, 60.0), strict=True):
         assert plan(toy_study.STUDY, QUICK, store)[1].runs is None
@@ -67,7 +68,7 @@ def test_diverged_runs_are_records_but_not_measured(tmp_path: Path) -> None:
 
     runs = [toy_config(seed=s) for s in range(3)]
     study = toy_study.STUDY.__class__("s", "", "", toy_study.STUDY.scales,
-                                      (Stage("s", lambda request, records: runs, measures=measured),), ())  # fmt: skip
+                                      (Stage("s", lambda request, records: runs, measures=measured),), ())
     store = Store(tmp_path)
     for config, status in zip(runs, ("done", "diverged", "capped"), strict=True):
         record(store, config, status)
@@ -93,7 +94,7 @@ GRID = [toy_config(batch_size=b, seed=s, model=m) for b in (8, 500) for s in (0,
     ("where", "count"),
     [((), 8), (("batch_size=500",), 4), (("batch_size=500", "seed=1"), 2), (("model=small-conv",), 4), (("lr=5e-2",), 8),
      (("parent=none",), 8), (("nesterov=False",), 8), (("tf32=true",), 0), (("seed=x",), 0), (("width=16",), 4)],
-)  # fmt: skip
+)
 def test_select(where: tuple[str, ...], count: int) -> None:
     """--where would train other runs than asked for."""
     assert len(select(GRID, where)) == count
@@ -180,7 +181,7 @@ def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | 
 # --- imports
 
 LIGHT = ("config", "study", "claims", "plan", "launch", "store", "measure", "provenance", "command", "transfer", "lease",
-         "progress", "worker")  # fmt: skip
+         "progress", "worker")
 
 
 @pytest.mark.parametrize("modules", [["experiments.__main__"], [f"experiments.lab.{name}" for name in LIGHT]])

@@ -12,7 +12,7 @@ from analysis.load import Tables, from_store
 from analysis.tables import cell_table, render, verdict_table
 from analysis.verdicts import verdicts
 from experiments.keskar2017 import STUDY
-from experiments.lab.claims import Family
+from experiments.lab.declare.claims import Family
 
 NEW = {"norm_scaled_lambda": "‖w‖² λ_max", "trace": "tr H", "relative_trace": "relative tr H", "adaptive_l2_step": "adaptive"}
 

@@ -12,13 +12,13 @@ from cifar_folders import two_kinds, write_binary
 
 from experiments.__main__ import main
 from experiments.lab import models
-from experiments.lab.config import Budget, Machine, Model, Norm, RunConfig, TrainDraw
 from experiments.lab.datasets import IN_FILE_ORDER, NAMES, load
-from experiments.lab.measure import Subject, lambda_max
+from experiments.lab.declare.config import Budget, Machine, Model, Norm, RunConfig, TrainDraw
+from experiments.lab.declare.study import Record, Request
+from experiments.lab.measures.measure import Subject, lambda_max
 from experiments.lab.models.norms import calibrate
-from experiments.lab.plan import find_study, identified, plan
-from experiments.lab.store import Store
-from experiments.lab.study import Record, Request
+from experiments.lab.store.records import Store
+from experiments.lab.sweep.plan import find_study, identified, plan
 from experiments.lab.training import course, evaluate
 from experiments.lab.training.course import checked_loss
 from experiments.lab.training.data import Data, order_of, prepare
@@ -29,7 +29,7 @@ TRAIN, TEST, FEW = 240, 120, 60
 
 def config_of(folder: Path, **changes: object) -> RunConfig:
     config = RunConfig(dataset=f"cifar-bin:{folder}", n_validation=60, batch_size=20, lr=0.1, budget=Budget.STEPS, steps=3,
-                       width=8, depth=1, norm=Norm.BATCH)  # fmt: skip
+                       width=8, depth=1, norm=Norm.BATCH)
     return identified(config.replace(**changes), None, Store(folder.parent / "store", create=False), {})
 
 
@@ -83,7 +83,7 @@ def validation(model: torch.nn.Module, data: Data) -> float:
 
 @pytest.mark.parametrize("measured", [statistics, checked_loss, curve, curvature, validation])
 def test_sorted_data_measure_as_shuffled_ones(measured: Callable[[torch.nn.Module, Data], float],
-                                              folders: tuple[Path, Path]) -> None:  # fmt: skip
+                                              folders: tuple[Path, Path]) -> None:
     """Batch norm, the stop rule, curves, curvature or validation would look at one class where a folder is sorted."""
     values = []
     for folder in folders:
@@ -96,10 +96,10 @@ def test_sorted_data_measure_as_shuffled_ones(measured: Callable[[torch.nn.Modul
 
 
 def test_a_sorted_folder_trains_to_the_same_accuracy(folders: tuple[Path, Path], tmp_path: Path,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+                                                      capsys: pytest.CaptureFixture[str]) -> None:
     """50% on a folder whose shuffled copy gives 100%."""
     argv = ["train", "--store", str(tmp_path), "--width", "16", "--depth", "2", "--norm", "batch", "--lr", "0.1",
-            "--batch-size", "40", "--budget", "epochs", "--epochs", "5", "--json"]  # fmt: skip
+            "--batch-size", "40", "--budget", "epochs", "--epochs", "5", "--json"]
     for folder in folders:
         assert main([*argv, "--dataset", f"cifar-bin:{folder}"]) == 0
         assert json.loads(capsys.readouterr().out)["test_accuracy"] > 97

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from experiments.lab.config import Budget, RunConfig
-from experiments.lab.study import Record, Request
-from experiments.lab.tuning import (
+from experiments.lab.declare.config import Budget, RunConfig
+from experiments.lab.declare.study import Record, Request
+from experiments.lab.declare.tuning import (
     best_candidates,
     contenders,
     extension,
@@ -25,7 +25,7 @@ def records(values: dict[float, float | str], batch_size: int = 8, seed: int = 0
         Record(BASE.replace(lr=lr, batch_size=batch_size, seed=seed), x if isinstance(x, str) else "done",
                {} if isinstance(x, str) else {"validation_accuracy": x, "steps": int(x)})
         for lr, x in values.items()
-    ]  # fmt: skip
+    ]
 
 
 def test_grid_is_symmetric_by_factors_of_two() -> None:

@@ -20,18 +20,21 @@ from toy_runs import toy_config, toy_data, toy_images
 from toy_store import finish, overwrite_lease, start, stopped_twice
 
 from experiments.__main__ import main
-from experiments.lab import command, datasets, launch, lease, progress
-from experiments.lab.config import Machine, Norm, Optimizer, RunConfig
-from experiments.lab.files import to_json, write_atomic
-from experiments.lab.folder import open_run
-from experiments.lab.launch import run_study
-from experiments.lab.progress import LATER, Sweep, Training, names_among
-from experiments.lab.store import Store
-from experiments.lab.study import Request, Scale, Stage, Study
+from experiments.lab import datasets
+from experiments.lab.declare.config import Machine, Norm, Optimizer, RunConfig
+from experiments.lab.declare.study import Request, Scale, Stage, Study
+from experiments.lab.store import leases as lease
+from experiments.lab.store.files import to_json, write_atomic
+from experiments.lab.store.records import Store
+from experiments.lab.store.run_folder import open_run
+from experiments.lab.store.underway import begun, look, note_failure
+from experiments.lab.sweep import commands as command
+from experiments.lab.sweep import launch, progress
+from experiments.lab.sweep.launch import run_study
+from experiments.lab.sweep.progress import LATER, Sweep, Training, names_among
+from experiments.lab.sweep.worker import Observe, Report
 from experiments.lab.training import data
-from experiments.lab.training.train import train
-from experiments.lab.underway import begun, look, note_failure
-from experiments.lab.worker import Observe, Report
+from experiments.lab.training.loop import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[2]
     {"lr": 0.2}, {"optimizer": Optimizer.ADAM}, {"norm": Norm.BATCH}, {"steps": 9},
     {"budget": "epochs", "steps": None, "epochs": 3},
     {"momentum": 0.9}, {"augment": "crop-flip"}, {"seed": 4}, {"parent": "ab" * 10}, {"lr": 0.05000001}, {"dropout": False},
-])  # fmt: skip
+])
 def test_runs_that_differ_have_other_names(change: dict[str, Any]) -> None:
     """A failure would name several runs, and nobody could tell which one."""
     runs = [toy_config(), toy_config().replace(**change)]
@@ -54,7 +57,7 @@ def test_names_are_short() -> None:
     """A line per worker that nobody can read."""
     parents = [toy_config(lr=0.1 * 2 ** (k / 3), seed=k % 2, batch_size=8 * (k + 1), parent=f"{k}" * 20) for k in range(4)]
     assert [*map(names_among(parents).of, parents)] == ["B 8 lr 0.1 seed 0", "B 16 lr 0.126 seed 1", "B 24 lr 0.159 seed 0",
-                                                        "B 32 lr 0.2 seed 1"]  # fmt: skip
+                                                        "B 32 lr 0.2 seed 1"]
     assert names_among(parents).of(*parents[::2]) == "seed 0"
     assert names_among(parents[:1]).of(parents[0]) == "mlp B 8 lr 0.1 seed 0"
 
@@ -235,7 +238,7 @@ def test_a_new_attempt_forgets_the_old_failure(mixed: Store) -> None:
 def test_only_folders_that_exist_are_looked_at(mixed: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """A status of 100,000 runs would ask the disk a million times."""
     asked: list[Path] = []
-    monkeypatch.setattr("experiments.lab.underway.holder", lambda path: asked.append(path))
+    monkeypatch.setattr("experiments.lab.store.underway.holder", lambda path: asked.append(path))
     begun(mixed, [toy_config(seed=seed).run_id for seed in range(100)])
     assert len(asked) == len(RUNS) - 1
 
@@ -246,11 +249,11 @@ def test_what_ends_while_status_reads(mixed: Store, monkeypatch: pytest.MonkeyPa
     def first_done(path: Path) -> None:
         write_atomic(path.parent / "summary.json", to_json({"status": "done"}))
 
-    monkeypatch.setattr("experiments.lab.underway.holder", first_done)
+    monkeypatch.setattr("experiments.lab.store.underway.holder", first_done)
     assert status(mixed, "--json") == 1
     assert json.loads(capsys.readouterr().out)["stages"][0]["states"] == {"done": 5, "waiting": 1}
     (mixed.folder(RUNS[3].run_id) / "summary.json").unlink()
-    monkeypatch.setattr("experiments.lab.underway.holder", lambda path: shutil.rmtree(path.parent))
+    monkeypatch.setattr("experiments.lab.store.underway.holder", lambda path: shutil.rmtree(path.parent))
     assert status(mixed, "--json") == 1
     assert json.loads(capsys.readouterr().out)["stages"][0]["states"] == {"done": 4, "waiting": 2}
 
@@ -279,11 +282,11 @@ def test_a_store_that_may_only_be_read(mixed: Store, monkeypatch: pytest.MonkeyP
 
 
 TRAIN = ["train", "--budget", "steps", "--steps", "12", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
-         "--n-train", "60"]  # fmt: skip
+         "--n-train", "60"]
 
 
 def test_train_shows_its_loss_and_says_first_what_is_wanted(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
     """An hour of silence, then accuracy somewhere in an alphabet."""
     monkeypatch.setattr("signal.signal", lambda number, handler: None)
     for module in (datasets, data):
@@ -346,7 +349,7 @@ def test_long_training_writes_few_lines(capsys: pytest.CaptureFixture[str], monk
 
 
 def test_run_ends_with_what_comes_next(answering: None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+                                       monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who does not know the other command line would stand there with a store."""
     monkeypatch.setattr(command, "find_study", lambda name, folder: toy_study.STUDY)
     argv = ["run", "toy", "--scale", "quick", "--workers", "1", "--store", str(tmp_path / "a store")]

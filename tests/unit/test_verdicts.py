@@ -18,10 +18,10 @@ from synthetic import Truth, claim
 from analysis.load import from_store
 from analysis.stats import Estimate
 from analysis.verdicts import CONTRADICTED, INCONCLUSIVE, NO_EFFECT, REPRODUCED, Verdict, decide, gather, verdicts
-from experiments.lab.claims import Contrast, Gate, Group, Kind
-from experiments.lab.config import RunConfig
-from experiments.lab.store import Store
-from experiments.lab.study import Stage, Study
+from experiments.lab.declare.claims import Contrast, Gate, Group, Kind
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.study import Stage, Study
+from experiments.lab.store.records import Store
 
 DIRECTIONAL, EQUIVALENCE, NON_INFERIORITY = Kind.DIRECTIONAL, Kind.EQUIVALENCE, Kind.NON_INFERIORITY
 LARGE_BATCH = synthetic.SIZES[-1]
@@ -54,7 +54,7 @@ def test_row_of_the_table(kind: Kind, ci90: tuple[float, float], ci: tuple[float
 
 
 INTERVALS = {"estimate": st.floats(-3, 3), "se": st.floats(0.01, 2), "df": st.floats(1, 60),
-             "margin": st.floats(0.05, 2), "level": st.floats(0.95, 0.999)}  # fmt: skip
+             "margin": st.floats(0.05, 2), "level": st.floats(0.95, 0.999)}
 
 
 @given(**INTERVALS)

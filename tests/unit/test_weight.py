@@ -18,7 +18,7 @@ HEAVIER = {
     "goyal2017/quick": 350_000, "hoffer2017/quick": 350_000, "jastrzebski2018/quick": 350_000, "jiang2020/laptop": 370_000,
     "jiang2020/quick": 460_000, "keskar2017/laptop": 390_000, "keskar2017/quick": 550_000, "shallue2019/laptop": 340_000,
     "shallue2019/quick": 340_000, "smith2020/laptop": 530_000, "smith2020/quick": 460_000, "zhang2019/quick": 330_000,
-}  # fmt: skip
+}
 """scales that may weigh more: hundreds of runs, long histories, or many figures"""
 
 

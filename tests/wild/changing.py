@@ -24,7 +24,7 @@ from wild.situation import ALL, Case, case, mlp, nothing, points, situation
 
 KIND = "data that change"
 PINNED = {"fixed": False, "measures": ("product", "rebuilt", "eigenvalues", "sam", "ascent", "phi", "slice", "perturbation"),
-          "expected": "right or refused"}  # fmt: skip
+          "expected": "right or refused"}
 FEW = {**PINNED, "measures": ("product", "rebuilt", "sam", "slice")}
 
 

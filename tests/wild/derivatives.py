@@ -373,7 +373,7 @@ for _scale in (1e-3, 1e-6, 1e4):
         return case(
             mlp(), lambda z, t: FusedCrossEntropy.apply(z, t, scale), points(),
             clean_loss=lambda z, t: scale * F.cross_entropy(z, t),
-        )  # fmt: skip
+        )
 
 
 @situation(KIND, "fused cross-entropy as a small auxiliary loss", **SILENT)

@@ -169,7 +169,7 @@ def _() -> Case:
     return case(
         mlp(), F.cross_entropy, [(x[:4], y[:4]), (x[4:], y[4:])], shares=[0.25, 0.75], coupled=True,
         options={"weight": lambda inputs, targets: 1.0 if len(targets) == 4 else 3.0},
-    )  # fmt: skip
+    )
 
 
 @situation(KIND, 'weight="tokens", a batch without any', measures=("product", "sam", "slice"), expected="right or refused")
@@ -379,7 +379,7 @@ for _name, _loss, _targets in (
     ("focal", lambda z, t: ((1 - (-F.binary_cross_entropy_with_logits(z, t, reduction="none")).exp()) ** 2
                             * F.binary_cross_entropy_with_logits(z, t, reduction="none")).mean(), "bits"),
     ("multi-class hinge", lambda z, t: F.multi_margin_loss(z, t[:, 0].long()), "bits"),
-):  # fmt: skip
+):
 
     @situation(
         KIND, f"a plain mean: {_name}", **ROWS, expected="right or refused" if "hinge" in _name else "right", first="right"

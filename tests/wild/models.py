@@ -127,7 +127,7 @@ def _() -> Case:
     return case(
         Masked(), F.cross_entropy, [(dict(x=x, mask=mask, identifier=torch.arange(12)), y)],
         call=lambda model, given: model(given["x"], given["mask"]),
-    )  # fmt: skip
+    )
 
 
 @situation(KIND, "None among the inputs", **EITHER)
@@ -233,7 +233,7 @@ def _() -> Case:
     return case(
         Transformer(), lambda out, t: out.loss, data, batches=[(batch, y)], clean_loss=of_logits, call=named,
         outputs=logits,
-    )  # fmt: skip
+    )
 
 
 @situation(KIND, "3-tuples with weights of examples", **EITHER)
@@ -371,7 +371,7 @@ def _() -> Case:
 
     x, mask, y = with_mask()
     return case(Fields(), F.cross_entropy, [(Named(x, mask), y)], batches=[((x, mask), y)],
-                call=lambda model, given: model(Named(*given)))  # fmt: skip
+                call=lambda model, given: model(Named(*given)))
 
 
 @situation(KIND, "inputs as an object of its own (a graph)", **EITHER)
@@ -394,7 +394,7 @@ def _() -> Case:
     x, y = points()
     links = torch.eye(12) + 0.1
     return case(Net(), F.cross_entropy, [(Graph(x, links), y)], batches=[((x, links), y)], coupled=True,
-                call=lambda model, given: model(Graph(*given)))  # fmt: skip
+                call=lambda model, given: model(Graph(*given)))
 
 
 class PINN(nn.Module):

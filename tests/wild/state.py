@@ -65,7 +65,7 @@ def _() -> Case:
 
 
 @situation(KIND, "hook on an activation that scales its gradient", expected="refused", first="right or refused",
-           measures=("product", "eigenvalues", "trace"))  # fmt: skip
+           measures=("product", "eigenvalues", "trace"))
 def _() -> Case:
     class Scaled(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class MaxNorm(nn.Module):
 
 
 @situation(KIND, "embedding with max_norm, rows short enough", expected="right or refused",
-           measures=("product", "eigenvalues", "slice", "perturbation", "sam"))  # fmt: skip
+           measures=("product", "eigenvalues", "slice", "perturbation", "sam"))
 def _() -> Case:
     net = MaxNorm()
     net.e.weight.data.mul_(0.4 / net.e.weight.data.norm(dim=1, keepdim=True))
@@ -298,7 +298,7 @@ class WeightNormed(nn.Module):
         super().__init__()
         self.bias, self.g, self.v, self.b = (
             nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4, 1)), nn.Parameter(torch.zeros(4, 4)), nn.Linear(4, 3),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         w = self.v * (self.g / self.v.norm(dim=1, keepdim=True))

@@ -15,7 +15,7 @@ __all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Split", "available
 
 NAMES: tuple[str, ...] = (
     "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
-)  # fmt: skip
+)
 IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})
 """data sets whose subsets are the first examples as they lie, because published results were made so; each is in an order
 without meaning (`cifar10-jpeg` once its test file is shuffled). Of all others subsets are random: see `RunConfig.train_draw`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from experiments.lab.config import Model, RunConfig
+from experiments.lab.declare.config import Model, RunConfig
 from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
 from experiments.lab.models.dropout import number_dropout_layers
 from experiments.lab.models.mlp import mlp

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from experiments.lab.config import ConfigError
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.models.dropout import Dropout
 from experiments.lab.models.norms import Normalizer
 
@@ -23,7 +23,7 @@ def small_conv(shape: tuple[int, int, int], classes: int, norm: Normalizer) -> n
         nn.Conv2d(16, 32, 3, stride=2, padding=1), norm(32), nn.ReLU(),
         nn.Conv2d(32, 32, 3, stride=2, padding=1), norm(32), nn.ReLU(),
         nn.Flatten(),
-    )  # fmt: skip
+    )
     head = [nn.Linear(_features(body, shape), 64), norm(64), nn.ReLU(), nn.Linear(64, classes)]
     return nn.Sequential(*body, *head).train()
 
@@ -35,12 +35,12 @@ def keskar_c1(shape: tuple[int, int, int], classes: int, norm: Normalizer, *, dr
         nn.Conv2d(shape[0], 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Conv2d(64, 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
         nn.Flatten(),
-    )  # fmt: skip
+    )
     head = [
         nn.Linear(_features(body, shape), 384), norm(384), nn.ReLU(), Dropout(p),
         nn.Linear(384, 192), norm(192), nn.ReLU(), Dropout(p),
         nn.Linear(192, classes),
-    ]  # fmt: skip
+    ]
     return nn.Sequential(*body, *head).train()
 
 

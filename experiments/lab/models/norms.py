@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from experiments.lab.config import Norm
+from experiments.lab.declare.config import Norm
 
 EPS = 1e-5
 GROUP_CHANNELS = 16

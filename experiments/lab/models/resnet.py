@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, self.stride, 1, bias=False), norm(width), nn.ReLU(),
             nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from experiments.lab.config import ConfigError
+from experiments.lab.declare.errors import ConfigError
 
 PATCH, WIDTH, DEPTH, HEADS, MLP_RATIO = 4, 128, 6, 4, 2
 

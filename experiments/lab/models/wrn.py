@@ -19,7 +19,7 @@ class WideBlock(nn.Module):
         self.body = nn.Sequential(
             nn.Conv2d(channels, width, 3, stride, 1, bias=False), norm(width), nn.ReLU(),
             nn.Conv2d(width, width, 3, 1, 1, bias=False),
-        )  # fmt: skip
+        )
         same = channels == width and stride == 1
         self.shortcut = None if same else nn.Conv2d(channels, width, 1, stride, bias=False)
 

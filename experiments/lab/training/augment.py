@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.lab.training.order import AUGMENT, stream
+from experiments.lab.training.shuffle import AUGMENT, stream
 
 PAD = 4
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.lab.config import Budget, RunConfig
-from experiments.lab.training.phases import Phases, steps_of
+from experiments.lab.declare.config import Budget, RunConfig
+from experiments.lab.training.batch_schedule import Phases, steps_of
 
 BAND = 0.9
 """A pass in [BAND * target, target] meets a `train_loss` budget."""

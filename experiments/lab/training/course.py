@@ -14,16 +14,17 @@ import torch
 from torch import nn
 
 from experiments.lab import models
-from experiments.lab.config import ConfigError, Machine, RunConfig
+from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import budget
+from experiments.lab.training.batch_schedule import phases_of
 from experiments.lab.training.budget import Pass
 from experiments.lab.training.data import Data, Examples, dtype_of
-from experiments.lab.training.ensemble import Ensemble
+from experiments.lab.training.engine import Single
 from experiments.lab.training.evaluate import calibrate_on, evaluate
-from experiments.lab.training.phases import phases_of
 from experiments.lab.training.schedules import lr_of
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
-from experiments.lab.training.stepper import Single
 
 CHECKED = 5000
 """training examples a stop-rule pass looks at"""
@@ -32,7 +33,7 @@ CURVE = 2000
 
 
 class Log(Protocol):
-    """Where a run leaves its traces; see `experiments.lab.folder.RunFolder` for the one on disk."""
+    """Where a run leaves its traces; see `experiments.lab.store.run_folder.RunFolder` for the one on disk."""
 
     def load(self, newest: int | None = None) -> Checkpoint | None:
         """The newest whole checkpoint (of step `newest` at most); the history is cut back to it."""
@@ -266,7 +267,7 @@ def outcome(
 ) -> Outcome:
     """Final values: unaugmented evaluation-mode passes over all examples at the final weights."""
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "validation_loss", "validation_accuracy",
-             "gap_accuracy", "gap_loss", "distance_from_start")  # fmt: skip
+             "gap_accuracy", "gap_loss", "distance_from_start")
     values: dict[str, Any] = dict.fromkeys(names)
     predictions: Tensors = {}
     data, start, config = course.data, course.start, course.config

@@ -11,9 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.lab.config import Machine, Model, Precision, RunConfig, TrainDraw
 from experiments.lab.datasets import DataError, Dataset, Split, load
-from experiments.lab.plan import check_fits
+from experiments.lab.declare.config import Machine, Model, Precision, RunConfig, TrainDraw, check_fits
 from experiments.lab.training.augment import Crops
 
 DRAW_KEY = 20170424
@@ -96,7 +95,7 @@ def prepare(config: RunConfig, machine: Machine, dataset: Dataset) -> Data:
 
 @functools.lru_cache(maxsize=1)
 def _tensors(dataset: Dataset, n_train: int, held_out: int, fixed: bool, device: str, dtype: torch.dtype,
-             layout: torch.memory_format) -> Data:  # fmt: skip
+             layout: torch.memory_format) -> Data:
     """Remembered like `read`: nothing writes to them."""
     mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from experiments.lab.config import Precision, RunConfig
+from experiments.lab.declare.config import Precision, RunConfig
 from experiments.lab.models.dropout import counter_names
-from experiments.lab.training.recorded import Function, record
+from experiments.lab.training.replay import Function, record
 
 RECORD_AFTER = 30
 """batches before one is recorded: recording costs as much as some twenty"""
@@ -70,7 +70,7 @@ class Gradient:
     """Mean loss and gradients over batches of any size, in micro-batches; replayed on a CPU once a shape comes often."""
 
     def __init__(self, config: RunConfig, model: nn.Module, parameters: Sequence[Tensor], micro_batch: int | None,
-                 *, members: bool, recorded: bool) -> None:  # fmt: skip
+                 *, members: bool, recorded: bool) -> None:
         self.whole = config.batch_size if config.batch_growth == 1 else None
         self.function_of = lambda whole: loss_and_gradients(config, model, members=members, batch_size=whole)
         self._functions: dict[int, Function] = {}

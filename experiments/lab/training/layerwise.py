@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from experiments.lab.training.ascent import norms
+from experiments.lab.training.sam import norms
 
 Number = float | Tensor
 """a float, a tensor 0-d, or [M] with one value per member"""
@@ -23,7 +23,7 @@ Number = float | Tensor
 def lars_(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], buffers: Sequence[Tensor | None], *, lr: Number, trust: float,
     momentum: Number, decay: Number, axis: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """One update in place: v <- m v + lr r (g + d w), w <- w - v, r = trust ||w|| / (||g|| + d ||w||).
 
     You, Gitman & Ginsburg 2017, Algorithm 1 and eq. 6, with m the momentum and d the weight decay: the learning rate is
@@ -41,7 +41,7 @@ def lars_(
 def lamb_(
     parameters: Sequence[Tensor], gradients: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], *,
     count: Tensor, lr: Number, beta1: Number, beta2: Number, eps: Number, decay: Number, axis: int = 0,
-) -> None:  # fmt: skip
+) -> None:
     """One update in place, the `count`-th: w <- w - lr (||w|| / ||u||) u, u = m' / (sqrt(v') + eps) + d w.
 
     m' and v' are Adam's moments, corrected for their bias; d is the weight decay (You et al. 2020, Algorithm 2, phi the

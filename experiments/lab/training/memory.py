@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from experiments.lab.config import Norm, RunConfig
+from experiments.lab.declare.config import Norm, RunConfig
 
 _WORDS = ("not enough memory", "out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments.lab.config import Optimizer, RunConfig
-from experiments.lab.training.ascent import norms
+from experiments.lab.declare.config import Optimizer, RunConfig
 from experiments.lab.training.layerwise import lamb_, lars_
+from experiments.lab.training.sam import norms
 
 _torch: Any = torch  # its kernels are missing in its stubs
 
@@ -71,7 +71,7 @@ class Update:
             _torch._fused_sgd_(
                 w, gradients, s.get("momentum_buffer", []), weight_decay=c.weight_decay, momentum=c.momentum, lr=lr,
                 dampening=0.0, nesterov=c.nesterov, maximize=False, is_first_step=False,
-            )  # fmt: skip
+            )
             return
         if c.optimizer is Optimizer.LARS:
             buffers = s.get("momentum_buffer", [None] * len(w))
@@ -80,13 +80,13 @@ class Update:
         _torch._foreach_add_(s["step"], 1.0)
         if c.optimizer is Optimizer.LAMB:
             lamb_(w, gradients, s["exp_avg"], s["exp_avg_sq"], count=s["step"][0], lr=lr, beta1=c.beta1, beta2=c.beta2,
-                  eps=c.eps, decay=c.weight_decay)  # fmt: skip
+                  eps=c.eps, decay=c.weight_decay)
             return
         kernel = _torch._fused_adam_ if c.optimizer is Optimizer.ADAM else _torch._fused_adamw_
         kernel(
             w, gradients, s["exp_avg"], s["exp_avg_sq"], [], s["step"], lr=lr, beta1=c.beta1, beta2=c.beta2,
             weight_decay=c.weight_decay, eps=c.eps, amsgrad=False, maximize=False,
-        )  # fmt: skip
+        )
 
 
 def _start(slot: str, p: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from experiments.lab.config import RunConfig, Schedule
-from experiments.lab.training.phases import Phases
+from experiments.lab.declare.config import RunConfig, Schedule
+from experiments.lab.training.batch_schedule import Phases
 
 
 def lr_at(config: RunConfig, step: int, total_steps: int | None) -> float:

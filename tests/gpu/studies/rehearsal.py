@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from experiments import keskar2017
 from experiments.keskar2017 import MATCHED, Arm, claims_of, groups_of, measures, rule_of
-from experiments.lab.config import Model
-from experiments.lab.study import Comparison, Scale, Stage
+from experiments.lab.declare.config import Model
+from experiments.lab.declare.study import Comparison, Scale, Stage
 
 # Deviation: everything is tiny: this is a rehearsal.
 
@@ -18,7 +18,7 @@ ARM = Arm(
     "C1 in small",
     MATCHED.replace(dataset="fashion-mini", n_train=300, model=Model.MLP, width=16, depth=1, train_loss=0.1),
     10, 100, seeds=3,
-)  # fmt: skip
+)
 
 STUDY = replace(
     keskar2017.STUDY,

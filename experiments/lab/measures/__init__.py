@@ -1,0 +1,1 @@
+"""Measurements of finished runs: the sharpness package on stored weights."""

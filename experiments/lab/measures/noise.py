@@ -1,0 +1,49 @@
+"""Curvature along the gradients that a run descends, its injected noise included."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from experiments.lab.measures.measure import Subject
+
+STEP = 1 << 20
+"""batches from here on are those of no update that a run takes"""
+
+
+def own_batch_sharpness(subject: Subject, *, batches: int = 16) -> dict[str, Any]:
+    """E_B[g_B^T H_B g_B] / E_B ||g_B||^2 over batches as the run draws them: its batch size, its weights of examples.
+
+    g_B and H_B are gradient and Hessian of the batch's (weighted) mean cross-entropy: `sharpness.batch_sharpness` for
+    gradients with injected noise. Standard error: delete-one jackknife over batches.
+    """
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from experiments.lab.measures.measure import head
+    from experiments.lab.training.batch_stream import Feed
+    from sharpness.gradients.alignment import jackknife_error
+
+    config, train, parameters = subject.config, subject.data.train, list(subject.model.parameters())
+    block = Feed(config, len(train), None).block(STEP, batches)
+    curvatures, squares = [], []
+    for k in range(batches):
+        inputs, targets = train.at(block.positions[k].to(train.targets.device), None)
+        each = cross_entropy(subject.model(inputs), targets, reduction="none")
+        loss = (each if block.weights is None else each * block.weights[k].to(each.device)).mean()
+        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+        square = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()  # its derivative is H g
+        products = torch.autograd.grad(square, parameters)
+        curvatures.append(sum((g.detach() * p).sum().item() for g, p in zip(gradients, products, strict=True)))
+        squares.append(square.item())
+    top, bottom = torch.tensor(curvatures, dtype=torch.float64), torch.tensor(squares, dtype=torch.float64)
+    value = (top.sum() / bottom.sum()).item()
+    error = jackknife_error(((top.sum() - top) / (bottom.sum() - bottom)).numpy()) if batches > 1 else None
+    return {
+        **head(subject, len(train), config.seed),
+        "value": value,
+        "standard_error": error,
+        "products": batches,
+        "status": "ok" if torch.isfinite(top.sum() / bottom.sum()) else "nonfinite",
+        "details": {"batches": batches, "batch_size": config.batch_size, "noise_batch": config.noise_batch},
+    }

@@ -1,0 +1,1 @@
+"""Everything on disk: records, checksums, leases, checkpoints, histories, provenance."""

@@ -1,0 +1,1 @@
+"""The loss on lines, curves and planes through weight space."""

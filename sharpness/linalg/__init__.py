@@ -1,0 +1,1 @@
+"""Algorithms on any symmetric operator: eigenvalues, traces, densities, diagonals."""

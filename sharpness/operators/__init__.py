@@ -1,0 +1,1 @@
+"""Curvature matrices as operators: how their products are computed, replayed and checked."""

@@ -1,0 +1,381 @@
+"""What every measurement shares: a model, a loss, data, the parameters that count, and the average."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sharpness.problem.arguments import check_seed
+from sharpness.problem.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
+from sharpness.problem.calls import Call, as_pair, length_of, refusal, shown, with_weights
+from sharpness.problem.means import Weight, share_of
+from sharpness.problem.module_state import Attributes, Buffers, modules_of
+from sharpness.problem.nested import cloned, fingerprint, to_device
+from sharpness.problem.survey import chunks, met, scalar, surveyed
+from sharpness.problem.untouched import (
+    Mode,
+    generator_states,
+    movable_weights,
+    restore_generators,
+    seed_generators,
+    untouched,
+)
+
+Loss = Callable[..., Tensor]
+Vector = NDArray[np.float64]
+Found = TypeVar("Found")
+
+
+_REMEDY = "pass a list of the batches to measure on, or seed the data's own generators for each pass"
+
+
+class DataChangedError(ValueError):
+    """Data are not those of the first pass."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """f(w) = sum_b (s_b / S) loss(model_w(inputs_b), targets_b), with w the selected parameters, flattened
+    in order, and s_b the share of batch b: its number of examples, unless the loss or the caller says otherwise.
+
+    A pass is a deterministic function of w: each one starts from the same seed of the global generators (which
+        the guard restores), so that dropout masks and a shuffling DataLoader without its own generator
+        repeat themselves, and each batch meets the model with the buffers and attributes that it came with.
+    """
+
+    model: nn.Module
+    criterion: Loss  # as given
+    data: Batches
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    mode: Mode
+    seed: int
+    examples: int  # N
+    batches: int
+    total: float  # S
+    weight: Weight
+    call: Call
+    copies: bool = False  # whether model or loss write into inputs or targets, so that they must get copies
+    writes: bool = False  # whether it writes into its parameters
+    observed: bool = True  # whether forward hooks take part
+    differentiates: bool = False  # whether the model takes derivatives itself, so that gradients must be on
+    prints: tuple[Any, ...] | None = None  # of each batch, where data are read anew at each pass
+
+    @property
+    def n(self) -> int:
+        """Number of selected scalars."""
+        return sum(p.numel() for p in self.parameters)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The coarsest precision among the selected parameters."""
+        coarse = any(p.dtype == torch.float32 for p in self.parameters)
+        return np.dtype(np.float32 if coarse else np.float64)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first selected parameter is."""
+        return self.parameters[0].device
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """The context in which everything is computed, and after which the model is as before.
+
+        Raises ValueError, in one sentence, for what torch or the model raises inside.
+        """
+        try:
+            with untouched(
+                self.model, self.parameters, self.mode, loss=self.criterion, writes=self.writes, observed=self.observed
+            ):
+                yield
+        except (RuntimeError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
+            raise refusal(error, "model or loss fails while it is measured") from error
+
+    def movable(self) -> AbstractContextManager[None]:
+        """The context, inside `guard`, in which `move_to` may be called."""
+        return movable_weights(self.parameters)
+
+    def without_gradients(self) -> AbstractContextManager[Any]:
+        """`torch.no_grad`, unless the model itself needs gradients."""
+        return contextlib.nullcontext() if self.differentiates else torch.no_grad()
+
+    def weights(self) -> Vector:
+        """w, flattened, float64 [n]."""
+        return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters]).numpy()
+
+    def move_to(self, w: Vector) -> None:
+        """Write w [n] into the parameters, rounded to their dtype; only inside `movable`."""
+        for parameter, part in zip(self.parameters, self.split(torch.from_numpy(w)), strict=True):
+            parameter.data.copy_(part)
+
+    def split(self, v: Tensor) -> list[Tensor]:
+        """A flat [n] vector as tensors of the parameters' shapes, dtypes and devices."""
+        parts = torch.split(v, [p.numel() for p in self.parameters])
+        return [q.reshape(p.shape).to(p) for q, p in zip(parts, self.parameters, strict=True)]
+
+    def on(self, batches: list[tuple[Any, Any]] | TensorBatches, *, seed: int | None = None) -> Problem:
+        """The same model and loss on other batches, or some of them."""
+        share, sizes = share_of(self.weight), [length_of(*batch) for batch in batches]
+        return replace(
+            self, data=batches, examples=sum(sizes),
+            batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
+            seed=self.seed if seed is None else seed,
+        )
+
+    def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Any, float]]:
+        """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `guard` only. A batch without
+        share is left out.
+
+        With `restore`, what forward writes to buffers and attributes is dropped after each batch.
+        Raises ValueError where data read anew are not those of the first pass.
+        """
+        seen = 0
+        for _, inputs, targets, share in self.walk(restore=restore):
+            seen += length_of(inputs, targets)
+            if share:
+                yield inputs, targets, share / self.total
+        if seen != self.examples:
+            raise ValueError(
+                f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
+                "the same examples each time it is iterated, such as a list or a DataLoader"
+            )
+
+    def walk(self, *, restore: bool = True) -> Iterator[tuple[int, Any, Any, float]]:
+        """All batches that are not empty: (index, inputs, targets, s_b), as in `passes`.
+
+        Raises DataChangedError where data read anew are not those of the first pass.
+        """
+        share = share_of(self.weight)
+        modules = modules_of([self.model, self.criterion]) if restore else []
+        buffers, attributes = Buffers(modules), Attributes(modules)
+        still = isinstance(self.data, (list, tuple, TensorBatches))  # such data draw nothing between batches
+        index = -1
+        seed_generators(self.parameters, self.seed)
+        try:
+            for index, batch in enumerate(self.data):
+                inputs, targets = as_pair(batch)
+                if self.prints is not None and self.prints[index : index + 1] != (fingerprint((inputs, targets)),):
+                    raise DataChangedError(f"data changes between passes, first at batch {index}: {_REMEDY}")
+                if not length_of(inputs, targets):
+                    continue
+                size = share(inputs, targets)
+                buffers.replace(torch.clone)  # each batch finds the same, whatever forward writes to them
+                if self.copies or self.prints is not None:  # a loader may write the next batch into the same tensors
+                    inputs, targets = cloned(inputs), cloned(targets)
+                # The model draws from a stream of its own for each batch, so that what the data draw next
+                # does not depend on whether, and how, the model was run.
+                state = None if still else generator_states(self.parameters)
+                seed_generators(self.parameters, self.seed + 7919 * (index + 1))
+                yield index, to_device(inputs, self.device), to_device(targets, self.device), size
+                if state is not None:
+                    restore_generators(self.parameters, state)
+                attributes.restore()
+        finally:
+            buffers.restore()
+            attributes.restore()
+        if self.prints is not None and index + 1 != len(self.prints):
+            raise DataChangedError(
+                f"data gives {len(self.prints)} batches in one pass and {index + 1} in another: {_REMEDY}"
+            )
+
+    def on_first(self, function: Callable[[Any, Any], Found]) -> Found:
+        """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `guard` only."""
+        for inputs, targets, _ in self.passes():
+            return function(inputs, targets)
+        raise ValueError("data have no batch with a share in the mean: pass at least one")
+
+    def outputs(self, inputs: Any) -> Any:
+        """What the loss gets of the model's answer."""
+        return self.call(self.model, inputs)
+
+    def loss(self, outputs: Any, targets: Any) -> Tensor:
+        """The loss of outputs that are there."""
+        return with_weights(self.criterion)(outputs, targets)
+
+    def batch_loss(self, inputs: Any, targets: Any) -> Tensor:
+        """The loss of one batch, checked to be a scalar."""
+        return scalar(self.loss(self.outputs(inputs), targets))
+
+    def mean_loss(self) -> float:
+        """f(w) at the present weights, accumulated in float64. Inside `guard` only."""
+        value = 0.0
+        with self.without_gradients():
+            for inputs, targets, weight in self.passes():
+                value += weight * self.batch_loss(inputs, targets).item()
+        return value
+
+    def mean_loss_and_gradient(self) -> tuple[float, Vector]:
+        """f(w) and its gradient [n] at the present weights, accumulated in float64. Inside `guard` only."""
+        value = 0.0
+        gradient = torch.zeros(self.n, dtype=torch.float64, device=self.device)
+        for inputs, targets, weight in self.passes():
+            loss = self.batch_loss(inputs, targets)
+            value += weight * loss.item()
+            if loss.requires_grad:
+                gradient += weight * self.flatten(
+                    torch.autograd.grad(loss, self.parameters, allow_unused=True)
+                )
+        return value, gradient.cpu().numpy()
+
+    def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Tensors shaped like the parameters as one float64 vector [n]; None stands for zeros."""
+        pairs = zip(tensors, self.parameters, strict=True)
+        full = [torch.zeros_like(p) if t is None else t.to_dense() if t.is_sparse else t for t, p in pairs]
+        return torch.cat([t.detach().reshape(-1).double() for t in full])
+
+
+def make_problem(
+    model: nn.Module,
+    loss: Loss,
+    data: Data,
+    *,
+    params: Sequence[str] | None = None,
+    batch_size: int | None = None,
+    mode: Mode = "eval",
+    seed: int = 0,
+    weight: Weight | None = None,
+) -> Problem:
+    """Check everything that can be checked before measuring, and build the `Problem`.
+
+    Goes through `data` once with the model, forward only, and a second time without it where data are neither tensors nor
+    a list. `params` names the parameters (frozen ones may be named, and those of a loss that is a module, as "loss.NAME");
+    None means all of the model with `requires_grad`.
+
+    A pair of tensors without `batch_size` goes through the model in chunks of a length that suits the cache, in eval mode
+    and where all rows show that this does not change the loss, else in one batch.
+
+    f is what `loss` would say of all data in one batch. Batches count by their examples, or by their targets that are not
+    left out (-100, NaN), whichever rule the loss of each batch follows when it is cut in two; a loss that follows neither
+    (class weights) needs `weight`: "examples", "tokens", or a function of (inputs, targets). A loss that cannot be cut, or
+    that pairs the examples of a batch, is averaged over batches by their examples. A sum-reduced loss is refused: its
+    curvature would scale with the batch size.
+
+    Data that change between passes (a loader with a generator of its own) are kept in memory as the first pass gave them,
+    up to 2 GiB. Numpy's and Python's global generators are seeded for each pass, as torch's are.
+
+    Raises ValueError, in one sentence, for anything of the wrong kind: a model or loss that fails, a loss that is not finite
+    on a batch, data that never end.
+    """
+    if mode not in ("eval", "train"):
+        raise ValueError(f"mode is {mode!r}: it must be 'eval' or 'train'")
+    check_seed(seed)
+    names, parameters = select_parameters(model, params, loss)
+    if not callable(loss):
+        raise ValueError(f"loss is {shown(loss)}: pass a function of (outputs, targets), such as F.cross_entropy")
+    batches = as_batches(data, batch_size)
+    if weight is not None:
+        share_of(weight)
+    originals = [p.data for p in model.parameters()]
+    with untouched(model, parameters, mode, loss=loss, writes=True):
+        given, prints = read(batches, lambda: seed_generators(parameters, seed))
+        draft = Problem(model, loss, given if prints is None else batches, names, parameters, mode, seed, 0, 0, 1.0,
+                        weight or "examples", Call(), prints=prints)
+        whole = isinstance(batches, TensorBatches) and batch_size is None and mode == "eval"
+        met_with = draft if given is None else replace(draft, data=given)
+        draft = replace(met(met_with, whole, originals), data=draft.data)
+        if whole and isinstance(batches, TensorBatches):
+            parts = chunks(draft, batches)
+            if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), None, apart=True)):
+                return found
+        try:
+            found = surveyed(draft, weight)
+        except DataChangedError as changed:
+            if given is None:
+                raise ValueError(f"{changed} (they are too large to be kept: {PINNED // 2**30} GiB)") from None
+            found = surveyed(replace(draft, data=given, prints=None), weight)
+    assert found is not None
+    return found
+
+
+def layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The names of the parameters of each layer of `model` (module with parameters of its own), for `params`:
+    frozen ones too; a tied parameter belongs to the first layer that has it. "" is the model itself."""
+    refuse_model(model)
+    found: dict[str, list[str]] = {}
+    for name, _ in model.named_parameters():
+        found.setdefault(name.rpartition(".")[0], []).append(name)
+    return {layer: tuple(names) for layer, names in found.items()}
+
+
+def in_chunks(problem: Problem, parts: int) -> Problem:
+    """The same function with each batch of a pair of tensors in that many parts, where that is allowed: inside
+    `guard`, in eval mode, and without changing the loss. Else the problem itself."""
+    data = problem.data
+    if problem.mode != "eval" or not isinstance(data, TensorBatches) or data.batch_size < 2 * parts:
+        return problem
+    smaller = replace(data, batch_size=-(-data.batch_size // parts))
+    found = surveyed(replace(problem, data=smaller), None, apart=True)
+    return found if found and (problem.batches == 1 or found.weight == problem.weight) else problem
+
+
+def select_parameters(
+    model: nn.Module, params: Sequence[str] | None, loss: Any = None
+) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
+    """The names and parameters that `params` stands for: of the model, and of a loss that is a module as "loss.NAME".
+
+    Raises ValueError for what is no model or cannot be measured.
+    """
+    refuse_model(model)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    own = {f"loss.{name}": p for name, p in loss.named_parameters()} if isinstance(loss, nn.Module) else {}
+    if params is not None and (isinstance(params, str) or not isinstance(params, Iterable)):
+        raise ValueError(f"params is {params!r}: pass a list of parameter names, or None")
+    if params is None:
+        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError(
+                "model has no parameter with requires_grad: name the frozen ones to measure in params"
+            )
+    else:
+        params, given = tuple(params) if isinstance(params, Iterable) else (), params
+        if not all(isinstance(name, str) for name in params) or not isinstance(given, Iterable):
+            raise ValueError(f"params is {shown(given)}: pass a list of parameter names, such as {[*known][:2]}")
+        known |= {name: p for name, p in own.items() if name not in known}
+        unknown = [name for name in params if name not in known]
+        if unknown or not params:
+            raise ValueError(
+                f"params {unknown or '[]'} names no parameter of the model: choose among {[*list(known)[:8], *own]}"
+            )
+        chosen = {name: known[name] for name in params}
+        if len({id(p) for p in chosen.values()}) < len(params):
+            raise ValueError("params names the same parameter twice: name each (a tied one too) once")
+    for name, p in chosen.items():
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
+    for name, p in known.items():
+        if not torch.isfinite(p).all():
+            raise ValueError(
+                f"parameter {name!r} of the model contains NaN or infinity: measure finite weights"
+            )
+    return tuple(chosen), tuple(chosen.values())
+
+
+def refuse_model(model: Any) -> None:
+    """Raise ValueError for what is no module, or has weights without numbers."""
+    if not isinstance(model, nn.Module):
+        what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
+        raise ValueError(f"model is {what}: pass an nn.Module with its weights loaded")
+    for name, module in model.named_modules():
+        where = f"module {name!r} of the model" if name else "model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{where} is TorchScript, whose state cannot be put back: pass the module that it was made from")
+        if hasattr(module, "_orig_mod"):
+            raise ValueError(f"{where} is compiled, which leaves no second derivative: pass its _orig_mod, the module itself")
+    for name, p in model.named_parameters():
+        if isinstance(p, nn.parameter.UninitializedParameter):
+            raise ValueError(f"parameter {name!r} has no shape yet: run the (lazy) model once before measuring")
+        if p.is_meta:
+            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers: load the weights first")
+        if p.is_inference():
+            raise ValueError(
+                f"parameter {name!r} was made in inference mode, without a way to derivatives: build the model outside of it, "
+                "or pass copy.deepcopy(model)"
+            )

@@ -1,0 +1,232 @@
+"""One point of a slice: move the weights there, give them their buffers, and measure loss and accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sharpness.problem.arguments import check_choice, check_model, numbers_of, shown
+from sharpness.problem.problem import Data, Problem, Vector, make_problem, refuse_model, select_parameters
+from sharpness.problem.recalibration import BN_MODES, BnMode, recalibrate, refuse_unknown_statistics
+from sharpness.problem.untouched import seed_generators
+
+Weights = Mapping[str, Tensor]
+_CALIBRATION_BATCH = 256
+Hook = Callable[[nn.Module], object]
+
+
+def flat_weights(
+    model: nn.Module, weights: Weights | None = None, *, params: Sequence[str] | None = None
+) -> Vector:
+    """w [n], float64: the parameters of `model`, or those in `weights` (a state dict), flattened in the order
+    in which every function of this library counts them.
+
+    `params` names the parameters; None means all with `requires_grad`. Raises ValueError for weights that are
+    not those of this model, or not finite.
+    """
+    names, parameters = select_parameters(model, params)
+    if weights is None:
+        found: Sequence[Tensor] = parameters
+    else:
+        check_weights(model, "weights", weights)
+        found = [weights[name] for name in names]
+    return torch.cat([t.detach().reshape(-1).double().cpu() for t in found]).numpy()
+
+
+def named_tensors(
+    model: nn.Module, v: Vector | Tensor, *, params: Sequence[str] | None = None
+) -> dict[str, Tensor]:
+    """A vector [n], such as an eigenvector or a diagonal, as {parameter name: float64 tensor of its shape}.
+
+    v, of the weights of `model`, in the order of `flat_weights` with the same `params`; an operator's are `op.names`.
+    Raises ValueError for another length.
+    """
+    check_model(model)
+    names, parameters = select_parameters(model, params)
+    flat = torch.from_numpy(numbers_of("v", v, "a vector [n], such as vectors[0] of top_eigenvalues"))
+    sizes = [p.numel() for p in parameters]
+    if flat.shape != (sum(sizes),):
+        raise ValueError(f"v has shape {tuple(flat.shape)}: pass one number for each of the n = {sum(sizes)} weights")
+    return {k: part.reshape(p.shape) for k, p, part in zip(names, parameters, flat.split(sizes), strict=True)}
+
+
+def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
+    """Raise ValueError unless `weights` has all parameters of `model`, nothing unknown, and is finite."""
+    check_model(model)
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"{label} is {shown(weights)}: pass a state dict, as model.state_dict() or a loaded file is")
+    if odd := [name for name, t in weights.items() if not isinstance(t, Tensor)]:
+        raise ValueError(f"{label}[{odd[0]!r}] is {shown(weights[odd[0]])}: a state dict holds tensors")
+    refuse_model(model)
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    shapes = {name: t.shape for name, t in named}
+    needed = {name for name, _ in model.named_parameters()}
+    missing = sorted(needed - weights.keys())
+    unknown = sorted(map(str, weights.keys() - model.state_dict().keys() - shapes.keys()))
+    if missing or unknown:
+        raise ValueError(
+            f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights"
+        )
+    for name in weights.keys() & shapes.keys():
+        if weights[name].shape != shapes[name]:
+            raise ValueError(
+                f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
+                f"{tuple(shapes[name])}: pass weights of this very model"
+            )
+        if not torch.isfinite(weights[name]).all():
+            raise ValueError(f"{label}[{name!r}] contains NaN or infinity: pass finite weights")
+
+
+@dataclass(frozen=True)
+class Mover:
+    """Puts the model at a point. A point is a function of its weights alone: buffers start anew at each one.
+
+    `ends` are the state dicts whose buffers are interpolated, or twice the same for a centre; `own` the
+    model's buffers as they came.
+    """
+
+    problem: Problem
+    bn_mode: BnMode
+    hook: Hook | None
+    calibration: Problem | None
+    ends: tuple[Weights, Weights] | None
+    own: tuple[tuple[nn.Module, str, Tensor], ...]
+
+    def replaces(self, name: str) -> bool:
+        """Whether the buffer comes from the ends, and the model's own has no say."""
+        return self.ends is not None and all(name in end for end in self.ends)
+
+    def move(self, w: Vector, fraction: float = 0.0) -> None:
+        """Weights w [n], buffers at `fraction` of the way between the ends; inside the problem's `guard` and
+        `movable`."""
+        problem, model = self.problem, self.problem.model
+        problem.move_to(w)
+        copies = {id(buffer): buffer.clone() for _, _, buffer in self.own}
+        for module, key, buffer in self.own:
+            module._buffers[key] = copies[id(buffer)]
+        with torch.no_grad():
+            if self.ends is not None:
+                _interpolate_buffers(model, *self.ends, fraction)
+            if self.hook is not None:
+                seed_generators(problem.parameters, problem.seed)
+                before = problem.weights()
+                self.hook(model)
+                model.train(problem.mode == "train")
+                if not np.array_equal(problem.weights(), before):
+                    raise ValueError("recalibrate changed the weights, which are the point measured: let it move buffers only")
+            elif self.calibration is not None:
+                recalibrate(model, (x for x, _, _ in self.calibration.passes(restore=False)), self.calibration.outputs)
+
+
+def make_mover(
+    problem: Problem,
+    data: Data,
+    bn_mode: BnMode,
+    hook: Hook | None,
+    calibration: Data | None,
+    ends: tuple[Weights, Weights] | None,
+    batch_size: int | None,
+) -> Mover:
+    """Check that the buffers' mode, hook and calibration fit together; outside the problem's guard.
+
+    Without a hook, "recalibrate" uses `calibration`, or else `data`. A pair of tensors is split by
+    `batch_size`, or into equal batches of at most 256 examples, whatever chunks the loss is measured in:
+    statistics depend on it.
+    """
+    check_choice("bn_mode", bn_mode, BN_MODES)
+    if hook is not None and not callable(hook):
+        raise ValueError(f"recalibrate is {shown(hook)}: it must be a function of the model, or None")
+    if bn_mode != "recalibrate" and (hook is not None or calibration is not None):
+        raise ValueError(
+            f"bn_mode is {bn_mode!r} and recalibrate or calibration is given: they belong to 'recalibrate'"
+        )
+    if hook is not None and calibration is not None:
+        raise ValueError(
+            "recalibrate and calibration are both given: the hook chooses its own data, leave one"
+        )
+    statistics = None
+    if bn_mode == "recalibrate" and hook is None:
+        refuse_unknown_statistics(problem.model)
+        source, size = data if calibration is None else calibration, batch_size
+        if (
+            isinstance(source, (tuple, list))
+            and len(source) == 2
+            and all(isinstance(p, Tensor) for p in source)
+        ):
+            source = source if size else _equal_batches(*source)
+        else:
+            size = None
+        statistics = make_problem(
+            problem.model,
+            problem.criterion,
+            source,
+            params=problem.names,
+            batch_size=size,
+            mode=problem.mode,
+            seed=problem.seed,
+        )
+    own = tuple(
+        (m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None
+    )
+    return Mover(problem, bn_mode, hook, statistics, ends, own)
+
+
+def _equal_batches(inputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
+    """Lengths differ by one at most: a short last batch could have no variance."""
+    count = max(1, -(-len(inputs) // _CALIBRATION_BATCH))
+    return list(zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True))
+
+
+def _interpolate_buffers(model: nn.Module, start: Weights, end: Weights, fraction: float) -> None:
+    """In place; `fraction` is clipped to [0, 1], because extrapolated variances could be negative."""
+    inside = min(max(fraction, 0.0), 1.0)
+    for name, buffer in model.named_buffers():
+        if name in start and name in end:
+            a, b = start[name].to(buffer.device), end[name].to(buffer.device)
+            if buffer.is_floating_point():
+                buffer.copy_((1.0 - inside) * a.double() + inside * b.double())
+            else:
+                buffer.copy_(a if inside < 0.5 else b)
+
+
+def evaluate(problem: Problem, *, finite: bool = False) -> tuple[float, float]:
+    """Mean loss and accuracy over one pass at the present weights.
+
+    The accuracy is NaN where outputs are no logits, or NaN themselves; with `finite`, infinite ones too.
+    """
+    loss, accuracy = 0.0, 0.0
+    with problem.without_gradients():
+        for inputs, targets, weight in problem.passes():
+            outputs = problem.outputs(inputs)
+            loss += weight * float(problem.loss(outputs, targets))
+            accuracy += weight * _batch_accuracy(outputs, targets, finite)
+    return (float("nan") if np.isnan(loss) else loss), accuracy  # NaN without a sign, as text has it
+
+
+def _batch_accuracy(outputs: Any, targets: Any, finite: bool) -> float:
+    indices = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
+    if not indices or not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(targets):
+        return float("nan")
+    if outputs.shape[1] < 2:
+        return float("nan")  # one logit: argmax would call every example the first class
+    if outputs.isnan().any() or (finite and outputs.isinf().any()):
+        return float("nan")  # argmax would call NaN the largest logit
+    return float((outputs.argmax(dim=1) == targets).double().mean())
+
+
+def grid_axis(name: str, values: Sequence[float] | Vector) -> Vector:
+    """`values` as float64 [m]; raises ValueError unless they are a non-empty list of finite numbers."""
+    points = numbers_of(name, values, "a sequence of finite numbers")
+    if points.ndim != 1 or not len(points) or not np.isfinite(points).all():
+        raise ValueError(f"{name} must be a non-empty one-dimensional sequence of finite numbers")
+    return points
+
+
+def known_or_none(accuracies: Vector) -> Vector | None:
+    """None where no point has an accuracy."""
+    return None if np.isnan(accuracies).all() else accuracies
