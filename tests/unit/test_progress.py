@@ -38,7 +38,7 @@ from sharpness import (
     worst_case_sharpness,
 )
 from sharpness.metrics import TABLE
-from sharpness.problem.problem import progress as module
+from sharpness.problem import progress as module
 
 torch.set_num_threads(1)
 

@@ -180,8 +180,8 @@ def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | 
 
 # --- imports
 
-LIGHT = ("config", "study", "claims", "plan", "launch", "store", "measure", "provenance", "command", "transfer", "lease",
-         "progress", "worker")
+LIGHT = ("declare.config", "declare.study", "declare.claims", "measures.measure", "store.records", "store.provenance",
+         "store.transfer", "store.leases", "sweep.plan", "sweep.launch", "sweep.commands", "sweep.progress", "sweep.worker")
 
 
 @pytest.mark.parametrize("modules", [["experiments.__main__"], [f"experiments.lab.{name}" for name in LIGHT]])
