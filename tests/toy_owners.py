@@ -21,7 +21,7 @@ from experiments.lab.store import leases as lease
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import runner
 from experiments.lab.sweep.worker import Stopper, Train, run_task
-from experiments.lab.training.loop import Outcome
+from experiments.lab.training.outcome import Outcome
 
 
 def shared_config(seed: int) -> RunConfig:

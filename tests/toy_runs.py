@@ -12,7 +12,8 @@ import torch
 from experiments.lab.datasets import Dataset, Split
 from experiments.lab.declare.config import Budget, Machine, Model, Norm, RunConfig
 from experiments.lab.training.data import Data, prepare
-from experiments.lab.training.loop import Outcome, train
+from experiments.lab.training.loop import train
+from experiments.lab.training.outcome import Outcome
 from experiments.lab.training.state import Checkpoint, Tensors
 
 SIZES = {Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}

@@ -25,16 +25,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(ROOT)]
 
 import torch  # noqa: E402
-from engine import Stepper, as_a_worker, learnable_images, program  # noqa: E402
+from engine import Engine, as_a_worker, learnable_images, program  # noqa: E402
 from timing import here  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from experiments.lab.datasets import DataError, Dataset, load  # noqa: E402
 from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig  # noqa: E402
+from experiments.lab.fused.ensemble import fused_engine  # noqa: E402
 from experiments.lab.store.files import write_atomic  # noqa: E402
 from experiments.lab.training.data import Data, prepare  # noqa: E402
-from experiments.lab.training.loop import Outcome, train_group  # noqa: E402
+from experiments.lab.training.loop import train_group  # noqa: E402
+from experiments.lab.training.outcome import Outcome  # noqa: E402
 from experiments.lab.training.state import Checkpoint  # noqa: E402
 
 ANY = RunConfig(
@@ -95,14 +97,14 @@ class Bench:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def seconds_an_update(self, stepper: Stepper, blocks: int = 3) -> dict[str, Any]:
+    def seconds_an_update(self, engine: Engine, blocks: int = 3) -> dict[str, Any]:
         """Wall seconds after the warm-up, median over blocks; each block ends when the device has finished it."""
-        stepper.advance(self.size.warm)
+        engine.advance(self.size.warm)
         self.wait()
         step, updates, times = self.size.warm, 16, list[float]()
         while len(times) < blocks:
             start = time.perf_counter()
-            stepper.advance(step + updates)
+            engine.advance(step + updates)
             self.wait()
             step, spent = step + updates, time.perf_counter() - start
             if spent < self.size.seconds / 2 and not times:
@@ -158,15 +160,15 @@ class Batch(nn.Module):
         return nn.functional.batch_norm(x, None, None, self.weight, self.bias, training=True)
 
 
-def large_program(bench: Bench, *, deterministic: bool, choose: bool = False) -> Stepper:
+def large_program(bench: Bench, *, deterministic: bool, choose: bool = False) -> Engine:
     """The network at the large batch in bfloat16; `choose` lets cuDNN time its kernels."""
     config = ANY.replace(batch_size=bench.size.large, precision=Precision.BFLOAT16, n_train=bench.size.images)
     machine = bench.machine(graphs=True)
     data = bench.data(config, machine)
     net = speed_net(data.classes, bench.size.widths).to(bench.device).train()
-    stepper = program([config], machine, data, [net.to(memory_format=torch.channels_last)])
+    engine = program([config], machine, data, [net.to(memory_format=torch.channels_last)])
     set_kernels(deterministic, choose)
-    return stepper
+    return engine
 
 
 def set_kernels(deterministic: bool, choose: bool) -> None:
@@ -206,12 +208,12 @@ def determinism(bench: Bench) -> dict[str, Any]:
     machine = bench.machine(graphs=True)
     data = bench.data(config, machine)
 
-    def residual(deterministic: bool, choose: bool) -> Stepper:
-        stepper = program([config], machine, data)
+    def residual(deterministic: bool, choose: bool) -> Engine:
+        engine = program([config], machine, data)
         set_kernels(deterministic, choose)
-        return stepper
+        return engine
 
-    makers: dict[str, Callable[[bool, bool], Stepper]] = {
+    makers: dict[str, Callable[[bool, bool], Engine]] = {
         f"ResNet-20, B {config.batch_size}": residual,
         f"fast network, B {bench.size.large}": lambda repeat, choose: large_program(bench, deterministic=repeat, choose=choose),
     }
@@ -265,7 +267,8 @@ def sweep(bench: Bench) -> dict[str, Any]:
         began = time.perf_counter()
         configs = [base.replace(batch_size=batch_size, seed=seed) for seed in range(size.seeds)]
         try:
-            outcomes = train_group(configs, machine, data, [Deadline(start + size.limit) for _ in configs])
+            logs = [Deadline(start + size.limit) for _ in configs]
+            outcomes = train_group(configs, machine, data, logs, make_engine=fused_engine)
         except TimeoutError as error:
             print(f"  B {batch_size}: {error}", flush=True)
             return found | {"unfinished": batch_size}

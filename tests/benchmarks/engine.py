@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from experiments.lab import models
 from experiments.lab.datasets import Dataset, Split
 from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
-from experiments.lab.fused.ensemble import Ensemble
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.sweep.allocator import keep_freed_memory
-from experiments.lab.training.course import initial_model, set_arithmetic
 from experiments.lab.training.data import Data, Examples, prepare, read
-from experiments.lab.training.engine import Single, Stepper
+from experiments.lab.training.engine import Engine, SingleEngine
+from experiments.lab.training.initial import initial_model, set_arithmetic
 from experiments.lab.training.loop import train
 from experiments.lab.training.state import Checkpoint
 
@@ -148,16 +148,14 @@ def loss_after(config: RunConfig, data: Data) -> float:
     return train(config, Machine(), data, Stopwatch(config.steps or 1, lambda: None)).values["train_loss"]
 
 
-def program(configs: Sequence[RunConfig], machine: Machine, data: Data, nets: Sequence[nn.Module] | None = None) -> Stepper:
+def program(configs: Sequence[RunConfig], machine: Machine, data: Data, nets: Sequence[nn.Module] | None = None) -> Engine:
     """The runs as one program (alone where there is one), without a log or a budget; `advance(step)` updates up to `step`.
 
     `nets` replaces the networks that the configurations name.
     """
     set_arithmetic(configs[0])
-    made = list(nets or [initial_model(config, machine, data, None) for config in configs])
-    if len(configs) == 1:
-        return Single(configs[0], machine, data, made[0], None)
-    return Ensemble(configs, machine, data, made, [None] * len(configs))
+    made = list(nets or [initial_model(config, machine, data) for config in configs])
+    return fused_engine(configs, machine, data, made)
 
 
 def noise_images(n: int) -> Dataset:
@@ -193,12 +191,12 @@ def noise_data(config: RunConfig, dataset: Dataset) -> Data:
 
 def feed(config: RunConfig, data: Data, updates: int) -> Block:
     """Our input pipeline alone: order, draws and batches of `updates` updates, after as many that are not counted."""
-    stepper = Single(config, Machine(), data, models.build(config, data.shape, CLASSES), None)
+    moving = SingleEngine(config, Machine(), data, models.build(config, data.shape, CLASSES))
     total, cpu, wall = torch.zeros(()), 0.0, 0.0
     for first in (0, updates):
         cpu, wall = time.process_time(), time.perf_counter()
-        for step in range(first, first + updates, stepper.block_steps):
-            block = stepper.feed.block(step, min(stepper.block_steps, first + updates - step))
+        for step in range(first, first + updates, moving.block_steps):
+            block = moving.stream.block(step, min(moving.block_steps, first + updates - step))
             assert block.draws is not None
             for positions, draws in zip(block.positions.unbind(), block.draws.unbind(), strict=True):
                 total += data.train.at(positions, draws)[0][0, 0, 0, 0]

@@ -26,7 +26,7 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.training.data import Data
 from experiments.lab.training.loop import train
-from experiments.lab.training.shuffle import Order
+from experiments.lab.training.shuffle import Shuffle
 
 
 def with_images(data: Data, split: str, value: float) -> Data:
@@ -50,7 +50,7 @@ def publish(store: Store, config: RunConfig, data: Data) -> dict[str, Any]:
 def test_divergence_in_the_first_and_in_the_last_update(update: int, tmp_path: Path) -> None:
     """The ends of a run: before any row of its curve, and when the budget would call it done."""
     config, data = toy_config(batch_size=9), toy_data(toy_config())  # one epoch: each example is seen once
-    ((_, positions),) = Order(config.seed, len(data.train), config.batch_size).at(update)
+    ((_, positions),) = Shuffle(config.seed, len(data.train), config.batch_size).at(update)
     inputs = data.train.inputs.clone()
     inputs[positions[0]] = torch.inf
     store = Store(tmp_path)

@@ -20,8 +20,9 @@ from experiments.lab.store.checkpoints import load_tensors
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import RunFolder, open_run
 from experiments.lab.training import gradient
-from experiments.lab.training.engine import Single
-from experiments.lab.training.loop import Outcome, train
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.loop import train
+from experiments.lab.training.outcome import Outcome
 from experiments.lab.training.state import Checkpoint
 
 SIZE = 10
@@ -74,15 +75,15 @@ def assert_equal(found: tuple[Outcome, dict[int, Checkpoint], bytes], expected: 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     """Digests of what each step draws: its examples, their crops, the counters of its dropout masks."""
     seen: dict[int, set[str]] = {}
-    update = Single.update
+    update = SingleEngine.update
 
-    def watched(self: Single, positions: Tensor, draws: Tensor | None, lr: Any, counter: Tensor,
+    def watched(self: SingleEngine, positions: Tensor, draws: Tensor | None, lr: Any, counter: Tensor,
                 weights: Tensor | None) -> Tensor:
         parts = [part.contiguous().numpy().tobytes() for part in (positions, draws, counter, weights) if part is not None]
         seen.setdefault(int(counter[1]), set()).add(hashlib.sha256(b"".join(parts)).hexdigest())
         return update(self, positions, draws, lr, counter, weights)
 
-    monkeypatch.setattr(Single, "update", watched)
+    monkeypatch.setattr(SingleEngine, "update", watched)
     return seen
 
 
@@ -132,9 +133,9 @@ def test_killed_again_and_again(steps: tuple[int, ...], tmp_path: Path) -> None:
 @pytest.mark.parametrize("forgotten", ["optimizer.", "step"])
 def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above could not fail: without its moments, or its place in the order, a killed run must end elsewhere."""
-    restore = Single.restore
+    restore = SingleEngine.restore
 
-    def forgetful(self: Single, snapshots: Any) -> None:
+    def forgetful(self: SingleEngine, snapshots: Any) -> None:
         (snapshot,) = snapshots
         kept = {name: 0 * t if name.startswith(forgotten) else t for name, t in snapshot.tensors.items()}
         restore(self, [type(snapshot)(0 if forgotten == "step" else snapshot.step, kept)])
@@ -142,7 +143,7 @@ def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch:
     fields = CASES["momentum, ghost norm"]
     expected, log = run(toy_config(**fields), size=SIZE)
     assert lives.run(toy_lives.train_until, tmp_path, fields, SIZE, 7, 4) == -signal.SIGKILL
-    monkeypatch.setattr(Single, "restore", forgetful)
+    monkeypatch.setattr(SingleEngine, "restore", forgetful)
     with pytest.raises(AssertionError):
         assert_equal(resume(tmp_path, toy_config(**fields)), expected, log)
 

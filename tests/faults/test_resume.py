@@ -13,8 +13,9 @@ from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm
 from experiments.lab.store.checkpoints import load_checkpoint
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, open_run
-from experiments.lab.training.engine import Single
-from experiments.lab.training.loop import Outcome, train
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.loop import train
+from experiments.lab.training.outcome import Outcome
 from experiments.lab.training.state import Checkpoint
 
 
@@ -87,15 +88,15 @@ def test_three_interruptions_in_one_epoch(stops: tuple[int, ...], tmp_path: Path
 @pytest.mark.parametrize("forgotten", ["optimizer.", "step"])
 def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """These tests could not fail: without its moments, or its place in the data, the run must end elsewhere."""
-    restore = Single.restore
+    restore = SingleEngine.restore
 
-    def forgetful(self: Single, snapshots: Any) -> None:
+    def forgetful(self: SingleEngine, snapshots: Any) -> None:
         (snapshot,) = snapshots
         kept = {name: 0 * t if name.startswith(forgotten) else t for name, t in snapshot.tensors.items()}
         restore(self, [type(snapshot)(0 if forgotten == "step" else snapshot.step, kept)])
 
     config = toy_config(momentum=0.9)
     expected, _ = run(config)
-    monkeypatch.setattr(Single, "restore", forgetful)
+    monkeypatch.setattr(SingleEngine, "restore", forgetful)
     outcome, _, _ = interrupted(config, tmp_path, [5])
     assert not identical(outcome.weights, expected.weights)

@@ -14,6 +14,7 @@ from toy_runs import Memory, toy_config, toy_images
 
 from experiments.lab.datasets import load
 from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import runner
 from experiments.lab.training.data import prepare
@@ -68,7 +69,7 @@ def stream(batch_size: int, micro_batch: int | None = None, members: int = 1) ->
     Gradient._part = part
     try:
         data = prepare(config, Machine(), load("fashion-mini"))
-        train_group(configs, Machine(micro_batch=micro_batch), data, [Quiet() for _ in configs])
+        train_group(configs, Machine(micro_batch=micro_batch), data, [Quiet() for _ in configs], make_engine=fused_engine)
     finally:
         Gradient._part = compute
     return sha.hexdigest() + labels.hexdigest()

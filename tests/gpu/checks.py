@@ -21,11 +21,11 @@ from toy_runs import Memory, toy_config, toy_images
 from experiments.lab import models
 from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
 from experiments.lab.fused.cuda_graphs import Graph
-from experiments.lab.fused.ensemble import Ensemble
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.training import gradient
-from experiments.lab.training.course import initial_model, set_arithmetic
 from experiments.lab.training.data import Data, prepare
-from experiments.lab.training.engine import Single
+from experiments.lab.training.engine import Engine
+from experiments.lab.training.initial import initial_model, set_arithmetic
 from experiments.lab.training.loop import train_group
 from sharpness import epsilon_sharpness, fisher, ggn, hessian, top_eigenvalues, worst_case_sharpness
 
@@ -170,7 +170,7 @@ def cuda_graphs(device: str) -> Compared:
     for model in NETS:
         for members in (1, 3):
             configs = several(net_config(model, lr=0.01, momentum=0.9, steps=24, schedule=Schedule.COSINE), members)
-            eager, graphed = (stepper(configs, device) for _ in range(2))
+            eager, graphed = (engine(configs, device) for _ in range(2))
             for moving in (eager, graphed):
                 moving.block_steps = 10
             eager.graph = Graph(eager.update, 10, capture=lambda body: body)
@@ -206,7 +206,7 @@ def bfloat16(device: str) -> Compared:
         for precision in (Precision.FLOAT32, Precision.BFLOAT16):
             config = net_config(model, precision=precision, steps=1, lr=1.0, batch_size=64, augment=Augment.NONE)
             before, after = (weights([config.replace(lr=lr)], device)[0] for lr in (1e-30, 1.0))
-            names = [name for name, _ in initial_model(config, Machine(), toy_data(config, "cpu"), None).named_parameters()]
+            names = [name for name, _ in initial_model(config, Machine(), toy_data(config, "cpu")).named_parameters()]
             found.append(np.concatenate([(before[n] - after[n]).double().flatten().numpy() for n in names]))
         numbers[f"{model}"] = relative(found[1], found[0])
     return Compared("relative differences of bfloat16 gradients from float32's", numbers, 0.3, least=1e-4)
@@ -258,19 +258,16 @@ def toy_data(config: RunConfig, device: str) -> Data:
     return prepare(config, Machine(device=device), toy_images(PIXELS.get(config.model, 8)))
 
 
-def stepper(configs: list[RunConfig], device: str) -> Single | Ensemble:
+def engine(configs: list[RunConfig], device: str) -> Engine:
     set_arithmetic(configs[0])
     machine, data = Machine(device=device), toy_data(configs[0], device)
-    nets = [initial_model(config, machine, data, None) for config in configs]
-    if len(configs) == 1:
-        return Single(configs[0], machine, data, nets[0], configs[0].steps)
-    return Ensemble(configs, machine, data, nets, [config.steps for config in configs])
+    return fused_engine(configs, machine, data, [initial_model(config, machine, data) for config in configs])
 
 
 def weights(configs: list[RunConfig], device: str) -> list[dict[str, torch.Tensor]]:
     """The weights that these runs end with, trained as one program."""
     data = toy_data(configs[0], device)
-    outcomes = train_group(configs, Machine(device=device), data, [Quiet() for _ in configs])
+    outcomes = train_group(configs, Machine(device=device), data, [Quiet() for _ in configs], make_engine=fused_engine)
     if bad := [outcome.reason for outcome in outcomes if outcome.status != "done"]:
         raise ArithmeticError(f"a run ended early: {bad[0]}")
     return [outcome.weights for outcome in outcomes]

@@ -19,8 +19,10 @@ from experiments.lab.declare.config import (
     Scaling,
     Schedule,
 )
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.training import gradient
-from experiments.lab.training.loop import Outcome, train_group
+from experiments.lab.training.loop import train_group
+from experiments.lab.training.outcome import Outcome
 
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
 ONCE = [
@@ -32,7 +34,7 @@ ONCE = [
 
 def fused(configs: list[RunConfig], size: int = 8, **machine: Any) -> tuple[list[Outcome], list[Memory]]:
     logs = [Memory() for _ in configs]
-    return train_group(configs, Machine(**machine), toy_data(configs[0], size), logs), logs
+    return train_group(configs, Machine(**machine), toy_data(configs[0], size), logs, make_engine=fused_engine), logs
 
 
 def difference(first: Outcome, second: Outcome) -> float:

@@ -9,8 +9,10 @@ from toy_runs import Memory
 
 from experiments.lab.datasets import load
 from experiments.lab.declare.config import Budget, Machine, Optimizer, RunConfig
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.training.data import prepare
-from experiments.lab.training.loop import Outcome, train, train_group
+from experiments.lab.training.loop import train, train_group
+from experiments.lab.training.outcome import Outcome
 
 SEEDS = 32
 CONFIG = RunConfig(n_train=500, width=24, depth=2, batch_size=10, optimizer=Optimizer.ADAM, lr=3e-3, budget=Budget.STEPS,
@@ -33,7 +35,8 @@ def populations() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
     data = prepare(CONFIG, Machine(), load("fashion-mini"))
     configs = [CONFIG.replace(seed=seed) for seed in range(2 * SEEDS)]
     alone = [train(config, Machine(), data, Quiet()) for config in configs[:SEEDS]]
-    fused = [train_group(part, Machine(), data, [Quiet() for _ in part]) for part in (configs[:SEEDS], configs[SEEDS:])]
+    fused = [train_group(part, Machine(), data, [Quiet() for _ in part], make_engine=fused_engine)
+             for part in (configs[:SEEDS], configs[SEEDS:])]
     return alone, *fused
 
 

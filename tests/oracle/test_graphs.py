@@ -11,21 +11,18 @@ from toy_runs import toy_config, toy_data
 
 from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, RunConfig, Schedule
 from experiments.lab.fused.cuda_graphs import Graph
-from experiments.lab.fused.ensemble import Ensemble
-from experiments.lab.training.course import initial_model
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.training.data import Data
-from experiments.lab.training.engine import Single, never
+from experiments.lab.training.engine import Engine, never
+from experiments.lab.training.initial import initial_model
 
 CONFIG = toy_config(model=Model.KESKAR_C1, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, lr=0.01,
                     momentum=0.9, steps=24, schedule=Schedule.COSINE)
 
 
-def stepper(configs: list[RunConfig], data: Data, machine: Machine | None = None) -> Single | Ensemble:
-    machine = machine or Machine()
-    models = [initial_model(config, Machine(), data, None).to(data.train.inputs.device) for config in configs]
-    if len(configs) == 1:
-        return Single(configs[0], machine, data, models[0], configs[0].steps)
-    return Ensemble(configs, machine, data, models, [config.steps for config in configs])
+def engine(configs: list[RunConfig], data: Data, machine: Machine | None = None) -> Engine:
+    models = [initial_model(config, Machine(), data).to(data.train.inputs.device) for config in configs]
+    return fused_engine(configs, machine or Machine(), data, models)
 
 
 TWICE: dict[str, Any] = {"sam_rho": 0.05, "sam_adaptive": True, "noise_batch": 2}
@@ -38,7 +35,7 @@ def test_replays_are_the_updates_of_their_own_steps(members: int, extra: dict[st
     """A graph would train on other examples, masks or learning rates than its step's, or lose losses at a checkpoint."""
     configs = [CONFIG.replace(seed=seed, lr=0.01 * (seed + 1), **extra) for seed in range(members)]
     data = toy_data(CONFIG, 10)
-    plain, graphed = stepper(configs, data), stepper(configs, data)
+    plain, graphed = engine(configs, data), engine(configs, data)
     graphed.block_steps = 10
     graphed.graph = Graph(graphed.update, 10, capture=lambda body: body)  # what a CUDA graph repeats is its body
     plain.advance(24)
@@ -63,7 +60,7 @@ CASES = [(model, fields) for fields in ({}, {"optimizer": Optimizer.ADAM}, TWICE
 def test_no_update_waits_for_the_device(model: Model, members: int, fields: dict[str, Any]) -> None:
     """One hidden synchronisation and an update cannot be captured; tensors without values cannot be read by the host."""
     config = toy_config(model=model, norm=Norm.GHOST, norm_batch=4, batch_size=8, augment=Augment.CROP_FLIP, **fields)
-    moving = stepper([config.replace(seed=seed) for seed in range(members)], toy_data(config, 10))
+    moving = engine([config.replace(seed=seed) for seed in range(members)], toy_data(config, 10))
     with FakeTensorMode(allow_non_fake_inputs=True):
         axis = (members,) if members > 1 else ()
         rows: tuple[Any, ...] = (

@@ -14,10 +14,10 @@ from toy_runs import toy_config, toy_data
 from experiments.lab.declare.config import Machine, Model, Norm, Precision, RunConfig
 from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import gradient as gradients
-from experiments.lab.training.batch_stream import Feed
-from experiments.lab.training.course import initial_model
-from experiments.lab.training.engine import Single
+from experiments.lab.training.batch_stream import BatchStream
+from experiments.lab.training.engine import SingleEngine
 from experiments.lab.training.gradient import loss_and_gradients
+from experiments.lab.training.initial import initial_model
 from experiments.lab.training.shuffle import noise
 
 B, SMALL = 24, 4
@@ -72,9 +72,9 @@ def test_with_the_batch_s_own_noise_it_is_that_of_the_smaller_batch() -> None:
 
 def run(config: RunConfig, size: int = 10, **machine: Any) -> tuple[Tensor, Tensor]:
     data = toy_data(config, size)
-    stepper = Single(config, Machine(**machine), data, initial_model(config, Machine(), data, None), config.steps)
-    stepper.advance(3)
-    return torch.cat([p.detach().flatten() for p in stepper.model().parameters()]), torch.cat(stepper.losses())
+    engine = SingleEngine(config, Machine(**machine), data, initial_model(config, Machine(), data))
+    engine.advance(3)
+    return torch.cat([p.detach().flatten() for p in engine.model().parameters()]), torch.cat(engine.losses())
 
 
 def test_no_noise_is_the_plain_run() -> None:
@@ -99,12 +99,12 @@ def test_noise_does_not_depend_on_how_it_is_computed(rho: float, monkeypatch: py
     monkeypatch.setattr(gradients, "RECORD_AFTER", 1)
     assert torch.equal(run(configs[0])[0], alone[0])
     data = toy_data(config, 10)
-    models = [initial_model(own, Machine(), data, None) for own in configs]
-    fused = Ensemble(configs, Machine(), data, models, [None, None])
+    models = [initial_model(own, Machine(), data) for own in configs]
+    fused = Ensemble(configs, Machine(), data, models)
     fused.advance(3)
     for member, expected in enumerate(alone):
         found = torch.cat([p.detach().flatten() for p in fused.model(member).parameters()])
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
-    feed = Feed(config, 72, None)
-    whole, last = feed.block(0, 6).weights, feed.block(5, 1).weights
+    stream = BatchStream(config, 72)
+    whole, last = stream.block(0, 6).weights, stream.block(5, 1).weights
     assert whole is not None and last is not None and torch.equal(whole[5], last[0])

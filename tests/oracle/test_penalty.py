@@ -9,16 +9,16 @@ from toy_runs import toy_config, toy_data
 
 from experiments.lab.declare.config import Machine, Model, Norm, Precision, RunConfig
 from experiments.lab.fused.ensemble import Ensemble
-from experiments.lab.training.course import initial_model
-from experiments.lab.training.engine import Single
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.initial import initial_model
 from experiments.lab.training.sam import LENGTH, descent
 
 CONFIG = toy_config(precision=Precision.FLOAT64, batch_size=24, lr=0.1, width=4, depth=1, gradient_penalty=0.7)
 
 
-def stepper(config: RunConfig, micro_batch: int | None = None) -> Single:
+def engine(config: RunConfig, micro_batch: int | None = None) -> SingleEngine:
     data, machine = toy_data(config, 8 if config.model is Model.MLP else 10), Machine(micro_batch=micro_batch)
-    return Single(config, machine, data, initial_model(config, machine, data, None), config.steps)
+    return SingleEngine(config, machine, data, initial_model(config, machine, data))
 
 
 def flat(tensors: list[Tensor]) -> Tensor:
@@ -28,7 +28,7 @@ def flat(tensors: list[Tensor]) -> Tensor:
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_gradient_is_that_of_the_penalised_loss(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """c H g / ||g||, twice the penalty, or a part's scaled by its share; the difference's own error falls with its length."""
-    own = stepper(CONFIG if parts == 1 else CONFIG.replace(penalty_batch=8))
+    own = engine(CONFIG if parts == 1 else CONFIG.replace(penalty_batch=8))
     parameters, data = list(own.model().parameters()), own.data.train
     batch = torch.zeros(3, dtype=torch.int64), data.inputs[:24], data.targets[:24]
     start = flat(parameters)
@@ -56,12 +56,12 @@ def test_members_have_their_own_penalty() -> None:
     """One length over all members, or a part's or micro-batch's dropout masks that are another's."""
     base = CONFIG.replace(model=Model.KESKAR_C1, width=None, depth=None, norm=Norm.GHOST, norm_batch=4, penalty_batch=8, lr=0.01)
     configs = [base.replace(seed=3), base.replace(seed=4, lr=0.02)]
-    fused = Ensemble(configs, Machine(), toy_data(base, 10), [stepper(c).model() for c in configs], [None, None])
+    fused = Ensemble(configs, Machine(), toy_data(base, 10), [engine(c).model() for c in configs])
     fused.advance(2)
     for member, config in enumerate(configs):
-        alone = stepper(config)
+        alone = engine(config)
         alone.advance(2)
-        split = stepper(config, micro_batch=4)
+        split = engine(config, micro_batch=4)
         split.advance(2)
         for found in (fused.model(member), split.model()):
             pair = (flat(list(model.parameters())) for model in (found, alone.model()))
@@ -70,7 +70,7 @@ def test_members_have_their_own_penalty() -> None:
 
 def test_no_gradient_no_penalty() -> None:
     """0 / 0 where a batch is fitted."""
-    own = stepper(CONFIG)
+    own = engine(CONFIG)
     zeros = [torch.zeros_like(p) for p in own.gradient.parameters]
     own.gradient._part = lambda *batch: (torch.zeros(()), *zeros)
     _, found = descent(CONFIG, own.gradient)(torch.zeros(3, dtype=torch.int64), *own.data.train.at(torch.arange(24), None))

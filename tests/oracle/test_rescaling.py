@@ -12,7 +12,7 @@ from experiments.lab.declare.errors import ConfigError
 from experiments.lab.measures import random_slices as widths
 from experiments.lab.measures import rescaling
 from experiments.lab.measures.measure import Subject
-from experiments.lab.training.course import initial_model
+from experiments.lab.training.initial import initial_model
 
 torch.set_num_threads(1)
 

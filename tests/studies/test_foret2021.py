@@ -6,7 +6,7 @@ import pytest
 
 from experiments import foret2021
 from experiments.lab.declare.study import Request
-from experiments.lab.training.budget import total_steps
+from experiments.lab.training.batch_schedule import total_steps
 
 
 @pytest.mark.parametrize("scale", foret2021.SETTINGS)

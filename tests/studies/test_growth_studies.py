@@ -14,8 +14,7 @@ from analysis.load import from_store
 from experiments import jastrzebski2018, masters2018, smith2018
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.study import Record, Request
-from experiments.lab.training.batch_schedule import phases_of
-from experiments.lab.training.budget import total_steps
+from experiments.lab.training.batch_schedule import batch_schedule, total_steps
 
 SCALES = ("quick", "laptop", "paper")
 
@@ -60,10 +59,10 @@ def test_smith_arms_see_the_same_examples(scale: str) -> None:
     decay, grown, constant = smith2018.train(Request(scale), ())[:3]
     n = constant.n_train or 0
     steps = [total_steps(c, n) or 0 for c in (decay, grown, constant)]
-    seen = [phases_of(c, n).seen(s) for c, s in zip((decay, grown, constant), steps, strict=True)]
+    seen = [batch_schedule(c, n).seen(s) for c, s in zip((decay, grown, constant), steps, strict=True)]
     assert seen[0] == seen[2] and abs(seen[1] - seen[0]) <= grown.batch_size * 100 / 2
     assert steps[1] < 0.6 * steps[0] == 0.6 * steps[2]
-    assert [p.size for p in phases_of(grown, n).parts] == [grown.batch_size * 10**k for k in range(3)]
+    assert [p.size for p in batch_schedule(grown, n).phases] == [grown.batch_size * 10**k for k in range(3)]
     assert len({c.lr for c in (decay, grown, constant)}) == 1
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from experiments.lab.declare.config import Machine
 from experiments.lab.training.augment import Crops
 from experiments.lab.training.loop import train
-from experiments.lab.training.shuffle import Order
+from experiments.lab.training.shuffle import Shuffle
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "tests" / "benchmarks"
@@ -100,7 +100,7 @@ def test_bare_loop_computes_what_ours_does(case: str, modules: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # their masks are another stream's
-    order = Order(config.seed, len(data.train), size)
+    order = Shuffle(config.seed, len(data.train), size)
     batches = (order.at(step)[0][1] for step in itertools.count())
     loops.update_all(model, loops.optimizer_of(model, config.lr), data, batches, steps)
     ours = train(config, Machine(), data, engine.Stopwatch(steps, lambda: None)).weights

@@ -13,8 +13,8 @@ import torch
 from toy_runs import NETWORKS, NORMS, SIZES, run, toy_config, toy_data
 
 from experiments.lab.declare.config import Augment, Machine, Model, Norm, Optimizer, Precision, RunConfig, Schedule
-from experiments.lab.training.course import initial_model
-from experiments.lab.training.engine import Single
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.initial import initial_model
 
 CHANGED = "golden weights changed: raise SCIENCE_VERSION in experiments/lab/config.py, then pin the new numbers"
 GOLDEN: dict[str, tuple[float, float]] = {
@@ -85,11 +85,11 @@ def updated(model: Model, norm: Norm) -> tuple[float, float]:
     """Updates of SGD with momentum across the end of an epoch: step 8 of 72 examples."""
     config = toy_config(model=model, **NORMS[norm], precision=Precision.FLOAT64, batch_size=8, lr=0.01, momentum=0.9, seed=7)
     data = toy_data(config, SIZES.get(model, 8))
-    stepper = Single(config, Machine(), data, initial_model(config, Machine(), data, None), None)
-    set_weights(stepper.model())
-    stepper.step = 8
-    stepper.advance(10)
-    return numbers({name: p.detach() for name, p in stepper.model().named_parameters()})
+    engine = SingleEngine(config, Machine(), data, initial_model(config, Machine(), data))
+    set_weights(engine.model())
+    engine.step = 8
+    engine.advance(10)
+    return numbers({name: p.detach() for name, p in engine.model().named_parameters()})
 
 
 def trained(optimizer: Optimizer) -> tuple[float, float]:
@@ -98,7 +98,7 @@ def trained(optimizer: Optimizer) -> tuple[float, float]:
         model=Model.KESKAR_C1, norm=Norm.BATCH, precision=Precision.FLOAT64, augment=Augment.CROP_FLIP,
         optimizer=optimizer, lr=0.001, weight_decay=0.01, schedule=Schedule.COSINE, warmup=0.3, steps=6,
     )
-    start = initial_model(config, Machine(), toy_data(config, 10), None)
+    start = initial_model(config, Machine(), toy_data(config, 10))
     set_weights(start)
     outcome, _ = run(config, size=10, parent=start.state_dict())
     return numbers(outcome.weights)[0], outcome.values["test_loss"]
@@ -113,7 +113,7 @@ def test_golden_weights(model: Model, norm: Norm) -> None:
 def test_golden_initial_weights() -> None:
     """Another initialiser would make every seed another run; to the last bits of float32."""
     config = toy_config(model=Model.SMALL_CONV, seed=7)
-    start = initial_model(config, Machine(), toy_data(config), None).state_dict()
+    start = initial_model(config, Machine(), toy_data(config)).state_dict()
     assert numbers(start) == pytest.approx(INITIAL, rel=1e-5), CHANGED
 
 
@@ -127,6 +127,6 @@ if __name__ == "__main__":
     for model, norm in NETWORKS:
         print(f'    "{model} {norm}": {updated(model, norm)},')
     first = toy_config(model=Model.SMALL_CONV, seed=7)
-    print(f"INITIAL = {numbers(initial_model(first, Machine(), toy_data(first), None).state_dict())}")
+    print(f"INITIAL = {numbers(initial_model(first, Machine(), toy_data(first)).state_dict())}")
     for optimizer in Optimizer:
         print(f'    "{optimizer}": {trained(optimizer)},')

@@ -12,9 +12,9 @@ from toy_runs import run, toy_config, toy_data
 from experiments.lab.declare.config import Budget, Machine, Norm, Optimizer, Precision, RunConfig
 from experiments.lab.fused.ensemble import Ensemble, StackedUpdate
 from experiments.lab.training import gradient as gradients
-from experiments.lab.training.course import initial_model
-from experiments.lab.training.engine import Single
+from experiments.lab.training.engine import SingleEngine
 from experiments.lab.training.evaluate import evaluate
+from experiments.lab.training.initial import initial_model
 from experiments.lab.training.optimizers import Update
 
 Arrays = list[np.ndarray]
@@ -142,7 +142,7 @@ def test_averages_are_what_is_evaluated_and_kept() -> None:
     assert log.checkpoints[5].current.tensors.keys() > trajectory[5].keys()
     assert all(torch.equal(log.checkpoints[5].current.tensors[name], raw.checkpoints[5].current.tensors[name])
                for name in ("model.layers.0.weight", "optimizer.0.momentum_buffer") if name in trajectory[5])
-    model = initial_model(config, Machine(), data, None)
+    model = initial_model(config, Machine(), data)
     for name, start_ in model.named_parameters():
         expected = start_.detach().clone()
         for weights in [*[t[f"model.{name}"] for t in trajectory[1:]], plain.weights[name]]:
@@ -159,7 +159,7 @@ def test_members_resume_bitwise() -> None:
     configs, data = [base.replace(seed=seed) for seed in range(3)], toy_data(base)
 
     def group() -> Ensemble:
-        return Ensemble(configs, Machine(), data, [initial_model(c, Machine(), data, None) for c in configs], [8] * 3)
+        return Ensemble(configs, Machine(), data, [initial_model(c, Machine(), data) for c in configs])
 
     straight, first, second = group(), group(), group()
     straight.advance(6)
@@ -197,7 +197,7 @@ def test_smoothed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     base = toy_config(precision=Precision.FLOAT64, batch_size=72, steps=1, label_smoothing=0.2)
     outcome, log = run(base)
     data = toy_data(base)
-    model = initial_model(base, Machine(), data, None)
+    model = initial_model(base, Machine(), data)
     logits = model(data.train.inputs).log_softmax(1)
     hard = -logits.gather(1, data.train.targets[:, None]).mean()
     loss = 0.8 * hard - 0.2 * logits.mean()
@@ -209,11 +209,11 @@ def test_smoothed_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = evaluate(model, data.train.inputs, data.train.targets)
     assert outcome.values["train_loss"] == scores.loss
     monkeypatch.setattr(gradients, "RECORD_AFTER", 0)
-    stepper = Single(base, Machine(), data, initial_model(base, Machine(), data, None), 1)
-    stepper.advance(3)
-    assert None not in stepper.gradient._programs.values() and len(stepper.gradient._programs) == 1
+    engine = SingleEngine(base, Machine(), data, initial_model(base, Machine(), data))
+    engine.advance(3)
+    assert None not in engine.gradient._programs.values() and len(engine.gradient._programs) == 1
     monkeypatch.undo()
-    eager = Single(base, Machine(), data, initial_model(base, Machine(), data, None), 1)
+    eager = SingleEngine(base, Machine(), data, initial_model(base, Machine(), data))
     eager.advance(3)
-    assert all(torch.equal(a, b) for a, b in zip(stepper.model().parameters(), eager.model().parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(engine.model().parameters(), eager.model().parameters(), strict=True))
     assert scores.loss == pytest.approx(torch.nn.functional.cross_entropy(model(data.train.inputs), data.train.targets).item())

@@ -10,8 +10,8 @@ from toy_runs import toy_config, toy_data
 from experiments.lab.declare.config import Machine, Precision
 from experiments.lab.measures.measure import Subject
 from experiments.lab.measures.noise import STEP, own_batch_sharpness
-from experiments.lab.training.batch_stream import Feed
-from experiments.lab.training.course import initial_model
+from experiments.lab.training.batch_stream import BatchStream
+from experiments.lab.training.initial import initial_model
 
 
 @pytest.mark.parametrize("noise", [None, 2])
@@ -19,10 +19,10 @@ def test_it_is_the_ratio_over_the_runs_own_batches(noise: int | None) -> None:
     """The curvature of a gradient without its weights, or of other batches, is not the one that a step meets."""
     config = toy_config(precision=Precision.FLOAT64, width=4, depth=1, batch_size=8, noise_batch=noise)
     data = toy_data(config)
-    model = initial_model(config, Machine(), data, None).eval()
+    model = initial_model(config, Machine(), data).eval()
     start = nn.utils.parameters_to_vector(model.parameters()).detach()
     names = [(name, p.shape, p.numel()) for name, p in model.named_parameters()]
-    block = Feed(config, len(data.train), None).block(STEP, 5)
+    block = BatchStream(config, len(data.train)).block(STEP, 5)
     above = below = 0.0
     for k in range(5):
         chosen, weights = block.positions[k], torch.ones(8) if block.weights is None else block.weights[k]

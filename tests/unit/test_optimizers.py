@@ -13,7 +13,7 @@ from toy_runs import toy_config
 
 from experiments.lab.declare.config import Budget, Optimizer, RunConfig, Scaling, Schedule
 from experiments.lab.fused.ensemble import StackedUpdate
-from experiments.lab.training.batch_stream import Feed
+from experiments.lab.training.batch_stream import BatchStream
 from experiments.lab.training.optimizers import Update
 from experiments.lab.training.schedules import lr_at
 
@@ -93,7 +93,7 @@ def test_members_keep_their_own_hyper_parameters(kind: Optimizer) -> None:
 def test_scaled_lr_reaches_the_optimizer() -> None:
     """The scaling rule would be on paper only."""
     config = toy_config(batch_size=64, scaling=Scaling.LINEAR, base_batch_size=16)
-    assert Feed(config, 72, 8).block(0, 2).lr.tolist() == pytest.approx([4 * config.lr] * 2)
+    assert BatchStream(config, 72).block(0, 2).lr.tolist() == pytest.approx([4 * config.lr] * 2)
 
 
 def lrs(steps: int = 100, **fields: Any) -> list[float]:

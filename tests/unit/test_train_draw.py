@@ -19,8 +19,7 @@ from experiments.lab.measures.measure import Subject, lambda_max
 from experiments.lab.models.norms import calibrate
 from experiments.lab.store.records import Store
 from experiments.lab.sweep.plan import find_study, identified, plan
-from experiments.lab.training import course, evaluate
-from experiments.lab.training.course import checked_loss
+from experiments.lab.training import evaluate, loop, stop_rule
 from experiments.lab.training.data import Data, order_of, prepare
 from experiments.lab.training.evaluate import calibrate_on
 
@@ -37,8 +36,8 @@ def config_of(folder: Path, **changes: object) -> RunConfig:
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Subsets that are much smaller than the data, as they are in earnest."""
     monkeypatch.setattr(evaluate, "CALIBRATION_EXAMPLES", FEW)
-    monkeypatch.setattr(course, "CHECKED", FEW)
-    monkeypatch.setattr(course, "CURVE", FEW)
+    monkeypatch.setattr(stop_rule, "CHECKED", FEW)
+    monkeypatch.setattr(loop, "CURVE", FEW)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +63,7 @@ def partial(config: RunConfig, data: Data) -> torch.nn.Module:
 
 
 def curve(model: torch.nn.Module, data: Data) -> float:
-    return evaluate.evaluate(model, data.test.inputs[: course.CURVE], data.test.targets[: course.CURVE]).loss
+    return evaluate.evaluate(model, data.test.inputs[: loop.CURVE], data.test.targets[: loop.CURVE]).loss
 
 
 def curvature(model: torch.nn.Module, data: Data) -> float:
@@ -81,7 +80,7 @@ def validation(model: torch.nn.Module, data: Data) -> float:
     return evaluate.evaluate(model, data.validation.inputs, data.validation.targets).loss
 
 
-@pytest.mark.parametrize("measured", [statistics, checked_loss, curve, curvature, validation])
+@pytest.mark.parametrize("measured", [statistics, stop_rule.checked_loss, curve, curvature, validation])
 def test_sorted_data_measure_as_shuffled_ones(measured: Callable[[torch.nn.Module, Data], float],
                                               folders: tuple[Path, Path]) -> None:
     """Batch norm, the stop rule, curves, curvature or validation would look at one class where a folder is sorted."""

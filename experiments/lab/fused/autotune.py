@@ -15,25 +15,24 @@ from typing import Any
 import torch
 
 from experiments.lab.declare.config import Machine, RunConfig, program
-from experiments.lab.fused.ensemble import Ensemble
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.provenance import hardware
-from experiments.lab.training.course import initial_model
 from experiments.lab.training.data import Data
-from experiments.lab.training.engine import Single
+from experiments.lab.training.initial import initial_model
 from experiments.lab.training.memory import is_out_of_memory
 
 PAYS = 1.1
-"""a larger program must be this much faster a run: near a tie the choice would be chance"""
+"""a larger program must be this much faster per run: near a tie the choice would be chance"""
 WARM_UP = 6
 UPDATES = 10
 REPEATS = 3
 
 
 def members_that_pay(configs: Sequence[RunConfig], machine: Machine, data: Data, remembered: Path | None = None) -> int:
-    """Runs in one program that are fastest a run, up to all of `configs`; 1 where none beats training alone by `PAYS`.
+    """Runs in one program that are fastest per run, up to all of `configs`; 1 where none beats training alone by `PAYS`.
 
-    On a CPU the answer is 1 without a trial: replayed updates of single runs were 1.0 to 3.7 times as fast as fused ones
+    On a CPU the answer is 1 without a measurement: replayed updates of single runs were 1.0 to 3.7 times as fast as fused ones
     for every network and batch size that was measured.
     """
     if machine.fused is not None:
@@ -55,7 +54,7 @@ def members_that_pay(configs: Sequence[RunConfig], machine: Machine, data: Data,
 
 
 def fastest(configs: Sequence[RunConfig], machine: Machine, data: Data) -> int:
-    """The number of members with the least time a member's update, by doubling until it pays no more."""
+    """The number of members with the least time per update of a member, by doubling until it pays no more."""
     best, least = 1, seconds_per_update(configs[:1], machine, data)
     count = 2
     while best * 2 >= count and count < 2 * len(configs):
@@ -74,18 +73,14 @@ def fastest(configs: Sequence[RunConfig], machine: Machine, data: Data) -> int:
 
 def seconds_per_update(configs: Sequence[RunConfig], machine: Machine, data: Data) -> float:
     """Median seconds of one member's update, compilation and capture not counted."""
-    models = [initial_model(config, machine, data, None) for config in configs]
-    if len(configs) == 1:
-        stepper = Single(configs[0], machine, data, models[0], None)
-    else:
-        stepper = Ensemble(configs, machine, data, models, [None] * len(configs))
-    stepper.gradient.record_after = 2
-    stepper.advance(WARM_UP)
+    engine = fused_engine(configs, machine, data, [initial_model(config, machine, data) for config in configs])
+    engine.gradient.record_after = 2
+    engine.advance(WARM_UP)
     seconds = []
     for _ in range(REPEATS):
         _wait(machine)
         started = time.perf_counter()
-        stepper.advance(stepper.step + UPDATES)
+        engine.advance(engine.step + UPDATES)
         _wait(machine)
         seconds.append((time.perf_counter() - started) / UPDATES / len(configs))
     return statistics.median(seconds)

@@ -1,6 +1,6 @@
 """Runs that differ only in scalars, trained as one program: `torch.func.vmap` over stacked parameters.
 
-Every member keeps its own initial weights, order of examples, augmentation, dropout, learning rate and stop rule. A member
+Every member keeps its own initial weights, shuffle, augmentation, dropout, learning rate and stop rule. A member
 that has ended is taken out, and the others go on in a smaller program. Fused gradients are those of single runs up to
 rounding, so membership belongs to a run's execution plan (`plan.json`), never to its configuration.
 """
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.declare.config import Machine, Optimizer, RunConfig
-from experiments.lab.training.batch_stream import Block, Feed, stack
+from experiments.lab.fused.cuda_graphs import Graph
+from experiments.lab.training.batch_stream import BatchStream, Block, stack
 from experiments.lab.training.data import Data
-from experiments.lab.training.engine import Stepper
+from experiments.lab.training.engine import Engine, SingleEngine
 from experiments.lab.training.gradient import Gradient
+from experiments.lab.training.initial import initial_model
 from experiments.lab.training.layerwise import lamb_, lars_
 from experiments.lab.training.optimizers import AVERAGE, clipped, slot_names
 from experiments.lab.training.sam import descent
@@ -97,26 +99,25 @@ class StackedUpdate:
         w.sub_(step * first / (second.sqrt() / bias2.sqrt().to(w.dtype) + self.eps))
 
 
-class Ensemble(Stepper):
+class Ensemble(Engine):
     """M runs as one program; member i of `configs` is row i of everything."""
 
-    def __init__(self, configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module],
-                 totals: Sequence[int | None]) -> None:
+    def __init__(self, configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module]) -> None:
         super().__init__(configs[0], machine, data)
-        self.configs, self.totals, self.step = tuple(configs), tuple(totals), 0
-        self.feeds = [Feed(c, len(data.train), total) for c, total in zip(configs, totals, strict=True)]
+        self.configs = tuple(configs)
+        self.streams = [BatchStream(config, len(data.train)) for config in configs]
         self.scratch = models[0]
         flat = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
         self.optimizer = StackedUpdate(configs, torch.stack(flat), [p.shape for p in self.scratch.parameters()])
         self.gradient = Gradient(
             configs[0], self.scratch, self.optimizer.parts(self.optimizer.weights), machine.micro_batch, members=True,
-            recorded=self.device.type == "cpu",
+            replays=self.device.type == "cpu",
         )
         self.descent = descent(configs[0], self.gradient)
         self._losses: list[list[Tensor]] = [[] for _ in configs]
 
     def block(self, count: int) -> Block:
-        return stack([feed.block(self.step, count) for feed in self.feeds])
+        return stack([stream.block(self.step, count) for stream in self.streams])
 
     def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
         return lr.to(self.optimizer.weights.dtype).unbind()
@@ -134,7 +135,7 @@ class Ensemble(Stepper):
             if len(own):
                 kept.append(own)
 
-    def model(self, member: int) -> nn.Module:
+    def model(self, member: int = 0) -> nn.Module:
         """The shared network with the member's present weights, or their average: for evaluation, until the next call."""
         return self._show(member, self.optimizer.slots.get(AVERAGE, self.optimizer.weights))
 
@@ -144,7 +145,7 @@ class Ensemble(Stepper):
                 p.copy_(rows[member])
         return self.scratch
 
-    def copy(self, member: int) -> Snapshot:
+    def copy(self, member: int = 0) -> Snapshot:
         """As a single run's state would be copied."""
         shown = self._show(member, self.optimizer.weights).state_dict()
         tensors: Tensors = {f"model.{n}": v.detach().clone() for n, v in shown.items()}
@@ -178,8 +179,25 @@ class Ensemble(Stepper):
         self.step = snapshots[0].step
         self.optimizer.count.fill_(self.step)
 
-    def losses(self, member: int) -> list[Tensor]:
+    def losses(self, member: int = 0) -> list[Tensor]:
         return self._losses[member]
 
-    def forget_losses(self, member: int) -> None:
+    def forget_losses(self, member: int = 0) -> None:
         self._losses[member] = []
+
+    def only(self, members: Sequence[int]) -> Engine:
+        configs = [self.configs[member] for member in members]
+        snapshots = [self.copy(member) for member in members]
+        models = [initial_model(config, self.machine, self.data) for config in configs]
+        engine = fused_engine(configs, self.machine, self.data, models)
+        engine.restore(snapshots)
+        return engine
+
+
+def fused_engine(configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module]) -> Engine:
+    """The engine of one run or of several, its updates as CUDA graphs where the machine uses them."""
+    several = len(configs) > 1
+    engine = Ensemble(configs, machine, data, models) if several else SingleEngine(configs[0], machine, data, models[0])
+    if machine.uses_graphs and configs[0].batch_growth == 1:
+        engine.graph = Graph(engine.update, engine.block_steps)
+    return engine

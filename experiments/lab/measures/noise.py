@@ -21,11 +21,11 @@ def own_batch_sharpness(subject: Subject, *, batches: int = 16) -> dict[str, Any
     from torch.nn.functional import cross_entropy
 
     from experiments.lab.measures.measure import head
-    from experiments.lab.training.batch_stream import Feed
+    from experiments.lab.training.batch_stream import BatchStream
     from sharpness.gradients.alignment import jackknife_error
 
     config, train, parameters = subject.config, subject.data.train, list(subject.model.parameters())
-    block = Feed(config, len(train), None).block(STEP, batches)
+    block = BatchStream(config, len(train)).block(STEP, batches)
     curvatures, squares = [], []
     for k in range(batches):
         inputs, targets = train.at(block.positions[k].to(train.targets.device), None)

@@ -60,10 +60,9 @@ def states(subject: Subject, steps: Sequence[int]) -> Iterator[tuple[int, nn.Mod
     """
     import copy
 
-    from experiments.lab.training.budget import total_steps
-    from experiments.lab.training.course import initial_model, set_arithmetic
-    from experiments.lab.training.engine import Single
+    from experiments.lab.training.engine import SingleEngine
     from experiments.lab.training.evaluate import calibrate_on
+    from experiments.lab.training.initial import initial_model, set_arithmetic
 
     config, data, past = subject.config, subject.data, subject.past()
     machine = past.machine
@@ -72,11 +71,11 @@ def states(subject: Subject, steps: Sequence[int]) -> Iterator[tuple[int, nn.Mod
     set_arithmetic(config)
     model = initial_model(config, machine, data, past.parent)
     shown = copy.deepcopy(model).eval()
-    stepper = Single(config, machine, data, model, total_steps(config, len(data.train)))
+    engine = SingleEngine(config, machine, data, model)
     for step in steps:
-        stepper.advance(step)
-        stepper.forget_losses()
-        shown.load_state_dict(stepper.model().state_dict())
+        engine.advance(step)
+        engine.forget_losses()
+        shown.load_state_dict(engine.model().state_dict())
         calibrate_on(shown, data.train.inputs)
         if step == past.steps and past.exact:
             _compare(shown, subject.weights, config.run_id)

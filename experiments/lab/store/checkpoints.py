@@ -16,8 +16,7 @@ from safetensors.torch import load, save
 from experiments.lab.store.checksums import LIGHT, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError, write_atomic
 from experiments.lab.store.records import Store
-from experiments.lab.training.budget import Pass
-from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
+from experiments.lab.training.state import Checkpoint, Pass, Snapshot, Tensors
 
 PARTS = ("current", "above", "below")
 

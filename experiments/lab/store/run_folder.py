@@ -30,7 +30,7 @@ from experiments.lab.store.leases import Lease, acquire
 from experiments.lab.store.provenance import commit, hardware, provenance
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import FAILURE
-from experiments.lab.training.loop import Outcome
+from experiments.lab.training.outcome import Outcome
 from experiments.lab.training.state import Checkpoint
 
 CHECKPOINT_SECONDS = 30.0

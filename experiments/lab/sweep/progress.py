@@ -12,8 +12,8 @@ from operator import itemgetter, ne
 from types import TracebackType
 from typing import Any, Self
 
-from experiments.lab.declare.config import Budget, RunConfig
-from experiments.lab.training.batch_schedule import phases_of, steps_of
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.training.batch_schedule import batch_schedule, total_steps
 
 PLAIN_SECONDS = 15.0
 LIVE_SECONDS = 0.2
@@ -33,18 +33,9 @@ ECHOES = ("data_sha256", "parent")
 """fields that say in digits what others say in words: shown only where nothing else tells runs apart"""
 
 
-def expected_steps(config: RunConfig, n_train: int) -> int | None:
-    """Updates until the budget is spent, None where only training can tell."""
-    if config.budget is Budget.STEPS:
-        return config.steps
-    if config.budget is Budget.EPOCHS:
-        return steps_of(config, n_train)
-    return None
-
-
 def known_steps(config: RunConfig) -> int | None:
-    """`expected_steps` as far as the config alone tells: its data are not read."""
-    return config.steps if config.n_train is None else expected_steps(config, config.n_train)
+    """`total_steps` as far as the config alone tells: its data are not read."""
+    return config.steps if config.n_train is None else total_steps(config, config.n_train)
 
 
 def duration(seconds: float) -> str:
@@ -224,7 +215,7 @@ class Training(Screen):
 
     def __init__(self, config: RunConfig, n_train: int, *, quiet: bool = False) -> None:
         super().__init__(quiet=quiet)
-        self.total, self.phases, self.n_train = expected_steps(config, n_train), phases_of(config, n_train), n_train
+        self.total, self.batches, self.n_train = total_steps(config, n_train), batch_schedule(config, n_train), n_train
         self.started, self.step = time.monotonic(), 0
         self.first: tuple[int, float] | None = None
         """the first step that was seen, and when: reading the data is no step"""
@@ -276,7 +267,7 @@ class Training(Screen):
         return f"step {self._of(step)}: epoch {self._epoch(step)}{said}{self.scores}{when}; {elapsed}"
 
     def _epoch(self, step: int) -> str:
-        return f"{self.phases.seen(step) / self.n_train:.3g}"
+        return f"{self.batches.seen(step) / self.n_train:.3g}"
 
     def _of(self, step: int) -> str:
         return f"{step:,}" if self.total is None else f"{step:,} of {self.total:,}"

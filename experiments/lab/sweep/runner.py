@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.fused.autotune import members_that_pay
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.store.checkpoints import final_weights
 from experiments.lab.store.data_places import located
 from experiments.lab.store.execution_plan import company_of, read_plan
@@ -18,8 +19,9 @@ from experiments.lab.store.leases import clear_record
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import LeaseLost, RunFolder, Watch, open_run
 from experiments.lab.training.data import Data, prepare, read
-from experiments.lab.training.loop import Outcome, train_group
+from experiments.lab.training.loop import train_group
 from experiments.lab.training.memory import is_out_of_memory, smaller
+from experiments.lab.training.outcome import Outcome
 
 BUSY = "busy"
 
@@ -81,7 +83,7 @@ def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data,
             for folder in left:
                 folder.machine, folder.members = machine, len(left)
                 folder.begin(members, machine.micro_batch, anew=anew.pop(folder.config.run_id, False))
-            train_group(configs, machine, data, left, [parents[run_id] for run_id in ids], ended)
+            train_group(configs, machine, data, left, [parents[run_id] for run_id in ids], ended, fused_engine)
         except LeaseLost:
             statuses |= {run_id: BUSY for run_id in ids if run_id not in statuses}
         except (RuntimeError, MemoryError) as error:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from experiments.lab.training.shuffle import AUGMENT, stream
+from experiments.lab.training.shuffle import AUGMENT, generator
 
 PAD = 4
 
 
 def draws(seed: int, epoch: int, n: int) -> Tensor:
     """[n, 3] int64: vertical and horizontal crop offset in 0..2 PAD and flip in 0..1, of every example in `epoch`."""
-    return torch.from_numpy(stream(seed, AUGMENT, epoch).integers(0, [2 * PAD + 1, 2 * PAD + 1, 2], size=(n, 3)))
+    return torch.from_numpy(generator(seed, AUGMENT, epoch).integers(0, [2 * PAD + 1, 2 * PAD + 1, 2], size=(n, 3)))
 
 
 class Crops:

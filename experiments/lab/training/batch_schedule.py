@@ -1,4 +1,5 @@
-"""How many examples each update takes: B, or with `batch_growth` g then g B and g^2 B (Smith et al. 2018, section 2).
+"""How many updates a run has, and how many examples each takes: B, or with `batch_growth` g then g B and g^2 B (Smith et al.
+2018, section 2).
 
 Pure integer arithmetic in units of B examples; no tensors. A budget of E examples is U = max(1, round(E / B)) units, with and
 without growth. An update is of B while 2 u < U units are seen, of g B while 4 u < 3 U, of g^2 B after that; the last size is
@@ -10,8 +11,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.config import Budget, RunConfig
 
 
 @dataclass(frozen=True)
@@ -25,30 +27,30 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Phases:
+class BatchSchedule:
     """The phases of a run in order, none of them empty: the last has no end, for the budget says where the run ends."""
 
-    parts: tuple[Phase, ...]
+    phases: tuple[Phase, ...]
     budget: int | None = None
     """U, where the batch grows"""
 
     def at(self, step: int) -> Phase:
         """That of update `step` (0-based)."""
-        return next(part for part in self.parts if part.end is None or step < part.end)
+        return next(phase for phase in self.phases if phase.end is None or step < phase.end)
 
     def seen(self, step: int) -> int:
         """Examples of the first `step` updates, repeats counted."""
-        part = self.at(step)
-        return part.seen + (step - part.first) * part.size
+        phase = self.at(step)
+        return phase.seen + (step - phase.first) * phase.size
 
     def units(self, step: int) -> int:
         """`seen` in units of the first size."""
-        return self.seen(step) // self.parts[0].size
+        return self.seen(step) // self.phases[0].size
 
     def step_with(self, examples: float) -> int:
         """The fewest updates that see at least `examples` examples."""
-        part = next(part for part in self.parts if part.end is None or examples <= self.seen(part.end))
-        return part.first + math.ceil((examples - part.seen) / part.size)
+        phase = next(phase for phase in self.phases if phase.end is None or examples <= self.seen(phase.end))
+        return phase.first + math.ceil((examples - phase.seen) / phase.size)
 
 
 def units_of(config: RunConfig, n: int) -> int:
@@ -57,25 +59,37 @@ def units_of(config: RunConfig, n: int) -> int:
     return max(1, round(config.epochs * n / config.batch_size))
 
 
-def steps_of(config: RunConfig, n: int) -> int:
-    """Updates of a budget in epochs over n training examples."""
-    units = units_of(config, n)
-    if config.batch_growth == 1:
-        return units
-    last = phases_of(config, n).parts[-1]
-    each = last.size // config.batch_size
-    return last.first + (2 * (units - last.seen // config.batch_size) + each) // (2 * each)
+def total_steps(config: RunConfig, n: int) -> int | None:
+    """Updates of a run over n training examples, None where only training can tell: budgets `train_loss` and `plateau`."""
+    match config.budget:
+        case Budget.STEPS:
+            return config.steps
+        case Budget.EPOCHS:
+            units = units_of(config, n)
+            if config.batch_growth == 1:
+                return units
+            last = batch_schedule(config, n).phases[-1]
+            each = last.size // config.batch_size
+            return last.first + (2 * (units - last.seen // config.batch_size) + each) // (2 * each)
+        case _:
+            return None
 
 
-def phases_of(config: RunConfig, n: int) -> Phases:
+def batch_schedule(config: RunConfig, n: int) -> BatchSchedule:
     """Of a run over n training examples."""
     size, growth = config.batch_size, config.batch_growth
     if growth == 1:
-        return Phases((Phase(0, None, size, 0),))
-    units, parts, step, seen = units_of(config, n), [], 0, 0
+        return BatchSchedule((Phase(0, None, size, 0),))
+    units, phases, step, seen = units_of(config, n), [], 0, 0
     for quarters, each in ((2, 1), (3, growth)):
         count = max(0, -(-(quarters * units - 4 * seen) // (4 * each)))
         if count:
-            parts.append(Phase(step, step + count, each * size, seen * size))
+            phases.append(Phase(step, step + count, each * size, seen * size))
         step, seen = step + count, seen + count * each
-    return Phases((*parts, Phase(step, None, growth**2 * size, seen * size)), units)
+    return BatchSchedule((*phases, Phase(step, None, growth**2 * size, seen * size)), units)
+
+
+def position(step: int, config: RunConfig, n: int) -> dict[str, Any]:
+    """Where a run over n training examples is after `step` updates, as its history says it."""
+    examples = batch_schedule(config, n).seen(step)
+    return {"step": step, "examples": examples, "epoch": examples / n}

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from experiments.lab.declare.config import Augment, RunConfig
 from experiments.lab.training import augment
-from experiments.lab.training.batch_schedule import phases_of
+from experiments.lab.training.batch_schedule import batch_schedule, total_steps
 from experiments.lab.training.data import dtype_of
 from experiments.lab.training.schedules import lr_of
-from experiments.lab.training.shuffle import Order, noise
+from experiments.lab.training.shuffle import Shuffle, noise
 
 BLOCK_EXAMPLES = 1 << 16
 """examples whose positions are worked out at once; changes nothing else"""
@@ -45,24 +45,24 @@ def block_steps(batch_size: int) -> int:
     return max(1, min(BLOCK_STEPS, BLOCK_EXAMPLES // batch_size))
 
 
-class Feed:
+class BatchStream:
     """The blocks of one run: pure functions of its config and the step, whatever was asked before."""
 
-    def __init__(self, config: RunConfig, n: int, total_steps: int | None) -> None:
-        self.config, self.n, self.total_steps = config, n, total_steps
-        self.order, self.phases = Order(config.seed, n, config.batch_size), phases_of(config, n)
+    def __init__(self, config: RunConfig, n: int) -> None:
+        self.config, self.n, self.total_steps = config, n, total_steps(config, n)
+        self.shuffle, self.batches = Shuffle(config.seed, n, config.batch_size), batch_schedule(config, n)
         self._draws: dict[int, Tensor] = {}
 
     def block(self, step: int, count: int) -> Block:
-        """Steps `step` to `step + count - 1`, all of one size (`Phases`)."""
-        size = self.phases.at(step).size
-        assert self.phases.at(step + count - 1).size == size
-        pieces = self.order.between(self.phases.seen(step), self.phases.seen(step + count))
+        """Steps `step` to `step + count - 1`, all of one size (`BatchSchedule`)."""
+        size = self.batches.at(step).size
+        assert self.batches.at(step + count - 1).size == size
+        pieces = self.shuffle.between(self.batches.seen(step), self.batches.seen(step + count))
         positions = torch.cat([positions for _, positions in pieces]).view(count, size)
         draws = None
         if self.config.augment is Augment.CROP_FLIP:
             draws = torch.cat([self._drawn(epoch)[positions] for epoch, positions in pieces]).view(count, size, 3)
-        lr = [lr_of(self.config, self.phases, step + k, self.total_steps) for k in range(count)]
+        lr = [lr_of(self.config, self.batches, step + k, self.total_steps) for k in range(count)]
         counters = torch.zeros(count, 3, dtype=torch.int64)
         counters[:, 0], counters[:, 1] = self.config.seed, torch.arange(step, step + count)
         return Block(positions, draws, torch.tensor(lr, dtype=torch.float64), counters, self._weights(step, count))

@@ -1,17 +1,18 @@
-"""What moves a run, or several runs as one program, from update to update. The training loop is in `train`."""
+"""What moves a run from update to update: the batch, its gradient, the optimizer. The training loop is in `loop`."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from experiments.lab.declare.config import Machine, RunConfig
-from experiments.lab.fused.cuda_graphs import Graph
-from experiments.lab.training.batch_schedule import phases_of
-from experiments.lab.training.batch_stream import Block, Feed, block_steps
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.training.batch_schedule import batch_schedule
+from experiments.lab.training.batch_stream import BatchStream, Block, block_steps
 from experiments.lab.training.data import Data
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.optimizers import AVERAGE, Update
@@ -30,17 +31,26 @@ def never(step: int) -> bool:
     return False
 
 
-class Stepper:
+class Graph(Protocol):
+    """What repeats a whole update without a word from the host; see `experiments.lab.fused.cuda_graphs`."""
+
+    def run(self, block: Block, step: int, due: Due) -> Tensor: ...
+
+
+class Engine:
     """Blocks of updates of one run or of several. A subclass has `block` and `update`, and its members' states."""
+
+    gradient: Gradient
+    graph: Graph | None = None
+    """takes the updates of a block where there is one; the same bits as without"""
 
     def __init__(self, config: RunConfig, machine: Machine, data: Data) -> None:
         self.step = 0
         self.latest: list[Tensor] = []
         """losses of the block under way; a graph's are known at its end"""
-        self.data, self.phases = data, phases_of(config, len(data.train))
+        self.machine, self.data, self.batches = machine, data, batch_schedule(config, len(data.train))
         self.block_steps = block_steps(config.batch_size)
         self.device = data.train.targets.device
-        self.graph = Graph(self.update, self.block_steps) if machine.uses_graphs and config.batch_growth == 1 else None
 
     def advance(self, until: int, due: Due = never) -> None:
         """Update up to step `until`, or to the first step at which `due` says so."""
@@ -55,7 +65,7 @@ class Stepper:
 
     def count(self, until: int) -> int:
         """Steps of the next block on the way to `until`: all of one batch size."""
-        phase = self.phases.at(self.step)
+        phase = self.batches.at(self.step)
         most = min(self.block_steps, block_steps(phase.size))
         return min(until - self.step, most if phase.end is None else min(most, phase.end - self.step))
 
@@ -77,10 +87,6 @@ class Stepper:
         kept = self.losses(member)
         return kept[-1].mean().item() if kept else None
 
-    def losses(self, member: int) -> list[Tensor]:
-        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
-        raise NotImplementedError
-
     def block(self, count: int) -> Block:
         """The next `count` steps."""
         raise NotImplementedError
@@ -101,22 +107,44 @@ class Stepper:
         """Add a block's losses to the states."""
         raise NotImplementedError
 
+    def losses(self, member: int = 0) -> list[Tensor]:
+        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
+        raise NotImplementedError
 
-class Single(Stepper):
-    """One run: eager at first, then replayed, as recorded operations (CPU) or as a CUDA graph, which give the same bits."""
+    def forget_losses(self, member: int = 0) -> None:
+        raise NotImplementedError
 
-    def __init__(self, config: RunConfig, machine: Machine, data: Data, model: nn.Module, total_steps: int | None) -> None:
+    def model(self, member: int = 0) -> nn.Module:
+        """The network at the member's present weights (with `ema` at their average), for evaluation, until the next call."""
+        raise NotImplementedError
+
+    def copy(self, member: int = 0) -> Snapshot:
+        raise NotImplementedError
+
+    def restore(self, snapshots: Sequence[Snapshot]) -> None:
+        """Continue from states of the same step, one per member."""
+        raise NotImplementedError
+
+    def only(self, members: Sequence[int]) -> Engine:
+        """An engine of these members alone, in this order, at their present states."""
+        raise NotImplementedError
+
+
+class SingleEngine(Engine):
+    """One run: eager at first, then on a CPU replayed (`replay`), which gives the same bits."""
+
+    def __init__(self, config: RunConfig, machine: Machine, data: Data, model: nn.Module) -> None:
         super().__init__(config, machine, data)
         parameters = list(model.parameters())
         self.state = State(model, Update(config, parameters))
         self.averaged = copy.deepcopy(model) if config.ema else None
-        self.feed = Feed(config, len(data.train), total_steps)
-        recorded = self.device.type == "cpu"
-        self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, recorded=recorded)
+        self.stream = BatchStream(config, len(data.train))
+        replays = self.device.type == "cpu"
+        self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, replays=replays)
         self.descent = descent(config, self.gradient)
 
     def block(self, count: int) -> Block:
-        return self.feed.block(self.step, count)
+        return self.stream.block(self.step, count)
 
     def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
         return lr.tolist()
@@ -133,7 +161,6 @@ class Single(Stepper):
             self.state.losses.append(losses)
 
     def model(self, member: int = 0) -> nn.Module:
-        """The network at its present weights, for evaluation; at their average (`ema`) a copy, until the next call."""
         if self.averaged is None:
             return self.state.model
         self.averaged.load_state_dict(self.state.model.state_dict())  # buffers of what is not calibrated are the run's
@@ -154,3 +181,17 @@ class Single(Stepper):
 
     def forget_losses(self, member: int = 0) -> None:
         self.state.losses = []
+
+    def only(self, members: Sequence[int]) -> SingleEngine:
+        return self
+
+
+MakeEngine = Callable[[Sequence[RunConfig], Machine, Data, Sequence[nn.Module]], Engine]
+"""(configs, machine, data, models) -> engine of these runs at the weights of their models"""
+
+
+def single_engine(configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module]) -> SingleEngine:
+    """Raises `ConfigError` for several runs."""
+    if len(configs) > 1:
+        raise ConfigError(f"{len(configs)} runs as one program need the engine of `experiments.lab.fused`; train them one by one")
+    return SingleEngine(configs[0], machine, data, models[0])

@@ -70,11 +70,11 @@ class Gradient:
     """Mean loss and gradients over batches of any size, in micro-batches; replayed on a CPU once a shape comes often."""
 
     def __init__(self, config: RunConfig, model: nn.Module, parameters: Sequence[Tensor], micro_batch: int | None,
-                 *, members: bool, recorded: bool) -> None:
+                 *, members: bool, replays: bool) -> None:
         self.whole = config.batch_size if config.batch_growth == 1 else None
         self.function_of = lambda whole: loss_and_gradients(config, model, members=members, batch_size=whole)
         self._functions: dict[int, Function] = {}
-        self.parameters, self.size, self.recorded = [p.detach() for p in parameters], micro_batch, recorded
+        self.parameters, self.size, self.replays = [p.detach() for p in parameters], micro_batch, replays
         self.axis, self.record_after = int(members), RECORD_AFTER
         self._seen: dict[tuple[int, int], int] = {}
         self._programs: dict[tuple[int, int], Function | None] = {}
@@ -108,9 +108,15 @@ class Gradient:
             self._functions[whole] = self.function_of(whole)
         function = self._functions[whole]
         self._seen[shape] = self._seen.get(shape, 0) + 1
-        if self.recorded and self._seen[shape] > self.record_after and shape not in self._programs:
+        if self.replays and self._seen[shape] > self.record_after and shape not in self._programs:
             self._programs[shape] = record(function, self.parameters, inputs, self.axis)
         return function(self.parameters, *inputs)
+
+
+def norms(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Float64 l2 norm over all `tensors` together, 0-d; with `axis` 1 one per member, [M]. No host sync."""
+    parts = [torch.linalg.vector_norm(t.reshape(*t.shape[:axis], -1), dim=-1, dtype=torch.float64) for t in tensors]
+    return torch.linalg.vector_norm(torch.stack(parts), dim=0)
 
 
 def precision(config: RunConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:

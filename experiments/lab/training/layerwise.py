@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from experiments.lab.training.sam import norms
+from experiments.lab.training.gradient import norms
 
 Number = float | Tensor
 """a float, a tensor 0-d, or [M] with one value per member"""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from experiments.lab.declare.config import Optimizer, RunConfig
+from experiments.lab.training.gradient import norms
 from experiments.lab.training.layerwise import lamb_, lars_
-from experiments.lab.training.sam import norms
 
 _torch: Any = torch  # its kernels are missing in its stubs
 

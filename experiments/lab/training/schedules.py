@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from experiments.lab.declare.config import RunConfig, Schedule
-from experiments.lab.training.batch_schedule import Phases
+from experiments.lab.training.batch_schedule import BatchSchedule
 
 
 def lr_at(config: RunConfig, step: int, total_steps: int | None) -> float:
@@ -33,12 +33,12 @@ def lr_at(config: RunConfig, step: int, total_steps: int | None) -> float:
     return config.peak_lr * factor
 
 
-def lr_of(config: RunConfig, phases: Phases, step: int, total_steps: int | None) -> float:
+def lr_of(config: RunConfig, batches: BatchSchedule, step: int, total_steps: int | None) -> float:
     """The LR of update `step` (0-based) of a run whose batch may grow.
 
     With growth the fraction of the budget is that of the examples seen, not of the updates: update `step` has the LR of the
     update that begins at the same example in a run without growth, so schedules bend at the same epochs in both.
     """
-    if phases.budget is None:
+    if batches.budget is None:
         return lr_at(config, step, total_steps)
-    return lr_at(config, phases.units(step), phases.budget)
+    return lr_at(config, batches.units(step), batches.budget)

@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ORDER, AUGMENT, NOISE = 0, 1, 2
+SHUFFLE, AUGMENT, NOISE = 0, 1, 2
 """What a counter-based stream is for; part of its key, so that no two purposes share numbers."""
 
 
-def stream(seed: int, purpose: int, epoch: int) -> np.random.Generator:
+def generator(seed: int, purpose: int, epoch: int) -> np.random.Generator:
     """The random stream of (seed, purpose, epoch): counter-based (Philox), so no other stream's use can move it."""
     return np.random.Generator(np.random.Philox(key=[seed, (purpose << 32) + epoch]))
 
 
 def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
     """[n] int64: the order of the training examples in `epoch`, a pure function of its arguments."""
-    return stream(seed, ORDER, epoch).permutation(n)
+    return generator(seed, SHUFFLE, epoch).permutation(n)
 
 
 def noise(seed: int, step: int, batch_size: int, noise_batch: int) -> np.ndarray:
@@ -28,12 +28,12 @@ def noise(seed: int, step: int, batch_size: int, noise_batch: int) -> np.ndarray
     (g_i - g)^T / (B - 1). The batch's own sampling noise is Cov / B, so that together they are Cov / b, b drawn with
     replacement (without: Cov (1/B - 1/N) and Cov (1/b - 1/N)).
     """
-    z = stream(seed, NOISE, step).standard_normal(batch_size)
+    z = generator(seed, NOISE, step).standard_normal(batch_size)
     s = np.sqrt(batch_size / noise_batch - 1)
     return 1 + s * np.sqrt(batch_size / (batch_size - 1)) * (z - z.mean())
 
 
-class Order:
+class Shuffle:
     """Positions of any step's examples. B is exact at every step: nothing is dropped, no batch is ragged.
 
     Caches the permutations of the last two epochs used and nothing else, so asking in any sequence gives the same answer.

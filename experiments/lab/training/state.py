@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from experiments.lab.training.budget import Pass
 from experiments.lab.training.optimizers import Update
 
 Tensors = dict[str, Tensor]
@@ -48,6 +47,14 @@ class Snapshot:
 
     step: int
     tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation-mode pass over training examples after `step` updates: mean cross-entropy in nats."""
+
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True)

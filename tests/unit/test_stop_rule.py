@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from toy_runs import Memory, run, toy_config
 from experiments.lab.datasets import load
 from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, Precision, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.training import budget
-from experiments.lab.training.batch_schedule import phases_of
-from experiments.lab.training.budget import Pass
+from experiments.lab.training.batch_schedule import batch_schedule, total_steps
 from experiments.lab.training.data import prepare
-from experiments.lab.training.loop import train
+from experiments.lab.training.loop import next_curve_point, train
+from experiments.lab.training.state import Snapshot
+from experiments.lab.training.stop_rule import StopRule
 
 N = 1000
 
@@ -29,86 +30,92 @@ def plateau(patience: float = 2, batch_size: int = 10) -> RunConfig:
     return toy_config(batch_size=batch_size, budget=Budget.PLATEAU, patience=patience, max_epochs=9)
 
 
-def passes(*pairs: tuple[int, float]) -> list[Pass]:
-    return [Pass(step, loss) for step, loss in pairs]
+def rule(config: RunConfig, *passes: tuple[int, float]) -> StopRule:
+    """The rule once it has seen these."""
+    made = StopRule(config, N)
+    for step, loss in passes:
+        made.note(step, loss, partial(Snapshot, step, {}))
+    return made
 
 
 def test_lengths() -> None:
     """A budget in epochs would favour one batch size by its rounding."""
     epochs = {"budget": Budget.EPOCHS, "epochs": 2.5}
-    assert budget.total_steps(toy_config(batch_size=10, **epochs), N) == 250
-    assert budget.total_steps(toy_config(batch_size=333, **epochs), N) == 8
-    assert budget.total_steps(toy_config(batch_size=1000, **(epochs | {"epochs": 0.1})), N) == 1
-    assert budget.total_steps(toy_config(steps=7), N) == budget.cap_steps(toy_config(steps=7), N) == 7
-    assert (budget.total_steps(plateau(), N), budget.cap_steps(plateau(batch_size=333), N)) == (None, 28)
+    assert total_steps(toy_config(batch_size=10, **epochs), N) == 250
+    assert total_steps(toy_config(batch_size=333, **epochs), N) == 8
+    assert total_steps(toy_config(batch_size=1000, **(epochs | {"epochs": 0.1})), N) == 1
+    assert total_steps(toy_config(steps=7), N) == rule(toy_config(steps=7)).cap == 7
+    assert (total_steps(plateau(), N), rule(plateau(batch_size=333)).cap) == (None, 28)
 
 
 def test_next_pass_of_a_plateau_is_the_end_of_the_next_epoch() -> None:
     """Patience counts epochs: passes must neither skip one nor come twice, also where B does not divide n."""
     for batch_size in (1, 10, 333, 1000):
-        config, seen = plateau(batch_size=batch_size), passes()
-        for epoch in range(1, 30):
-            step = budget.next_pass(config, N, seen)
+        seen: list[tuple[int, float]] = []
+        for epoch in range(1, 10):
+            step = rule(plateau(batch_size=batch_size), *seen).next_pass()
             assert step is not None and step == math.ceil(epoch * N / batch_size)
-            seen.append(Pass(step, 1.0))
-    assert budget.next_pass(toy_config(), N, []) is None
+            seen.append((step, 1.0))
+    assert rule(toy_config()).next_pass() is None
 
 
 def test_next_pass_of_a_target() -> None:
     """Passes too sparse overshoot the target, too dense cost more than training."""
     config = matched()
-    assert budget.next_pass(config, N, []) == 100
-    assert budget.next_pass(config, N, passes((100, 2.0))) == 200
-    halving = passes((100, 0.8), (200, 0.4))  # two halvings from the target: half of that way is one epoch
-    assert budget.next_pass(config, N, halving) == 300
+    assert rule(config).next_pass() == 100
+    assert rule(config, (100, 2.0)).next_pass() == 200
+    # two halvings from the target: half of that way is one epoch
+    assert rule(config, (100, 0.8), (200, 0.4)).next_pass() == 300
     slow = 100 * math.log(1.05) / math.log(0.11 / 0.105)  # steps to the target at the last pace
-    assert budget.next_pass(config, N, passes((100, 0.11), (200, 0.105))) == 200 + math.ceil(slow / 2)
-    assert budget.next_pass(config, N, passes((100, 0.9), (200, 0.10001))) == 213  # n/8 examples, rounded up
-    assert budget.next_pass(config, N, passes((100, 0.2), (200, 0.09))) == 213
-    assert budget.next_pass(config, N, passes((100, 0.500), (200, 0.499))) == 600  # at most four epochs
-    assert budget.next_pass(config, N, passes((100, 0.5), (200, 0.6))) == 300  # rising: an epoch
+    assert rule(config, (100, 0.11), (200, 0.105)).next_pass() == 200 + math.ceil(slow / 2)
+    assert rule(config, (100, 0.9), (200, 0.10001)).next_pass() == 213  # n/8 examples, rounded up
+    assert rule(config, (100, 0.2), (200, 0.09)).next_pass() == 213
+    assert rule(config, (100, 0.500), (200, 0.499)).next_pass() == 600  # at most four epochs
+    assert rule(config, (600, 0.500), (700, 0.499)).next_pass() == 900  # the cap
+    assert rule(config, (100, 0.5), (200, 0.6)).next_pass() == 300  # rising: an epoch
 
 
 @pytest.mark.parametrize("losses", [(0.0, 0.2), (0.2, 0.0), (0.0, 0.0)])
 def test_next_pass_survives_a_loss_of_zero(losses: tuple[float, float]) -> None:
     """A memorised training set has a float32 loss of exactly 0; its logarithm would end the run."""
-    following = budget.next_pass(matched(), N, passes((100, losses[0]), (200, losses[1])))
+    following = rule(matched(), (100, losses[0]), (200, losses[1])).next_pass()
     assert following is not None and 200 < following <= 600
 
 
 def test_a_target_is_crossed_by_two_passes_in_a_row() -> None:
     """One lucky pass would end a run."""
     config = matched()
-    assert not budget.crossed(config, passes((1, 0.09)))
-    assert not budget.crossed(config, passes((1, 0.09), (2, 0.11), (3, 0.1)))
-    assert budget.crossed(config, passes((1, 0.3), (2, 0.1), (3, 0.1)))
-    assert not budget.crossed(plateau(), passes((1, 0.0), (2, 0.0)))
+    assert not rule(config, (1, 0.09)).crossed(1)
+    assert not rule(config, (1, 0.09), (2, 0.11), (3, 0.1)).crossed(3)
+    assert rule(config, (1, 0.3), (2, 0.1), (3, 0.1)).crossed(3)
+    assert rule(config, (1, 0.3), (900, 0.1)).crossed(900) and not rule(config, (1, 0.3), (900, 0.2)).crossed(900)  # the cap
+    assert not rule(plateau(), (1, 0.0), (2, 0.0)).crossed(2)
 
 
 def test_band() -> None:
     """Comparisons are gated at 10%."""
     losses = (0.0899, 0.0901, 0.1, 0.1001)
-    assert [budget.in_band(matched(), loss) for loss in losses] == [False, True, True, False]
+    assert [rule(matched()).in_band(loss) for loss in losses] == [False, True, True, False]
 
 
 def test_a_plateau_is_patience_epochs_without_one_percent() -> None:
     """A slow decline of under 1% an epoch would never end, or noise end a run early."""
     config = plateau(patience=2)
-    falling = passes((100, 1.0), (200, 0.9), (300, 0.8))
-    assert not budget.levelled_off(config, N, falling)
-    assert not budget.levelled_off(config, N, [*falling, Pass(400, 0.795)])
-    assert budget.levelled_off(config, N, [*falling, Pass(400, 0.795), Pass(500, 0.7925)])
-    assert not budget.levelled_off(config, N, [*falling, Pass(400, 0.795), Pass(500, 0.79)])  # 1.25% in two epochs
-    assert not budget.levelled_off(config, N, [])
-    assert not budget.levelled_off(matched(), N, passes((1, 1.0), (5000, 1.0)))
+    falling = (100, 1.0), (200, 0.9), (300, 0.8)
+    assert not rule(config, *falling).levelled_off()
+    assert not rule(config, *falling, (400, 0.795)).levelled_off()
+    assert rule(config, *falling, (400, 0.795), (500, 0.7925)).levelled_off()
+    assert not rule(config, *falling, (400, 0.795), (500, 0.79)).levelled_off()  # 1.25% in two epochs
+    assert not rule(config).levelled_off()
+    assert not rule(matched(), (1, 1.0), (5000, 1.0)).levelled_off()
 
 
 def test_curve_points() -> None:
     """Curves of different batch sizes would be sampled at other epochs."""
     for batch_size in (10, 300, 1000):
-        phases, steps, step = phases_of(toy_config(batch_size=batch_size), N), [], 0
+        schedule, steps, step = batch_schedule(toy_config(batch_size=batch_size), N), [], 0
         for _ in range(8):
-            step = budget.next_curve_point(N, phases, step)
+            step = next_curve_point(N, schedule, step)
             steps.append(step)
         expected = [math.ceil(epochs * N / batch_size) for epochs in (1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)]
         assert steps == sorted(set(expected))[:8]

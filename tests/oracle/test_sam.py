@@ -12,10 +12,10 @@ from toy_runs import toy_config, toy_data
 from experiments.lab.declare.config import Augment, Machine, Model, Norm, Precision, RunConfig
 from experiments.lab.fused.ensemble import Ensemble
 from experiments.lab.training import gradient as gradients
-from experiments.lab.training.course import initial_model
 from experiments.lab.training.data import Data
-from experiments.lab.training.engine import Single
-from experiments.lab.training.sam import Displaced, ascent
+from experiments.lab.training.engine import Engine, SingleEngine
+from experiments.lab.training.initial import initial_model
+from experiments.lab.training.sam import Perturbed, sam_perturbation
 from sharpness import worst_case_sharpness
 
 SAM = toy_config(precision=Precision.FLOAT64, batch_size=24, lr=0.1, weight_decay=0.01, sam_rho=0.3)
@@ -23,21 +23,21 @@ ASAM = SAM.replace(sam_adaptive=True, sam_rho=0.5)
 KINDS = {"sam": SAM, "asam": ASAM}
 
 
-def single(config: RunConfig, size: int = 8, **machine: Any) -> tuple[Single, Data]:
+def single(config: RunConfig, size: int = 8, **machine: Any) -> tuple[SingleEngine, Data]:
     data = toy_data(config, size)
     machine_ = Machine(**machine)
-    return Single(config, machine_, data, initial_model(config, machine_, data, None), config.steps), data
+    return SingleEngine(config, machine_, data, initial_model(config, machine_, data)), data
 
 
-def weights(stepper: Single | Ensemble, member: int = 0) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in stepper.model(member).parameters()])
+def weights(engine: Engine, member: int = 0) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in engine.model(member).parameters()])
 
 
 def by_the_papers(config: RunConfig, steps: int) -> Tensor:
     """SGD at w on the gradient at w + e; e = rho g / ||g|| (Foret et al. 2021) or rho T (T g) / ||T g||, T = diag |w| (Kwon et
     al. 2021); decay is coupled and at w."""
-    stepper, data = single(config)
-    model, order = stepper.model(), stepper.feed
+    engine, data = single(config)
+    model, order = engine.model(), engine.stream
     with torch.no_grad():
         flat = nn.utils.parameters_to_vector(model.parameters())
 
@@ -59,26 +59,26 @@ def by_the_papers(config: RunConfig, steps: int) -> Tensor:
 def test_updates_are_the_papers(kind: str) -> None:
     """A norm a layer, an ascent that stays in the weights, or decay in the ascent would pass for the method."""
     config = KINDS[kind]
-    stepper, _ = single(config)
-    stepper.advance(6)
+    engine, _ = single(config)
+    engine.advance(6)
     expected = by_the_papers(config, 6)
-    torch.testing.assert_close(weights(stepper), expected, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(weights(engine), expected, rtol=1e-10, atol=1e-13)
     for other in (config.replace(sam_rho=config.sam_rho * 1.01), config.replace(sam_rho=0.0, sam_adaptive=False)):
         assert not torch.allclose(by_the_papers(other, 6) if other.sam_rho else _plain(other), expected, rtol=1e-6)
 
 
 def _plain(config: RunConfig) -> Tensor:
-    stepper, _ = single(config)
-    stepper.advance(6)
-    return weights(stepper)
+    engine, _ = single(config)
+    engine.advance(6)
+    return weights(engine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_ascent_is_that_of_the_measured_sharpness(kind: str) -> None:
     """What is trained against would not be what is measured."""
     config = KINDS[kind]
-    stepper, data = single(config)
-    model, parameters = stepper.model(), list(stepper.model().parameters())
+    engine, data = single(config)
+    model, parameters = engine.model(), list(engine.model().parameters())
     inputs, targets = data.train.inputs[:24], data.train.targets[:24]
 
     def loss() -> Tensor:
@@ -88,7 +88,7 @@ def test_the_ascent_is_that_of_the_measured_sharpness(kind: str) -> None:
         model, nn.functional.cross_entropy, (inputs, targets), rho=config.sam_rho, adaptive=config.sam_adaptive, steps=1
     )
     at_w = loss()
-    steps = ascent(config, [p.detach() for p in parameters], torch.autograd.grad(at_w, parameters))
+    steps = sam_perturbation(config, [p.detach() for p in parameters], torch.autograd.grad(at_w, parameters))
     with torch.no_grad():
         for p, e in zip(parameters, steps, strict=True):
             p += e
@@ -106,10 +106,10 @@ def test_a_vanishing_radius_is_the_plain_update(kind: str) -> None:
     assert torch.equal(weights(small), weights(plain))
     before = weights(small).clone()
     away = [torch.randn_like(p) for p in small.gradient.parameters]
-    Displaced(config, small.gradient).at(away, torch.zeros(3, dtype=torch.int64), *data.train.at(torch.arange(24), None))
+    Perturbed(config, small.gradient).at(away, torch.zeros(3, dtype=torch.int64), *data.train.at(torch.arange(24), None))
     assert torch.equal(weights(small), before)  # also where w + e - e would not be
     zeros = [torch.zeros(3, 2), torch.zeros(4)]
-    assert all(torch.equal(e, z) for e, z in zip(ascent(config, [z + 1 for z in zeros], zeros), zeros, strict=True))
+    assert all(torch.equal(e, z) for e, z in zip(sam_perturbation(config, [z + 1 for z in zeros], zeros), zeros, strict=True))
 
 
 HARD: dict[str, Any] = {
@@ -125,17 +125,17 @@ def test_fused_and_split_updates_are_the_single_ones(kind: str, monkeypatch: pyt
     configs = [config.replace(seed=3), config.replace(seed=4, lr=0.003)]
     alone = []
     for own in configs:
-        stepper, data = single(own, 10)
-        stepper.advance(3)
-        alone.append(weights(stepper))
+        engine, data = single(own, 10)
+        engine.advance(3)
+        alone.append(weights(engine))
     split, _ = single(configs[0], 10, micro_batch=4)
     split.advance(3)
     monkeypatch.setattr(gradients, "RECORD_AFTER", 1)
     recorded, _ = single(configs[0], 10)
     recorded.advance(3)
     assert torch.equal(weights(recorded), alone[0])
-    models = [initial_model(own, Machine(), data, None) for own in configs]
-    fused = Ensemble(configs, Machine(), data, models, [None, None])
+    models = [initial_model(own, Machine(), data) for own in configs]
+    fused = Ensemble(configs, Machine(), data, models)
     fused.advance(3)
     for found, expected in ((weights(split), alone[0]), (weights(fused, 0), alone[0]), (weights(fused, 1), alone[1])):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)

@@ -11,16 +11,16 @@ from toy_runs import toy_config, toy_data
 from experiments.lab.declare.config import Augment, Machine
 from experiments.lab.models.dropout import Dropout, number_dropout_layers
 from experiments.lab.training.augment import PAD, Crops, draws
-from experiments.lab.training.course import initial_model
-from experiments.lab.training.engine import Single
-from experiments.lab.training.shuffle import Order, permutation
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.initial import initial_model
+from experiments.lab.training.shuffle import Shuffle, permutation
 
 N = 5000
 
 
 def taken(batch_size: int, examples: int, seed: int = 3) -> np.ndarray:
     """The first `examples` positions that batches of `batch_size` take, in order."""
-    order = Order(seed, N, batch_size)
+    order = Shuffle(seed, N, batch_size)
     steps = [torch.cat([p for _, p in order.at(t)]) for t in range(-(-examples // batch_size))]
     assert {len(step) for step in steps} == {batch_size}  # never ragged
     return torch.cat(steps).numpy()[:examples]
@@ -47,9 +47,9 @@ def test_order_depends_on_the_seed() -> None:
 
 def test_asking_out_of_sequence_changes_nothing() -> None:
     """A resume or a bisection would train on other examples."""
-    asked = Order(0, N, 700)
+    asked = Shuffle(0, N, 700)
     for step in (40, 3, 41, 0, 40, 7):
-        fresh = Order(0, N, 700).at(step)
+        fresh = Shuffle(0, N, 700).at(step)
         assert [(e, p.tolist()) for e, p in asked.at(step)] == [(e, p.tolist()) for e, p in fresh]
 
 
@@ -82,8 +82,8 @@ def test_augmentation_belongs_to_seed_epoch_and_example() -> None:
     for batch_size in (5, 72):
         config = toy_config(batch_size=batch_size, augment=Augment.CROP_FLIP, steps=1)
         data = toy_data(config).train
-        stepper = Single(config, Machine(), toy_data(config), initial_model(config, Machine(), toy_data(config), None), None)
-        block = stepper.block(-(-2 * len(data) // batch_size))
+        engine = SingleEngine(config, Machine(), toy_data(config), initial_model(config, Machine(), toy_data(config)))
+        block = engine.block(-(-2 * len(data) // batch_size))
         assert block.draws is not None
         inputs = data.at(block.positions.flatten(), block.draws.flatten(0, 1))[0][: 2 * len(data)]
         order = torch.cat([torch.from_numpy(permutation(0, epoch, len(data))) for epoch in (0, 1)])

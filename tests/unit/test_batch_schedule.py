@@ -11,13 +11,12 @@ from toy_runs import Memory, identical, run, toy_config, toy_data
 
 from experiments.lab.declare.config import Augment, Budget, Machine, Norm, Precision, RunConfig, Schedule, check_fits, program
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.sweep.progress import expected_steps
+from experiments.lab.fused.ensemble import fused_engine
 from experiments.lab.training import memory
-from experiments.lab.training.batch_schedule import phases_of
-from experiments.lab.training.budget import next_curve_point, total_steps
-from experiments.lab.training.course import initial_model, position
-from experiments.lab.training.engine import Single
-from experiments.lab.training.loop import train, train_group
+from experiments.lab.training.batch_schedule import batch_schedule, position, total_steps
+from experiments.lab.training.engine import SingleEngine
+from experiments.lab.training.initial import initial_model
+from experiments.lab.training.loop import next_curve_point, train, train_group
 from experiments.lab.training.schedules import lr_at, lr_of
 from experiments.lab.training.shuffle import permutation
 
@@ -49,33 +48,33 @@ GROWTHS = [(4, 2, 2, 72), (8, 10, 20, 4000), (5, 3, 1.7, 1000), (1, 2, 1, 9), (3
 def test_sizes(size: int, growth: int, epochs: float, n: int) -> None:
     """A batch grows late or early, a run of growing batches sees more data, or an x axis is not that of the examples."""
     config = toy_config(batch_size=size, batch_growth=growth, budget=Budget.EPOCHS, epochs=epochs)
-    phases, sizes = phases_of(config, n), naive_sizes(size, growth, epochs, n)
-    assert total_steps(config, n) == expected_steps(config, n) == len(sizes)
-    assert [phases.at(step).size for step in range(len(sizes))] == sizes
+    schedule, sizes = batch_schedule(config, n), naive_sizes(size, growth, epochs, n)
+    assert total_steps(config, n) == len(sizes)
+    assert [schedule.at(step).size for step in range(len(sizes))] == sizes
     for step in range(0, len(sizes) + 1, 1 + len(sizes) // 40):
         assert position(step, config, n) == {"step": step, "examples": sum(sizes[:step]), "epoch": sum(sizes[:step]) / n}
-        assert phases.step_with(sum(sizes[:step])) == step
-        assert step == 0 or phases.step_with(sum(sizes[:step]) - 0.5) == step
+        assert schedule.step_with(sum(sizes[:step])) == step
+        assert step == 0 or schedule.step_with(sum(sizes[:step]) - 0.5) == step
     assert abs(sum(sizes) - round(epochs * n / size) * size) <= size * growth**2 / 2
-    assert sum(sizes[: next_curve_point(n, phases, 0)]) >= min(n, sum(sizes))
+    assert sum(sizes[: next_curve_point(n, schedule, 0)]) >= min(n, sum(sizes))
 
 
 def test_constant_batches_are_as_before() -> None:
     """Existing runs would get other lengths or points."""
     config = growing(batch_growth=1, epochs=2.5)
-    phases = phases_of(config, N)
-    assert (total_steps(config, N), phases.seen(7), phases.units(7), phases.step_with(29)) == (45, 28, 7, 8)
-    assert phases.parts[0].end is None and len(phases.parts) == 1
+    schedule = batch_schedule(config, N)
+    assert (total_steps(config, N), schedule.seen(7), schedule.units(7), schedule.step_with(29)) == (45, 28, 7, 8)
+    assert schedule.phases[0].end is None and len(schedule.phases) == 1
 
 
 @pytest.mark.parametrize("schedule", Schedule)
 def test_schedules_bend_at_the_same_examples(schedule: Schedule) -> None:
     """With growth the learning rate would fall with the updates: the two arms of the paper would differ in their epochs."""
     config = growing(batch_size=8, batch_growth=10, epochs=20, schedule=schedule, warmup=0.1)
-    phases, plain = phases_of(config, 4000), config.replace(batch_growth=1)
+    schedule, plain = batch_schedule(config, 4000), config.replace(batch_growth=1)
     for step in range(0, total_steps(config, 4000) or 0, 7):
-        assert lr_of(config, phases, step, 1) == lr_at(plain, phases.seen(step) // 8, 10_000)
-    decays = [part.seen // 8 for part in phases.parts[1:]]
+        assert lr_of(config, schedule, step, 1) == lr_at(plain, schedule.seen(step) // 8, 10_000)
+    decays = [part.seen // 8 for part in schedule.phases[1:]]
     assert decays == [5000, 7500]  # where the schedule `step` divides by 10
 
 
@@ -84,14 +83,14 @@ def test_blocks_are_slices_of_the_permutations(augment: Augment) -> None:
     """Examples dropped or repeated where the size changes."""
     config = growing(augment=augment)
     data = toy_data(config)
-    stepper, taken, sizes = Single(config, Machine(), data, initial_model(config, Machine(), data, None), None), [], []
+    engine, taken, sizes = SingleEngine(config, Machine(), data, initial_model(config, Machine(), data)), [], []
     total = total_steps(config, N) or 0
-    while stepper.step < total:
-        block = stepper.block(stepper.count(total))
+    while engine.step < total:
+        block = engine.block(engine.count(total))
         taken.append(block.positions.flatten())
         sizes += [block.positions.shape[1]] * len(block)
         assert (block.draws is None) == (augment is Augment.NONE)
-        stepper.step += len(block)
+        engine.step += len(block)
     assert sizes == naive_sizes(4, 2, 2, N)
     order = torch.cat([torch.from_numpy(permutation(0, epoch, N)) for epoch in range(3)])
     assert torch.equal(torch.cat(taken), order[: sum(sizes)])
@@ -101,7 +100,7 @@ def test_updates_descend_the_mean_of_their_own_batch() -> None:
     """The gradient of a grown batch, or of its micro-batches, divided by the first size: a larger learning rate in secret."""
     config = growing(precision=Precision.FLOAT64, momentum=0.0, schedule=Schedule.STEP)
     data = toy_data(config)
-    model, sizes = initial_model(config, Machine(), data, None), naive_sizes(4, 2, 2, N)
+    model, sizes = initial_model(config, Machine(), data), naive_sizes(4, 2, 2, N)
     order, seen = torch.cat([torch.from_numpy(permutation(0, epoch, N)) for epoch in range(3)]), 0
     for size in sizes:
         batch = order[seen : seen + size]
@@ -132,14 +131,14 @@ def test_a_row_of_losses_is_of_one_size_and_rate() -> None:
     config = growing()
     _, log = run(config)
     rows = [row["step"] for row in log.rows if row["kind"] == "train"]
-    assert {part.first for part in phases_of(config, N).parts[1:]} <= set(rows)
+    assert {part.first for part in batch_schedule(config, N).phases[1:]} <= set(rows)
     assert {row["step"] for row in log.rows if row["kind"] == "eval"} <= set(rows)
 
 
 def test_fused_runs_grow_together() -> None:
     """Runs of one program take one batch size, so only runs that grow at the same steps may share it."""
     configs = [growing(seed=seed, lr=0.05 * (seed + 1), precision=Precision.FLOAT64) for seed in range(2)]
-    fused = train_group(configs, Machine(), toy_data(configs[0]), [Memory(), Memory()])
+    fused = train_group(configs, Machine(), toy_data(configs[0]), [Memory(), Memory()], make_engine=fused_engine)
     for config, outcome in zip(configs, fused, strict=True):
         alone = train(config, Machine(), toy_data(config), Memory())
         assert outcome.values["steps"] == alone.values["steps"]
