@@ -7,7 +7,7 @@ import threading
 from multiprocessing.connection import Connection
 from typing import Any, cast
 
-from experiments.lab.sweep.launch import Worker, Workers
+from experiments.lab.sweep.pool import Worker, Workers
 
 
 class Threads(Workers):

@@ -19,7 +19,9 @@ from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import RunFolder, open_run
 from experiments.lab.sweep import runner
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Finished, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training import gradient
 from experiments.lab.training.loop import train
 
@@ -68,7 +70,7 @@ def toy_task(root: Path) -> str:
     runner.read = lambda name, data_dir: toy_images()
     checkpoint_every(2)
     report = run_task(Train(disk_config()), Store(root), Machine(), Stopper(), None)
-    return report.kind if report.detail is None else f"{report.kind}: {report.detail}"
+    return report.status if isinstance(report, Finished) else str(report)
 
 
 def dying(root: Path, call: int, calls: Path | None = None, links: bool = True) -> None:

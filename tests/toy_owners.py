@@ -20,7 +20,9 @@ from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.store import leases as lease
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import runner
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Busy, Finished, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training.outcome import Outcome
 
 
@@ -35,7 +37,7 @@ def share(root: Path, runs: int, number: int, told: Path, stops: float) -> None:
     lines = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     me = torch.tensor(os.getpid())
 
-    def stub(configs: Any, machine: Any, data: Any, logs: Any, parents: Any, ended: Any) -> None:
+    def stub(configs: Any, machine: Any, data: Any, logs: Any, parents: Any, ended: Any, engine: Any) -> None:
         (config,), (log,) = configs, logs
         os.write(lines, f"{config.seed} {number}\n".encode())
         log.load()
@@ -60,10 +62,10 @@ def share(root: Path, runs: int, number: int, told: Path, stops: float) -> None:
     while waiting:
         config = waiting.pop()
         report = run_task(Train(config), store, Machine(), Stopper(), None)
-        if report.kind == "busy":
+        if report == Busy():
             waiting.insert(chance.choice((0, len(waiting))), config)
             time.sleep(0.002)
-        elif report.kind != "done":
+        elif report != Finished():
             raise AssertionError(report)
 
 

@@ -38,7 +38,7 @@ from experiments.lab.declare.config import Machine  # noqa: E402
 from experiments.lab.declare.study import Request, measure  # noqa: E402
 from experiments.lab.store.files import append  # noqa: E402
 from experiments.lab.store.records import Store  # noqa: E402
-from experiments.lab.sweep.worker import Train  # noqa: E402
+from experiments.lab.sweep.tasks import Train  # noqa: E402
 
 GOALS = {"plan, s": 5.0, "histories, s": 60.0, "histories, GB": 2.0, "scheduler, ms a run": 5.0}
 TASKS = 1000
@@ -122,7 +122,8 @@ def histories(root: Path, share: int) -> dict[str, Any]:
 
 def scheduling(root: Path, share: int) -> dict[str, Any]:
     """Milliseconds a run of two workers whose training returns at once; start of the workers excluded."""
-    from experiments.lab.sweep.launch import Result, Workers, execute
+    from experiments.lab.sweep.launch import Result, execute
+    from experiments.lab.sweep.pool import Workers
 
     tasks = [Train(config) for config in configs(max(TASKS // share, 50))]
     result = Result()
@@ -156,7 +157,7 @@ def without_training() -> None:
     values = {"steps": 1, "examples": 1, "epochs": 0.1, "train_loss": 1.0, "test_loss": 1.0}
     outcome = runner.Outcome("done", None, values, {"w": torch.zeros(64, 64), "b": torch.zeros(64)}, predictions)
 
-    def nothing(configs: Any, machine: Any, data: Any, logs: Any, parents: Any, ended: Any) -> Any:
+    def nothing(configs: Any, machine: Any, data: Any, logs: Any, parents: Any, ended: Any, engine: Any) -> Any:
         for index, log in enumerate(logs):
             log.load()
             log.row(row)

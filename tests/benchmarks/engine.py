@@ -15,7 +15,7 @@ from experiments.lab import models
 from experiments.lab.datasets import Dataset, Split
 from experiments.lab.declare.config import Augment, Budget, Machine, Model, Norm, Optimizer, RunConfig
 from experiments.lab.fused.ensemble import fused_engine
-from experiments.lab.sweep.allocator import keep_freed_memory
+from experiments.lab.sweep.process import keep_freed_memory
 from experiments.lab.training.data import Data, Examples, prepare, read
 from experiments.lab.training.engine import Engine, SingleEngine
 from experiments.lab.training.initial import initial_model, set_arithmetic

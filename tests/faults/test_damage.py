@@ -24,7 +24,9 @@ from experiments.lab.store.history import history
 from experiments.lab.store.leases import acquire
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, LeaseLost, open_run
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Failed, Finished, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training.data import prepare, read
 from experiments.lab.training.loop import train
 
@@ -147,20 +149,20 @@ def test_a_damaged_run_is_moved_aside_and_redone(tmp_path: Path, capsys: pytest.
     """`run` would refuse for ever, or the user delete the wrong folder."""
     config = toy_config(dataset="fashion-mini", n_train=40)
     store = Store(tmp_path)
-    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    assert run_task(Train(config), store, Machine(), Stopper(), None) == Finished()
     store.write_measurement(MEASURE, [config.run_id], {"value": 0.5})
     expected = final_weights(store, config.run_id)
     path, argv = store.folder(config.run_id) / "summary.json", ["--store", str(tmp_path)]
     path.write_bytes(path.read_bytes().replace(b"0.", b"1.", 1))
     report = run_task(Train(config), store, Machine(), Stopper(), None)
-    assert report.kind == "failed" and "check --repair" in report.detail
+    assert isinstance(report, Failed) and "check --repair" in report.why
     assert main(["store", "check", *argv]) == 1 and path.exists()
     assert main(["store", "export", str(tmp_path / "a.tar"), *argv]) == 1 and not list(tmp_path.glob("*.tar*"))
     assert main(["store", "check", "--repair", "--json", *argv]) == 0
     assert (tmp_path / "damaged" / config.run_id / "summary.json").exists() and not path.exists()
     capsys.readouterr()
     assert main(["store", "check", *argv]) == 0 and "damaged: none" in capsys.readouterr().out
-    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    assert run_task(Train(config), store, Machine(), Stopper(), None) == Finished()
     assert identical(final_weights(store, config.run_id), expected)
 
 
@@ -242,7 +244,7 @@ def test_a_damaged_plan_mixes_no_rounding(tmp_path: Path) -> None:
     weights = {}
     for size, root in ((None, "whole"), (3, "micro")):
         store = Store(tmp_path / root)
-        assert run_task(Train(config), store, Machine(micro_batch=size), Stopper(), None).kind == "done"
+        assert run_task(Train(config), store, Machine(micro_batch=size), Stopper(), None) == Finished()
         weights[root] = final_weights(store, config.run_id)
     assert not identical(weights["whole"], weights["micro"])
     store, now = Store(tmp_path / "begun"), [0]
@@ -257,7 +259,7 @@ def test_a_damaged_plan_mixes_no_rounding(tmp_path: Path) -> None:
         other = Store(tmp_path / str(number))
         shutil.copytree(folder.path, other.folder(config.run_id))
         (other.folder(config.run_id) / "plan.json").write_bytes(damaged)
-        assert run_task(Train(config), other, Machine(), Stopper(), None).kind == "done"
+        assert run_task(Train(config), other, Machine(), Stopper(), None) == Finished()
         expected = weights["whole" if number else "micro"]
         assert identical(final_weights(other, config.run_id), expected), what
 

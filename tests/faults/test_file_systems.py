@@ -129,7 +129,7 @@ def test_what_a_run_needs_is_tried_at_opening(
 ) -> None:
     """A run would be trained, and then not be kept."""
     REFUSED[name](monkeypatch)
-    monkeypatch.setattr("experiments.lab.sweep.runner.train_runs", lambda *_: pytest.fail("it trains"))
+    monkeypatch.setattr("experiments.lab.sweep.worker.train_runs", lambda *_: pytest.fail("it trains"))
     assert main([*toy_lives.FLAGS, "--store", str(tmp_path / "store")]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: the store ") and "when asked to" in error and "--store" in error and error.count("\n") == 1

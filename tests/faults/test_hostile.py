@@ -26,7 +26,9 @@ from experiments.lab.declare.config import Machine
 from experiments.lab.store.checkpoints import load_checkpoint, load_tensors
 from experiments.lab.store.records import Store
 from experiments.lab.store.transfer import export_runs
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Failed, Train
+from experiments.lab.sweep.worker import run_task
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -133,7 +135,7 @@ def test_pickled_data_are_never_loaded(layout: str, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
     config = toy_config(dataset=f"cifar-bin:{tmp_path}")
     report = run_task(Train(config), Store(tmp_path / "store"), Machine(), Stopper(), None)
-    assert report.kind == "failed" and report.detail.count("\n") == 0
+    assert isinstance(report, Failed) and report.why.count("\n") == 0
     assert not (tmp_path / "executed").exists()
 
 

@@ -19,7 +19,9 @@ from experiments.lab.store.checkpoints import load_checkpoint
 from experiments.lab.store.leases import EXPIRY, acquire, is_live
 from experiments.lab.store.records import Store, leases
 from experiments.lab.store.run_folder import Interrupted, LeaseLost, RunFolder, open_run
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Finished, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training.loop import train
 
 
@@ -206,9 +208,9 @@ def test_two_publishers_leave_one_summary(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_touched_again(tmp_path: Path) -> None:
     """A second sweep would overwrite the record it finds, provenance included."""
     store, config = Store(tmp_path), toy_config(dataset="fashion-mini", n_train=40)
-    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    assert run_task(Train(config), store, Machine(), Stopper(), None) == Finished()
     recorded = files(tmp_path)
-    assert run_task(Train(config), store, Machine(), Stopper(), None).kind == "done"
+    assert run_task(Train(config), store, Machine(), Stopper(), None) == Finished()
     assert files(tmp_path) == recorded
     assert not [name for name in recorded if "checkpoint" in name or ".tmp" in name or "lease" in name]
 

@@ -22,7 +22,9 @@ from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.leases import acquire
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, RunFolder, open_run
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Failed, Finished, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training.loop import train
 
 
@@ -142,7 +144,7 @@ def test_a_damaged_summary_is_one_sentence(content: bytes, tmp_path: Path, capsy
     assert main(["store", "check", "--store", str(tmp_path)]) == 1
     assert "summary.json" in capsys.readouterr().out
     report = run_task(Train(config), store, Machine(), Stopper(), None)
-    assert report.kind == "failed" and "summary.json" in report.detail and "\n" not in report.detail
+    assert isinstance(report, Failed) and "summary.json" in report.why and "\n" not in report.why
 
 
 def replace_by_another_runs(path: Path) -> None:
@@ -156,7 +158,7 @@ def replace_by_another_runs(path: Path) -> None:
 def test_altered_weights_are_noticed(damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sharpness would be measured at weights that no run ended with."""
     config = toy_config(dataset="fashion-mini", n_train=40)
-    assert run_task(Train(config), Store(tmp_path), Machine(), Stopper(), None).kind == "done"
+    assert run_task(Train(config), Store(tmp_path), Machine(), Stopper(), None) == Finished()
     assert main(["store", "check", "--store", str(tmp_path)]) == 0
     damage(Store(tmp_path).folder(config.run_id) / "final.safetensors")
     assert main(["store", "check", "--store", str(tmp_path)]) == 1
@@ -192,7 +194,7 @@ def test_a_full_disk_is_one_sentence_and_frees_the_run(tmp_path: Path, monkeypat
     config = toy_config(dataset="fashion-mini", n_train=40)
     monkeypatch.setattr(RunFolder, "row", lambda self, row: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     report = run_task(Train(config), Store(tmp_path), Machine(), Stopper(), None)
-    assert report.kind == "failed" and "No space left" in report.detail
+    assert isinstance(report, Failed) and "No space left" in report.why
     assert not (Store(tmp_path).folder(config.run_id) / "lease.json").exists()
 
 

@@ -31,7 +31,9 @@ from experiments.lab.store.history import history
 from experiments.lab.store.records import Store, measurement_id
 from experiments.lab.store.transfer import export_runs, import_runs
 from experiments.lab.sweep.plan import measurements_due, plan
-from experiments.lab.sweep.worker import Stopper, Train, run_task
+from experiments.lab.sweep.process import Stopper
+from experiments.lab.sweep.tasks import Failed, Train
+from experiments.lab.sweep.worker import run_task
 from experiments.lab.training.data import prepare, read
 
 MEASURE = measure("lambda_max", examples=10)
@@ -156,7 +158,7 @@ def test_data_that_change_after_planning(tmp_path: Path) -> None:
     config = RunConfig(dataset=f"cifar-bin:{root}", data_sha256="0" * 64, batch_size=10, lr=0.1, budget=Budget.STEPS, steps=1,
                        width=4, depth=1)
     report = run_task(Train(config), Store(tmp_path / "store"), Machine(), Stopper(), None)
-    assert report.kind == "failed" and "has changed" in report.detail
+    assert isinstance(report, Failed) and "has changed" in report.why
     assert not Store(tmp_path / "store").finished(config.run_id)
     with pytest.raises(DataError, match="has changed"):
         prepare(config, Machine(), read(config.dataset, None))

@@ -106,9 +106,9 @@ def study(job: Job) -> int:
     """Train and measure scale `gpu`, program by program; what is finished is exported after each."""
     from experiments.lab.declare.study import Request
     from experiments.lab.store.records import Store, transfer
-    from experiments.lab.sweep import launch
+    from experiments.lab.sweep import launch, pool
     from experiments.lab.sweep.plan import find_study, plan
-    from experiments.lab.sweep.worker import Fuse, Train
+    from experiments.lab.sweep.tasks import Train, TrainTogether
 
     if job.rehearsal:
         import experiments
@@ -127,7 +127,7 @@ def study(job: Job) -> int:
     result, said = launch.Result(), "running"
     measuring = 1 if job.rehearsal else max(1, min(MEASURING, (os.cpu_count() or 1) - 2))
 
-    launch.STOP_SECONDS = 8.0  # less than a visit waits for this part, so that it still exports
+    pool.STOP_SECONDS = 8.0  # less than a visit waits for this part, so that it still exports
 
     def tell() -> None:
         document = {"study": wanted.name, "scale": request.scale, "said": said, "failures": result.failures,
@@ -137,13 +137,13 @@ def study(job: Job) -> int:
 
     tell()
     try:
-        with launch.Workers(store.root, settings, 1 + measuring) as pool:
+        with pool.Workers(store.root, settings, 1 + measuring) as workers:
             for group in rounds(stage.missing(), 2 if job.rehearsal else TOGETHER):
-                fused = [Fuse(group)] if len(group) > 1 else []
-                launch.execute(pool, [*fused, *waiting], f"{wanted.name} gpu", result, quiet=False)
+                fused = [TrainTogether(group)] if len(group) > 1 else []
+                launch.execute(workers, [*fused, *waiting], f"{wanted.name} gpu", result, quiet=False)
                 waiting = [Train(config, tuple(measured(config))) for config in group]
                 tell()
-            launch.execute(pool, waiting, f"{wanted.name} gpu, measuring", result, quiet=False)
+            launch.execute(workers, waiting, f"{wanted.name} gpu, measuring", result, quiet=False)
         said = "failed" if result.failures else "finished"
     except launch.Stopped:
         said = "time was up"

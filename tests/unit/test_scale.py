@@ -34,7 +34,7 @@ from experiments.lab.store.history import COLUMNS, columns, columns_of, history,
 from experiments.lab.store.records import Store
 from experiments.lab.sweep.launch import Result, execute
 from experiments.lab.sweep.plan import find_study, measurements_due, plan, select
-from experiments.lab.sweep.worker import Report, Train
+from experiments.lab.sweep.tasks import Finished, Train
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "tests" / "benchmarks" / "bench_scale.py"
@@ -246,7 +246,7 @@ class Answering(Threads):
 
     def answer(self, pipe: Connection) -> None:
         while pipe.recv() is not None:
-            pipe.send(Report("done"))
+            pipe.send(Finished())
 
 
 @pytest.mark.parametrize("work", [planned, exported, given_out])

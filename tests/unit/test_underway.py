@@ -32,7 +32,7 @@ from experiments.lab.sweep import commands as command
 from experiments.lab.sweep import launch, progress
 from experiments.lab.sweep.launch import run_study
 from experiments.lab.sweep.progress import LATER, Sweep, Training, names_among
-from experiments.lab.sweep.worker import Observe, Report
+from experiments.lab.sweep.tasks import Failed, Finished, MeasurePair
 from experiments.lab.training import data
 from experiments.lab.training.loop import train
 
@@ -98,11 +98,11 @@ class Answering(Threads):
     def answer(self, pipe: Connection) -> None:
         store = Store(self.root)
         while (task := pipe.recv()) is not None:
-            if isinstance(task, Observe):
+            if isinstance(task, MeasurePair):
                 store.write_measurement(task.measure, task.run_ids, {"value": 1.0})
             elif task.config in self.failing:
                 store.folder(task.config.run_id).mkdir(exist_ok=True)
-                pipe.send(Report("failed", "no memory"))
+                pipe.send(Failed("no memory"))
                 continue
             else:
                 store.folder(task.config.run_id).mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ class Answering(Threads):
                 write_atomic(store.folder(task.config.run_id) / "summary.json", to_json(summary))
                 for measure in task.measures:
                     store.write_measurement(measure, [task.config.run_id], {"value": 1.0})
-            pipe.send(Report("done"))
+            pipe.send(Finished())
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
-from experiments.lab.sweep.allocator import keep_freed_memory
 from experiments.lab.sweep.plan import (
     BrokenStudyError,
     check_names,
@@ -32,8 +31,9 @@ from experiments.lab.sweep.plan import (
     select,
 )
 from experiments.lab.sweep.plan import plan as make_plan
+from experiments.lab.sweep.process import Stopper, keep_freed_memory, set_blas_threads
 from experiments.lab.sweep.progress import Training, duration, known_steps, names_among
-from experiments.lab.sweep.worker import set_blas_threads
+from experiments.lab.sweep.tasks import Busy, Failed, Finished, Train
 
 
 def overview(options: Any) -> tuple[int, Any]:
@@ -195,7 +195,7 @@ def train(options: Any) -> tuple[int, Any]:
     launch.check_device(options.device)
     _limit_threads(options.threads)
     from experiments.lab.store.run_folder import Interrupted
-    from experiments.lab.sweep.worker import Stopper, Train, run_task
+    from experiments.lab.sweep.worker import run_task
 
     config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
     machine = Machine(
@@ -214,11 +214,12 @@ def train(options: Any) -> tuple[int, Any]:
             report = run_task(Train(config), store, machine, stopper, None, watch)
     except Interrupted:
         raise launch.Stopped(asked[0]) from None
-    if report.kind == "failed":
-        raise StoreError(report.detail)
-    if report.kind == "busy":
-        raise StoreError(f"another process is training run {config.run_id}; wait for it or use another --store")
-    return int(report.kind == "diverged"), store.summary(config.run_id)
+    match report:
+        case Failed(why):
+            raise StoreError(why)
+        case Busy():
+            raise StoreError(f"another process is training run {config.run_id}; wait for it or use another --store")
+    return int(report == Finished("diverged")), store.summary(config.run_id)
 
 
 def measure(options: Any) -> tuple[int, Any]:

@@ -12,7 +12,7 @@ from experiments.lab.store.records import Store
 from experiments.lab.store.underway import begun
 from experiments.lab.sweep.plan import PlannedStage, select
 from experiments.lab.sweep.progress import LATER, Kind, Names, Sweep, known_steps
-from experiments.lab.sweep.worker import Fuse, Observe, Task, Train
+from experiments.lab.sweep.tasks import MeasurePair, Task, Train, TrainTogether
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ def say_what_is_there(stages: Sequence[PlannedStage], where: Sequence[str], stor
         print("; ".join(parts), file=sys.stderr, flush=True)
 
 
-def look_ahead(whole: Sweep, ended: int, stages: Sequence[PlannedStage], chosen: Sequence[RunConfig],
-                work: Sequence[Task], where: Sequence[str]) -> None:
-    """Bring `whole` up to date: of the first of `stages` the tasks `work` are left, of later ones their missing runs, or as
-    many as they may have at most; `ended` runs belong to earlier stages."""
-    stage, later = stages[0], stages[1:]
+def look_ahead(whole: Sweep, ended: int, stage: PlannedStage, later: Sequence[PlannedStage], chosen: Sequence[RunConfig],
+               work: Sequence[Task], where: Sequence[str]) -> None:
+    """Bring `whole` up to date: of `stage` the tasks `work` are left, of `later` ones their missing runs, or as many as they
+    may have at most; `ended` runs belong to earlier stages."""
     whole.pending = Counter(map(kind_of, work))
     whole.total = ended + len(chosen)
     whole.done = whole.total - sum(isinstance(task, Train) for task in work)
@@ -73,30 +72,29 @@ def look_ahead(whole: Sweep, ended: int, stages: Sequence[PlannedStage], chosen:
 
 def kind_of(task: Task) -> Kind:
     """Tasks of one kind take about equally long; the first word tells training, measuring and pairs apart."""
-    if isinstance(task, Observe):
+    if isinstance(task, MeasurePair):
         return "pair", task.measure.metric
-    c = configs_of(task)[0]
+    c = task.configs[0]
     same = (c.dataset, c.n_train, c.model, c.width, c.depth, c.norm, c.batch_size, c.optimizer, c.sam_rho > 0, c.precision)
-    if isinstance(task, Train) and task.trained:
-        return "measure", len(task.measures), *same
-    size = len(task.configs) if isinstance(task, Fuse) else len(task.measures)
-    return ("together" if isinstance(task, Fuse) else "train", size, *same, c.epochs, c.steps, c.train_loss, c.patience,
-            c.max_epochs)
-
-
-def configs_of(task: Task) -> Sequence[RunConfig]:
-    """What a task trains."""
-    if isinstance(task, Observe):
-        return ()
-    return task.configs if isinstance(task, Fuse) else (task.config,)
+    budget = (c.epochs, c.steps, c.train_loss, c.patience, c.max_epochs)
+    match task:
+        case Train(_, measures, trained=True):
+            return "measure", len(measures), *same
+        case Train(_, measures):
+            return "train", len(measures), *same, *budget
+        case TrainTogether(configs):
+            return "together", len(configs), *same, *budget
 
 
 def name_of(task: Task, part: Part, *, ids: bool = False) -> str:
     """A task by what tells its runs apart within the sweep; with `ids` also by the first digits of their run ids."""
-    run_ids = task.run_ids if isinstance(task, Observe) else [config.run_id for config in configs_of(task)]
+    run_ids = task.run_ids if isinstance(task, MeasurePair) else [config.run_id for config in task.configs]
     shown = f" ({', '.join(run_id[:8] for run_id in run_ids[:4])}{', ...' * (len(run_ids) > 4)})" if ids else ""
-    if isinstance(task, Observe):
-        runs = (part.names.of(part.configs[i]) if i in part.configs else i[:8] for i in run_ids)
-        return f"{task.measure.metric} of {' and '.join(runs)}{shown}"
-    name = part.names.of(*configs_of(task)) + shown
-    return f"{len(task.configs)} runs together {name}".strip() if isinstance(task, Fuse) else name
+    match task:
+        case MeasurePair(measure):
+            runs = (part.names.of(part.configs[i]) if i in part.configs else i[:8] for i in run_ids)
+            return f"{measure.metric} of {' and '.join(runs)}{shown}"
+        case Train(config):
+            return part.names.of(config) + shown
+        case TrainTogether(configs):
+            return f"{len(configs)} runs together {part.names.of(*configs)}{shown}".strip()
