@@ -24,10 +24,9 @@ from sharpness.linalg.traces import EffectiveRank, FrobeniusNorm, Trace, effecti
 from sharpness.operators.curvature import fisher, ggn, hessian
 from sharpness.operators.curvature_operator import CurvatureOperator, OperatorCheck
 from sharpness.panels import Measured, panel
-from sharpness.problem.problem import layers
+from sharpness.problem.parameters import flat_weights, layers, named_tensors
 from sharpness.problem.recalibration import recalibrate_batch_norm
 from sharpness.problem.result import Result
-from sharpness.problem.weight_mover import flat_weights, named_tensors
 
 __all__ = [
     "AverageCaseSharpness",

@@ -20,9 +20,10 @@ from sharpness.operators.verification import CurvatureCheck, curvature_check, su
 from sharpness.problem.arguments import check_choice, check_count
 from sharpness.problem.batches import OutputBytes
 from sharpness.problem.calls import exhausted, is_own, said
+from sharpness.problem.make_problem import in_chunks
 from sharpness.problem.module_state import modules_of
 from sharpness.problem.nested import cloned, identical, to_device
-from sharpness.problem.problem import Problem, in_chunks
+from sharpness.problem.problem import Problem
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode
 

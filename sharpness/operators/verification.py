@@ -8,20 +8,20 @@ directions, a product is compared with a central difference of gradients, and th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
 from sharpness.operators.products import Kind, double_backward, on_outputs
 from sharpness.problem.calls import exhausted, length_of
 from sharpness.problem.module_state import Attributes, Buffers, modules_of
 from sharpness.problem.nested import cloned, mapped, take, tensors_of
+from sharpness.problem.precision import in_double, wide
 from sharpness.problem.problem import Problem
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode, seed_generators
@@ -312,33 +312,6 @@ class _Spot:
             return _Look(exact, found, noise, (*slope, rounding))
 
         return look
-
-
-@contextmanager
-def in_double(problem: Problem) -> Iterator[Problem]:
-    """The problem with parameters and buffers of model and loss in float64, inside `guard`.
-
-    The modules get other parameters meanwhile: the caller's own, their place in graphs and what hangs on it stay untouched.
-    """
-    modules = modules_of([problem.model, problem.criterion])
-    saved = [(m, dict(m._parameters)) for m in modules]
-    buffers = Buffers(modules)
-    every = {id(p): p for _, own in saved for p in own.values() if p is not None}
-    doubles = {key: nn.Parameter(wide(p.detach()), requires_grad=p.requires_grad) for key, p in every.items()}
-    try:
-        for module, own in saved:
-            module._parameters.update({name: doubles[id(p)] for name, p in own.items() if p is not None})
-        buffers.replace(wide)
-        yield replace(problem, parameters=tuple(doubles[id(p)] for p in problem.parameters))
-    finally:
-        for module, own in saved:
-            module._parameters.update(own)
-        buffers.restore()
-
-
-def wide(t: Tensor) -> Tensor:
-    """Numbers that are not whole, in float64."""
-    return t.double() if t.is_floating_point() else t
 
 
 def suspects(problem: Problem, inputs: Any, targets: Any) -> str:
