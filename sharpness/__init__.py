@@ -22,12 +22,12 @@ from sharpness.linalg.diagonal import Diagonal, diagonal
 from sharpness.linalg.eigen import Eigenvalues, top_eigenvalues
 from sharpness.linalg.traces import EffectiveRank, FrobeniusNorm, Trace, effective_rank, frobenius_norm, trace
 from sharpness.operators.curvature import fisher, ggn, hessian
-from sharpness.operators.curvature_operator import CurvatureOperator, OperatorCheck
+from sharpness.operators.curvature_operator import CurvatureOperator
+from sharpness.operators.verification import OperatorCheck
 from sharpness.panels import Measured, panel
-from sharpness.problem.problem import layers
+from sharpness.problem.parameters import flat_weights, layers, named_tensors
 from sharpness.problem.recalibration import recalibrate_batch_norm
 from sharpness.problem.result import Result
-from sharpness.problem.weight_mover import flat_weights, named_tensors
 
 __all__ = [
     "AverageCaseSharpness",

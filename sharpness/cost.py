@@ -12,8 +12,9 @@ from torch import nn
 from sharpness.metrics import TOP_WORK, Work
 from sharpness.operators.curvature_operator import CurvatureOperator
 from sharpness.panels import choose, subjects
+from sharpness.problem.batches import Data
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss
+from sharpness.problem.problem import Loss
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
 

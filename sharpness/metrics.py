@@ -27,8 +27,9 @@ from sharpness.linalg.eigen import Eigenvalues, top_eigenvalues
 from sharpness.linalg.traces import effective_rank, frobenius_norm, trace
 from sharpness.operators.curvature import fisher, ggn
 from sharpness.operators.curvature_operator import CurvatureOperator
+from sharpness.problem.batches import Data
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Problem
+from sharpness.problem.problem import Problem
 from sharpness.problem.progress import Progress
 from sharpness.problem.result import Result
 

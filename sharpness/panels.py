@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, SequentialSampler
 from sharpness.linalg.consistency import contradictions
 from sharpness.metrics import TABLE, Metric, Subject, headline
 from sharpness.problem.arguments import check_count, check_seed, shown
-from sharpness.problem.batches import Batches, TensorBatches, as_batches, as_whole
+from sharpness.problem.batches import Batches, Data, TensorBatches, as_batches, as_whole
 from sharpness.problem.calls import ForeignError, as_pair, length_of
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
 from sharpness.problem.nested import take
-from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode

@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sharpness.flatness.m_sharpness import batches_of, normalised
-from sharpness.flatness.perturbation import check_draws, flat_weights, mean_and_error, move, resolved, sample
+from sharpness.flatness.perturbation import check_draws, mean_and_error, move, resolved, sample
 from sharpness.problem.arguments import check_count, check_flag, check_positive
+from sharpness.problem.batches import Data
+from sharpness.problem.evaluate import evaluate
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import evaluate
 
 Vector = NDArray[np.float64]
 
@@ -113,7 +115,7 @@ def average_case_sharpness(
     meter = Meter(progress, "average_case_sharpness: passes over a batch", several * draws)
     rows, shares, losses = list[Vector](), list[float](), list[float]()
     with problem.guard(), problem.movable():
-        w = flat_weights(problem)
+        w = problem.flatten(problem.parameters)
         spread = rho * w.abs() if adaptive else float(rho)
         for index, batch in enumerate(batches_of(problem, m, seed)):
             move(problem, w)

@@ -14,8 +14,10 @@ from torch import nn
 
 from sharpness.flatness.scale_aware import weight_scales
 from sharpness.problem.arguments import check_choice, check_count, check_fraction, check_positive, check_seed, is_whole, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode

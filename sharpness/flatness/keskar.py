@@ -14,8 +14,10 @@ from sharpness.flatness.box import Start, maximise_in_box
 from sharpness.linalg.eigen import top_eigenvalues
 from sharpness.operators.curvature_operator import CurvatureOperator
 from sharpness.problem.arguments import check_count, check_positive, check_seed, numbers_of, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Problem, make_problem
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode

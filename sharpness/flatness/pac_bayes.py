@@ -15,18 +15,19 @@ from sharpness.flatness.perturbation import (
     Scaling,
     check_draws,
     check_scaling,
-    flat_weights,
     mean_and_error,
     sample,
     standard_deviations,
 )
 from sharpness.problem.arguments import check_choice, check_positive
+from sharpness.problem.batches import Data
+from sharpness.problem.evaluate import evaluate
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import evaluate
 
 Quantity = Literal["accuracy", "loss"]
 Vector = NDArray[np.float64]
@@ -133,7 +134,7 @@ def pac_bayes_sigma(
     meter = Meter(progress, "pac_bayes_sigma: passes")
 
     with problem.guard(), problem.movable():
-        w = flat_weights(problem)
+        w = problem.flatten(problem.parameters)
         origin = evaluate(problem, finite=True)
         if quantity == "accuracy" and math.isnan(origin[1]):
             raise ValueError(

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sharpness.problem.arguments import check_choice, check_count, check_flag, check_positive, check_seed, is_real, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.evaluate import evaluate
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Problem, make_problem
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.progress import SILENT, Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import evaluate
 
 Scaling = Literal["plain", "magnitude"]
 Spread = float | Tensor
@@ -116,7 +118,7 @@ def random_perturbation(
     meter = Meter(progress, "random_perturbation: passes", draws)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     with problem.guard(), problem.movable():
-        w = flat_weights(problem)
+        w = problem.flatten(problem.parameters)
         origin = evaluate(problem, finite=True)
         spread = standard_deviations(w, sigma, scaling, epsilon)
         rises, drops = sample(problem, w, spread, origin, draws, antithetic, (seed, 0), meter)
@@ -190,11 +192,6 @@ def standard_deviations(w: Tensor, sigma: float, scaling: Scaling, epsilon: floa
     if scaling == "plain":
         return sigma
     return torch.hypot(sigma * w, torch.full_like(w, epsilon))
-
-
-def flat_weights(problem: Problem) -> Tensor:
-    """w [n] float64 on the model's device."""
-    return problem.flatten(problem.parameters)
 
 
 def move(problem: Problem, w: Tensor) -> None:

@@ -15,9 +15,12 @@ from sharpness.gradients.per_example import example_slopes, refuse_batch_statist
 from sharpness.linalg.eigen import Eigenvalues
 from sharpness.operators.curvature import hessian
 from sharpness.problem.arguments import check_choice, check_count, check_model, check_seed, numbers_of
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
 from sharpness.problem.nested import take
-from sharpness.problem.problem import Data, Loss, Problem, make_problem, select_parameters
+from sharpness.problem.parameters import select_parameters
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 
 from sharpness.flatness.apgd import BallMaximum, Norm, maximise_in_ball, one_step
 from sharpness.flatness.m_sharpness import batches_of, normalised
-from sharpness.flatness.perturbation import flat_weights, generator_for, move, unit_normal
+from sharpness.flatness.perturbation import generator_for, move, unit_normal
 from sharpness.problem.arguments import check_choice, check_count, check_flag, check_positive, check_seed
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Problem, make_problem
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
@@ -143,7 +145,7 @@ def worst_case_sharpness(
     values, shares, losses, evaluations = list[float](), list[float](), list[float](), 0.0
     statuses = set[str]()
     with problem.guard(), problem.movable():
-        w = flat_weights(problem)
+        w = problem.flatten(problem.parameters)
         c = w.abs() if adaptive else None
         for index, batch in enumerate(batches_of(problem, m, seed)):
             searches = _search(batch, w, c, float(rho), norm, steps, starts, (seed, 1, index), meter)

@@ -16,8 +16,10 @@ from sharpness.linalg.operator import Operator, contradicts_semidefinite, facts_
 from sharpness.operators.curvature_operator import CurvatureOperator
 from sharpness.operators.products import twice_differentiable
 from sharpness.problem.arguments import check_count, check_seed, is_whole, numbers_of, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Problem, make_problem
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode

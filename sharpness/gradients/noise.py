@@ -12,8 +12,10 @@ from torch import nn
 
 from sharpness.gradients.per_example import gradient_spread
 from sharpness.problem.arguments import is_whole, numbers_of, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, make_problem
+from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.result import Result
 from sharpness.problem.untouched import Mode

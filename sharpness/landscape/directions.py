@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from sharpness.problem.arguments import check_choice, check_model, check_seed, numbers_of
-from sharpness.problem.problem import Vector, select_parameters
-from sharpness.problem.weight_mover import Weights, flat_weights
+from sharpness.problem.parameters import Weights, flat_weights, select_parameters
+from sharpness.problem.problem import Vector
 
 Normalise = Literal["filter", "layer", "none"]
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)

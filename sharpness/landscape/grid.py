@@ -10,14 +10,17 @@ import numpy as np
 from torch import nn
 
 from sharpness.landscape.grid_checkpoint import measure_points
+from sharpness.landscape.weight_mover import grid_axis, known_or_none, make_weight_mover
 from sharpness.problem.arguments import check_seed, numbers_of, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Problem, Vector, make_problem
+from sharpness.problem.parameters import Weights, check_weights, flat_weights
+from sharpness.problem.problem import Loss, Problem, Vector
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.recalibration import BnMode
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 
 _PARALLEL = 1e-10  # 1 - |cosine| below which two directions span a line
 
@@ -130,7 +133,7 @@ def slice_2d(
     origin = _origin(moving, problem, center)
     d1, d2 = (_spread(moving, problem, d) for d in given)
     ends = (center, center) if isinstance(center, Mapping) else None
-    mover = make_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
+    mover = make_weight_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
     where = [(float(a), float(b)) for a in first_axis for b in second_axis]
     losses, accuracies, resumed = measure_points(
         mover, where, lambda at: origin + at[0] * d1 + at[1] * d2, [origin, d1, d2], checkpoint,

@@ -19,17 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sharpness.landscape.weight_mover import WeightMover
 from sharpness.problem.arguments import shown
+from sharpness.problem.evaluate import evaluate
+from sharpness.problem.parameters import Weights
 from sharpness.problem.problem import Problem, Vector
 from sharpness.problem.progress import SILENT, Meter
-from sharpness.problem.weight_mover import Mover, Weights, evaluate
 
 _MAGIC = "sharpness-grid-1"
 Point = tuple[float, float]
 
 
 def measure_points(
-    mover: Mover,
+    mover: WeightMover,
     where: Sequence[tuple[float, ...]],
     weights: Callable[[tuple[float, ...]], Vector],
     parts: Sequence[Any],
@@ -66,7 +68,7 @@ def measure_points(
     return found[:, 0].copy(), found[:, 1].copy(), resumed
 
 
-def _probe(mover: Mover, w: Vector, fraction: float) -> float:
+def _probe(mover: WeightMover, w: Vector, fraction: float) -> float:
     """The loss of the first batch at the first point: what no hash can see, the code of model and loss."""
     mover.move(w, fraction)
     with mover.problem.without_gradients():
@@ -131,7 +133,7 @@ def _checksum(name: str, body: str) -> str:
     return hashlib.sha256(f"{name}\n{body}".encode()).hexdigest()[:16]
 
 
-def _fingerprint(mover: Mover, parts: Sequence[Any]) -> str:
+def _fingerprint(mover: WeightMover, parts: Sequence[Any]) -> str:
     """SHA-256 of all that decides the values and can be hashed; inside the guard."""
     problem, sha = mover.problem, hashlib.sha256()
     facts = [problem.mode, problem.seed, mover.bn_mode, _name(problem.criterion), _name(mover.hook), problem.names]

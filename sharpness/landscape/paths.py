@@ -9,14 +9,18 @@ from typing import ClassVar, Literal
 import numpy as np
 from torch import nn
 
+from sharpness.landscape.weight_mover import WeightMover, known_or_none, make_weight_mover
 from sharpness.problem.arguments import check_choice, check_count, check_positive, check_seed, numbers_of
+from sharpness.problem.batches import Data
+from sharpness.problem.evaluate import evaluate
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Vector, make_problem
+from sharpness.problem.parameters import Weights, check_weights, flat_weights
+from sharpness.problem.problem import Loss, Vector
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.recalibration import BnMode
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import Mover, Weights, check_weights, evaluate, flat_weights, known_or_none, make_mover
 
 Above = Literal["larger end", "mean of ends", "line"]
 _AT = 1e-9  # of 0 and 1, where sums of steps end
@@ -158,7 +162,7 @@ def connect(
     every = [name for name, _ in model.named_parameters()]
     problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     ends = None if bn_mode == "keep" else (start, end)
-    mover = make_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
+    mover = make_weight_mover(problem, data, bn_mode, recalibrate, calibration, ends, batch_size)
     a, b = flat_weights(model, start, params=every), flat_weights(model, end, params=every)
     spread = float(np.sqrt(np.mean((b - a) ** 2)))
     if not spread > 0:
@@ -200,7 +204,7 @@ def _bezier(t: float, a: Vector, bend: Vector, b: Vector) -> Vector:
     return (1 - t) ** 2 * a + 2 * t * (1 - t) * bend + t**2 * b
 
 
-def _measure(mover: Mover, w: Vector, t: float, meter: Meter) -> tuple[float, float]:
+def _measure(mover: WeightMover, w: Vector, t: float, meter: Meter) -> tuple[float, float]:
     mover.move(w, t)
     found = evaluate(mover.problem)
     meter.tick()
@@ -208,7 +212,7 @@ def _measure(mover: Mover, w: Vector, t: float, meter: Meter) -> tuple[float, fl
 
 
 def _fit(
-    mover: Mover, a: Vector, b: Vector, steps: int, rate: float, seed: int, meter: Meter
+    mover: WeightMover, a: Vector, b: Vector, steps: int, rate: float, seed: int, meter: Meter
 ) -> tuple[Vector, Vector]:
     """The bend after `steps` of Adam, and the loss at each; ends early, at the last finite bend, where the
     loss or gradient is not finite."""

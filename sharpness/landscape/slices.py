@@ -12,14 +12,17 @@ from torch import nn
 
 from sharpness.landscape.grid_checkpoint import measure_points
 from sharpness.landscape.paths import barrier
+from sharpness.landscape.weight_mover import grid_axis, known_or_none, make_weight_mover
 from sharpness.problem.arguments import check_choice, check_seed
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight
-from sharpness.problem.problem import Data, Loss, Vector, make_problem
+from sharpness.problem.parameters import Weights, check_weights, flat_weights
+from sharpness.problem.problem import Loss, Vector
 from sharpness.problem.progress import Meter, Progress
 from sharpness.problem.recalibration import BnMode
 from sharpness.problem.result import Result, certificate
 from sharpness.problem.untouched import Mode
-from sharpness.problem.weight_mover import Weights, check_weights, flat_weights, grid_axis, known_or_none, make_mover
 
 Curve = Literal["linear", "arc"]
 
@@ -129,7 +132,7 @@ def slice_1d(
     every = [name for name, _ in model.named_parameters()]
     problem = make_problem(model, loss, data, params=every, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     ends = None if chosen == "keep" else (start, end)
-    mover = make_mover(problem, data, chosen, recalibrate, calibration, ends, batch_size)
+    mover = make_weight_mover(problem, data, chosen, recalibrate, calibration, ends, batch_size)
     a, b = flat_weights(model, start, params=every), flat_weights(model, end, params=every)
 
     def weights(at: tuple[float, ...]) -> Vector:

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from sharpness.operators.curvature_operator import MEMORY, CurvatureOperator, Method
 from sharpness.operators.products import Kind, likelihood_of
+from sharpness.problem.batches import Data
 from sharpness.problem.calls import length_of
+from sharpness.problem.make_problem import make_problem
 from sharpness.problem.means import Weight, rules_of
-from sharpness.problem.problem import Data, Loss, Problem, make_problem
+from sharpness.problem.problem import Loss, Problem
 from sharpness.problem.untouched import Mode
 
 Fisher = Literal["empirical", "true", "sampled"]

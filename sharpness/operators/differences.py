@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from sharpness.operators.products import Kind, drawn_targets, on_outputs
-from sharpness.operators.verification import in_double, wide
 from sharpness.problem.nested import mapped
+from sharpness.problem.precision import in_double, wide
 from sharpness.problem.problem import Problem
 
 # Relative to ||w||, for a step along v. In float64 so short that it crosses next to no kinks (of ReLU, of max-pooling): a

@@ -184,7 +184,7 @@ def _failed(what: str, error: Exception, given: Any, targets: Any) -> Exception:
     """The library's own refusals as they are, running out of memory too; anything else as one sentence."""
     if is_own(error) or exhausted(error):
         return error
-    shapes = f"inputs {shown(given)}" if what == "model" else f"outputs {shown(given)} and targets {shown(targets)}"
+    shapes = f"inputs {shapes_of(given)}" if what == "model" else f"outputs {shapes_of(given)} and targets {shapes_of(targets)}"
     return ForeignError(f"{what} fails on the first batch, {shapes}: {said(error)}")
 
 
@@ -218,9 +218,9 @@ def said(error: BaseException) -> str:
     return text if len(text) <= _LONG else f"{text[: _LONG - 3]}..."
 
 
-def shown(value: Any) -> str:
+def shapes_of(value: Any) -> str:
     """Shapes and types, short."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape) if not value.is_nested else 'nested'}"
-    parts = [shown(t) for t in tensors_of(value)][:3]
+    parts = [shapes_of(t) for t in tensors_of(value)][:3]
     return f"{type(value).__name__} of {', '.join(parts)}" if parts else type(value).__name__

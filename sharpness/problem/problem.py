@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -13,13 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharpness.problem.arguments import check_seed
-from sharpness.problem.batches import PINNED, Batches, Data, TensorBatches, as_batches, read
-from sharpness.problem.calls import Call, as_pair, length_of, refusal, shown, with_weights
+from sharpness.problem.batches import Batches, TensorBatches
+from sharpness.problem.calls import Call, as_pair, length_of, refusal, with_weights
 from sharpness.problem.means import Weight, share_of
 from sharpness.problem.module_state import Attributes, Buffers, modules_of
 from sharpness.problem.nested import cloned, fingerprint, to_device
-from sharpness.problem.survey import chunks, met, scalar, surveyed
 from sharpness.problem.untouched import (
     Mode,
     generator_states,
@@ -109,7 +107,7 @@ class Problem:
 
     def weights(self) -> Vector:
         """w, flattened, float64 [n]."""
-        return torch.cat([p.detach().reshape(-1).double().cpu() for p in self.parameters]).numpy()
+        return vector_of(self.parameters)
 
     def move_to(self, w: Vector) -> None:
         """Write w [n] into the parameters, rounded to their dtype; only inside `movable`."""
@@ -232,150 +230,16 @@ class Problem:
         return torch.cat([t.detach().reshape(-1).double() for t in full])
 
 
-def make_problem(
-    model: nn.Module,
-    loss: Loss,
-    data: Data,
-    *,
-    params: Sequence[str] | None = None,
-    batch_size: int | None = None,
-    mode: Mode = "eval",
-    seed: int = 0,
-    weight: Weight | None = None,
-) -> Problem:
-    """Check everything that can be checked before measuring, and build the `Problem`.
-
-    Goes through `data` once with the model, forward only, and a second time without it where data are neither tensors nor
-    a list. `params` names the parameters (frozen ones may be named, and those of a loss that is a module, as "loss.NAME");
-    None means all of the model with `requires_grad`.
-
-    A pair of tensors without `batch_size` goes through the model in chunks of a length that suits the cache, in eval mode
-    and where all rows show that this does not change the loss, else in one batch.
-
-    f is what `loss` would say of all data in one batch. Batches count by their examples, or by their targets that are not
-    left out (-100, NaN), whichever rule the loss of each batch follows when it is cut in two; a loss that follows neither
-    (class weights) needs `weight`: "examples", "tokens", or a function of (inputs, targets). A loss that cannot be cut, or
-    that pairs the examples of a batch, is averaged over batches by their examples. A sum-reduced loss is refused: its
-    curvature would scale with the batch size.
-
-    Data that change between passes (a loader with a generator of its own) are kept in memory as the first pass gave them,
-    up to 2 GiB. Numpy's and Python's global generators are seeded for each pass, as torch's are.
-
-    Raises ValueError, in one sentence, for anything of the wrong kind: a model or loss that fails, a loss that is not finite
-    on a batch, data that never end.
-    """
-    if mode not in ("eval", "train"):
-        raise ValueError(f"mode is {mode!r}: it must be 'eval' or 'train'")
-    check_seed(seed)
-    names, parameters = select_parameters(model, params, loss)
-    if not callable(loss):
-        raise ValueError(f"loss is {shown(loss)}: pass a function of (outputs, targets), such as F.cross_entropy")
-    batches = as_batches(data, batch_size)
-    if weight is not None:
-        share_of(weight)
-    originals = [p.data for p in model.parameters()]
-    with untouched(model, parameters, mode, loss=loss, writes=True):
-        given, prints = read(batches, lambda: seed_generators(parameters, seed))
-        draft = Problem(model, loss, given if prints is None else batches, names, parameters, mode, seed, 0, 0, 1.0,
-                        weight or "examples", Call(), prints=prints)
-        whole = isinstance(batches, TensorBatches) and batch_size is None and mode == "eval"
-        met_with = draft if given is None else replace(draft, data=given)
-        draft = replace(met(met_with, whole, originals), data=draft.data)
-        if whole and isinstance(batches, TensorBatches):
-            parts = chunks(draft, batches)
-            if len(parts) > 1 and (found := surveyed(replace(draft, data=parts), None, apart=True)):
-                return found
-        try:
-            found = surveyed(draft, weight)
-        except DataChangedError as changed:
-            if given is None:
-                raise ValueError(f"{changed} (they are too large to be kept: {PINNED // 2**30} GiB)") from None
-            found = surveyed(replace(draft, data=given, prints=None), weight)
-    assert found is not None
-    return found
+def scalar(loss: Any) -> Tensor:
+    """A loss, checked to be one number."""
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(
+            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
+        )
+    return loss
 
 
-def layers(model: nn.Module) -> dict[str, tuple[str, ...]]:
-    """The names of the parameters of each layer of `model` (module with parameters of its own), for `params`:
-    frozen ones too; a tied parameter belongs to the first layer that has it. "" is the model itself."""
-    refuse_model(model)
-    found: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    return {layer: tuple(names) for layer, names in found.items()}
-
-
-def in_chunks(problem: Problem, parts: int) -> Problem:
-    """The same function with each batch of a pair of tensors in that many parts, where that is allowed: inside
-    `guard`, in eval mode, and without changing the loss. Else the problem itself."""
-    data = problem.data
-    if problem.mode != "eval" or not isinstance(data, TensorBatches) or data.batch_size < 2 * parts:
-        return problem
-    smaller = replace(data, batch_size=-(-data.batch_size // parts))
-    found = surveyed(replace(problem, data=smaller), None, apart=True)
-    return found if found and (problem.batches == 1 or found.weight == problem.weight) else problem
-
-
-def select_parameters(
-    model: nn.Module, params: Sequence[str] | None, loss: Any = None
-) -> tuple[tuple[str, ...], tuple[nn.Parameter, ...]]:
-    """The names and parameters that `params` stands for: of the model, and of a loss that is a module as "loss.NAME".
-
-    Raises ValueError for what is no model or cannot be measured.
-    """
-    refuse_model(model)
-    known = dict(model.named_parameters(remove_duplicate=False))
-    own = {f"loss.{name}": p for name, p in loss.named_parameters()} if isinstance(loss, nn.Module) else {}
-    if params is not None and (isinstance(params, str) or not isinstance(params, Iterable)):
-        raise ValueError(f"params is {params!r}: pass a list of parameter names, or None")
-    if params is None:
-        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        if not chosen:
-            raise ValueError(
-                "model has no parameter with requires_grad: name the frozen ones to measure in params"
-            )
-    else:
-        params, given = tuple(params) if isinstance(params, Iterable) else (), params
-        if not all(isinstance(name, str) for name in params) or not isinstance(given, Iterable):
-            raise ValueError(f"params is {shown(given)}: pass a list of parameter names, such as {[*known][:2]}")
-        known |= {name: p for name, p in own.items() if name not in known}
-        unknown = [name for name in params if name not in known]
-        if unknown or not params:
-            raise ValueError(
-                f"params {unknown or '[]'} names no parameter of the model: choose among {[*list(known)[:8], *own]}"
-            )
-        chosen = {name: known[name] for name in params}
-        if len({id(p) for p in chosen.values()}) < len(params):
-            raise ValueError("params names the same parameter twice: name each (a tied one too) once")
-    for name, p in chosen.items():
-        if p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
-    for name, p in known.items():
-        if not torch.isfinite(p).all():
-            raise ValueError(
-                f"parameter {name!r} of the model contains NaN or infinity: measure finite weights"
-            )
-    return tuple(chosen), tuple(chosen.values())
-
-
-def refuse_model(model: Any) -> None:
-    """Raise ValueError for what is no module, or has weights without numbers."""
-    if not isinstance(model, nn.Module):
-        what = f"the text {model!r}" if isinstance(model, str) else f"a {type(model).__name__}"
-        raise ValueError(f"model is {what}: pass an nn.Module with its weights loaded")
-    for name, module in model.named_modules():
-        where = f"module {name!r} of the model" if name else "model"
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(f"{where} is TorchScript, whose state cannot be put back: pass the module that it was made from")
-        if hasattr(module, "_orig_mod"):
-            raise ValueError(f"{where} is compiled, which leaves no second derivative: pass its _orig_mod, the module itself")
-    for name, p in model.named_parameters():
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            raise ValueError(f"parameter {name!r} has no shape yet: run the (lazy) model once before measuring")
-        if p.is_meta:
-            raise ValueError(f"parameter {name!r} is on the meta device and has no numbers: load the weights first")
-        if p.is_inference():
-            raise ValueError(
-                f"parameter {name!r} was made in inference mode, without a way to derivatives: build the model outside of it, "
-                "or pass copy.deepcopy(model)"
-            )
+def vector_of(tensors: Sequence[Tensor]) -> Vector:
+    """Tensors, on whatever devices, flattened in order: float64 [n]."""
+    return torch.cat([t.detach().reshape(-1).double().cpu() for t in tensors]).numpy()

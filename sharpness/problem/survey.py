@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from sharpness.problem.calls import as_pair, exhausted, find_call, is_own, lengt
 from sharpness.problem.means import Rule, Weight, counted, cuttable, is_summed, rules_of
 from sharpness.problem.module_state import Attributes, Buffers, modules_of
 from sharpness.problem.nested import cloned, fingerprint, identical, take, tensors_of, to_device
+from sharpness.problem.problem import Problem, scalar
 from sharpness.problem.untouched import has_observers, seed_generators, untouched
-
-if TYPE_CHECKING:
-    from sharpness.problem.problem import Problem
 
 _FEW = 8  # examples that are enough to see how a model takes its inputs
 _TOGETHER = 32  # examples that are looked at in other company, to see whether they influence each other
@@ -273,13 +271,3 @@ class _Company:
             if among.shape != t.shape or float((among - t).abs().max()) > 1e-4 * max(float(t.abs().max()), 1e-3):
                 return False
         return True
-
-
-def scalar(loss: Any) -> Tensor:
-    """A loss, checked to be one number."""
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
-        shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
-        )
-    return loss

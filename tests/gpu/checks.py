@@ -99,7 +99,7 @@ def curvature_products(device: str) -> Compared:
         for kind, make in OPERATORS.items():
             oracle = make(case.model, case.loss, case.data)
             for memory in (0, 2**30):
-                with patch("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", 1):  # recorded from the second product on
+                with patch("sharpness.operators.routes._GRAPH_PRODUCTS", 1):  # recorded from the second product on
                     there = make(moved, case.loss, data, memory=memory)
                     numbers[f"{kind}, {name}, memory {memory}"] = products(there, oracle, 3)
     return Compared("relative differences of float32 products from float64 on the CPU", numbers, 1e-4)

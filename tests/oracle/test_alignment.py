@@ -9,7 +9,7 @@ from toy_nets import MSE, linear, loop
 
 from sharpness import hessian, top_eigenvalues
 from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
-from sharpness.problem.problem import make_problem
+from sharpness.problem.make_problem import make_problem
 
 
 def test_overlap_against_dense(make_case):

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 from sharpness import fisher, ggn, hessian, layers
-from sharpness.operators.replay import Tape, TapeError
+from sharpness.operators.recorder import ReplayError
+from sharpness.operators.replay import Replay
 
 torch.set_num_threads(1)
 
@@ -150,13 +151,13 @@ class Writes(nn.Module):
         return self.out(torch.nn.functional.relu(buffer.mul_(1.5), inplace=True))
 
 
-ROUTES = (("graph", 1000), ("tape", 0))
+ROUTES = (("graph", 1000), ("replay", 0))
 
 
 @pytest.fixture(params=ROUTES, ids=[name for name, _ in ROUTES])
 def route(request, monkeypatch):
     """Record at once, or never."""
-    monkeypatch.setattr("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", request.param[1])
+    monkeypatch.setattr("sharpness.operators.routes._GRAPH_PRODUCTS", request.param[1])
     return request.param[0]
 
 
@@ -173,7 +174,7 @@ def test_awkward_models_by_every_route(make_case, model, make, route):
         reference = rebuilt @ v
         assert np.linalg.norm(reference) > 1e-3
         np.testing.assert_allclose(kept @ v, reference, rtol=1e-8, atol=1e-10)
-    assert rebuilt.route == "rebuilt" and kept.route in ("tape", "graph")
+    assert rebuilt.route == "rebuilt" and kept.route in ("replay", "graph")
     assert rebuilt.retained_bytes == 0
 
 
@@ -195,7 +196,7 @@ def test_common_layers_by_every_route(make_case, route):
 
 @pytest.mark.parametrize("name", ["mlp", "regression", "tied", "frozen", "bn eval", "bn train"])
 def test_recorded_products_equal_the_dense_hessian(make_case, name, monkeypatch):
-    monkeypatch.setattr("sharpness.operators.curvature_operator._GRAPH_PRODUCTS", 2)
+    monkeypatch.setattr("sharpness.operators.routes._GRAPH_PRODUCTS", 2)
     case = make_case(name)
     dense = case.dense_hessian()
     for batch_size in (None,) if case.mode == "train" else (None, 5):
@@ -208,7 +209,7 @@ def test_recording_starts_after_thirty_products(make_case):
     op = hessian(case.model, case.loss, case.data)
     v = np.ones(op.shape[0])
     products = np.array([op @ v for _ in range(33)])
-    assert op.route == "tape"
+    assert op.route == "replay"
     np.testing.assert_allclose(products, products[:1].repeat(33, 0), rtol=1e-10, atol=1e-14)
 
 
@@ -224,7 +225,7 @@ def test_the_gradient_is_offered_as_a_start(make_case):
     assert ggn(case.model, case.loss, case.data).starting_vector() is None
 
 
-def test_a_tape_refuses_what_it_cannot_replay():
+def test_a_replay_refuses_what_it_cannot_replay():
     """A value baked into the recording would be the first vector's for ever."""
     v = [torch.ones(3)]
     constant = torch.zeros(3)
@@ -233,11 +234,11 @@ def test_a_tape_refuses_what_it_cannot_replay():
         lambda v: [constant.add_(v[0])],
         lambda v: [v[0] + constant, constant.add_(1.0)][:1],
     ):
-        with pytest.raises(TapeError):
-            Tape(function, v)
+        with pytest.raises(ReplayError):
+            Replay(function, v)
 
 
-def test_a_tape_with_writes_and_views():
+def test_a_replay_with_writes_and_views():
     """Writes through views of what depends on v are replayed in order, and leave the vector alone."""
 
     def function(v: list[Tensor]) -> list[Tensor]:
@@ -246,9 +247,9 @@ def test_a_tape_with_writes_and_views():
         view.mul_(3)
         return [z, torch.ones(2)]
 
-    tape, w = Tape(function, [torch.ones(3)]), torch.tensor([1.0, 2.0, 3.0])
+    replay, w = Replay(function, [torch.ones(3)]), torch.tensor([1.0, 2.0, 3.0])
     for _ in range(2):
-        assert tape([w])[0].tolist() == [2.0, 12.0, 18.0] and tape([w])[1].tolist() == [1.0, 1.0]
+        assert replay([w])[0].tolist() == [2.0, 12.0, 18.0] and replay([w])[1].tolist() == [1.0, 1.0]
     assert w.tolist() == [1.0, 2.0, 3.0]
 
 

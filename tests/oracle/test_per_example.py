@@ -10,7 +10,7 @@ from toy_nets import MSE, loop
 
 from sharpness.gradients import per_example
 from sharpness.gradients.noise import gradient_noise
-from sharpness.problem.problem import make_problem
+from sharpness.problem.make_problem import make_problem
 
 
 def streamed(problem):

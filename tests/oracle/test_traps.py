@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from sharpness import epsilon_sharpness, fisher, ggn, gradient_noise, hessian
 from sharpness.operators.curvature_operator import CurvatureOperator
-from sharpness.problem.problem import make_problem
+from sharpness.problem.make_problem import make_problem
 
 torch.set_num_threads(1)
 LOSS = nn.CrossEntropyLoss()

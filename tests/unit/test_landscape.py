@@ -12,7 +12,7 @@ from torch import nn
 
 from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
-from sharpness.problem.weight_mover import flat_weights
+from sharpness.problem.parameters import flat_weights
 
 torch.set_num_threads(1)
 LOSS = nn.CrossEntropyLoss()

@@ -13,8 +13,8 @@ from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
 from sharpness.landscape.paths import connect
 from sharpness.landscape.slices import slice_1d
+from sharpness.problem.parameters import flat_weights
 from sharpness.problem.recalibration import recalibrate_batch_norm
-from sharpness.problem.weight_mover import flat_weights
 
 torch.set_num_threads(1)
 LOSS = nn.CrossEntropyLoss()

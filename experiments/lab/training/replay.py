@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_unflatten
+
+from sharpness.operators.recorder import Recorder, Slot
 
 Function = Callable[..., tuple[Tensor, ...]]
 
@@ -32,12 +33,12 @@ def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Te
     None where it cannot be recorded, or where the replay is not bitwise what the function gives, of these inputs and of
     others: the first plus one, the rest backwards along `axis`.
     """
-    recorder = _Recorder([*parameters, *inputs])
+    recorder = Recorder([*parameters, *inputs], whole=True)
     with recorder:
         outputs = function(parameters, *inputs)
-    recorder.graph.output(tuple(recorder.nodes[id(output)] for output in outputs))
-    module = GraphModule({}, recorder.graph)
-    if recorder.unknown or not _simplify(module, parameters, recorder.results):
+    graph, results = _graph_of(recorder, len(parameters) + len(inputs), outputs)
+    module = GraphModule({}, graph)
+    if recorder.foreign or not _simplify(module, parameters, results):
         return None
     replay: Function = module.forward
     others = (inputs[0] + 1, *(value.flip(axis) for value in inputs[1:]))
@@ -46,45 +47,25 @@ def record(function: Function, parameters: Sequence[Tensor], inputs: Sequence[Te
     return replay if all(_same(a, b) for pair in pairs for a, b in zip(*pair, strict=True)) else None
 
 
-class _Recorder(TorchDispatchMode):
-    """Writes every primitive operation, below automatic differentiation and vmap, into a graph.
+def _graph_of(recorder: Recorder, roots: int, outputs: Sequence[Tensor]) -> tuple[Graph, dict[Node, Tensor]]:
+    """The recorded steps as a graph, and the tensor that each node stood for; a constant from elsewhere is None in it."""
+    graph, results = Graph(), dict[Node, Tensor]()
+    nodes: dict[int, Node] = {i: graph.placeholder(f"root_{i}") for i in range(roots)}
+    for step in recorder.steps:
+        args, kwargs = tree_unflatten([_operand(a, nodes) for a in step.arguments], step.spec)
+        node = graph.call_function(step.function, args, kwargs)
+        for index, slot in enumerate(step.outputs):
+            if slot is not None:
+                part = node if step.single else graph.call_function(operator.getitem, (node, index))
+                nodes[slot], results[part] = part, recorder.values[slot]
+    graph.output(tuple(nodes[recorder.slots[output]] for output in outputs))
+    return graph, results
 
-    `unknown` says that a tensor came from somewhere else: a constant that might change.
-    """
 
-    def __init__(self, roots: Sequence[Tensor]) -> None:
-        super().__init__()
-        self.graph = Graph()
-        self.kept: list[Tensor] = list(roots)  # alive, so that ids stay theirs
-        self.nodes: dict[int, Node] = {id(root): self.graph.placeholder(f"root_{i}") for i, root in enumerate(roots)}
-        self.results: dict[Node, Tensor] = {}
-        self.unknown = False
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and shielding the mode from the compiler imports it, which takes seconds
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
-        node = self.graph.call_function(func, tree_map(self._node, args), tree_map(self._node, kwargs))
-        if isinstance(result, Tensor):
-            self._keep(result, node)
-        elif isinstance(result, (tuple, list)):
-            for index, part in enumerate(result):
-                if isinstance(part, Tensor):
-                    self._keep(part, self.graph.call_function(operator.getitem, (node, index)))
-        return result
-
-    def _keep(self, tensor: Tensor, node: Node) -> None:
-        self.kept.append(tensor)
-        self.nodes[id(tensor)], self.results[node] = node, tensor
-
-    def _node(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        self.unknown |= id(value) not in self.nodes
-        return self.nodes.get(id(value))
+def _operand(argument: Any, nodes: Mapping[int, Node]) -> Any:
+    if isinstance(argument, Slot):
+        return nodes[argument.index]
+    return None if isinstance(argument, Tensor) else argument
 
 
 def _simplify(module: GraphModule, parameters: Sequence[Tensor], results: Mapping[Node, Tensor]) -> bool:

@@ -1,8 +1,8 @@
-"""One point of a slice: move the weights there, give them their buffers, and measure loss and accuracy."""
+"""One point of a slice: move the weights there, and give them their buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,80 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sharpness.problem.arguments import check_choice, check_model, numbers_of, shown
-from sharpness.problem.problem import Data, Problem, Vector, make_problem, refuse_model, select_parameters
+from sharpness.problem.arguments import check_choice, numbers_of, shown
+from sharpness.problem.batches import Data
+from sharpness.problem.make_problem import make_problem
+from sharpness.problem.parameters import Weights
+from sharpness.problem.problem import Problem, Vector
 from sharpness.problem.recalibration import BN_MODES, BnMode, recalibrate, refuse_unknown_statistics
 from sharpness.problem.untouched import seed_generators
 
-Weights = Mapping[str, Tensor]
 _CALIBRATION_BATCH = 256
 Hook = Callable[[nn.Module], object]
 
 
-def flat_weights(
-    model: nn.Module, weights: Weights | None = None, *, params: Sequence[str] | None = None
-) -> Vector:
-    """w [n], float64: the parameters of `model`, or those in `weights` (a state dict), flattened in the order
-    in which every function of this library counts them.
-
-    `params` names the parameters; None means all with `requires_grad`. Raises ValueError for weights that are
-    not those of this model, or not finite.
-    """
-    names, parameters = select_parameters(model, params)
-    if weights is None:
-        found: Sequence[Tensor] = parameters
-    else:
-        check_weights(model, "weights", weights)
-        found = [weights[name] for name in names]
-    return torch.cat([t.detach().reshape(-1).double().cpu() for t in found]).numpy()
-
-
-def named_tensors(
-    model: nn.Module, v: Vector | Tensor, *, params: Sequence[str] | None = None
-) -> dict[str, Tensor]:
-    """A vector [n], such as an eigenvector or a diagonal, as {parameter name: float64 tensor of its shape}.
-
-    v, of the weights of `model`, in the order of `flat_weights` with the same `params`; an operator's are `op.names`.
-    Raises ValueError for another length.
-    """
-    check_model(model)
-    names, parameters = select_parameters(model, params)
-    flat = torch.from_numpy(numbers_of("v", v, "a vector [n], such as vectors[0] of top_eigenvalues"))
-    sizes = [p.numel() for p in parameters]
-    if flat.shape != (sum(sizes),):
-        raise ValueError(f"v has shape {tuple(flat.shape)}: pass one number for each of the n = {sum(sizes)} weights")
-    return {k: part.reshape(p.shape) for k, p, part in zip(names, parameters, flat.split(sizes), strict=True)}
-
-
-def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
-    """Raise ValueError unless `weights` has all parameters of `model`, nothing unknown, and is finite."""
-    check_model(model)
-    if not isinstance(weights, Mapping):
-        raise ValueError(f"{label} is {shown(weights)}: pass a state dict, as model.state_dict() or a loaded file is")
-    if odd := [name for name, t in weights.items() if not isinstance(t, Tensor)]:
-        raise ValueError(f"{label}[{odd[0]!r}] is {shown(weights[odd[0]])}: a state dict holds tensors")
-    refuse_model(model)
-    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
-    shapes = {name: t.shape for name, t in named}
-    needed = {name for name, _ in model.named_parameters()}
-    missing = sorted(needed - weights.keys())
-    unknown = sorted(map(str, weights.keys() - model.state_dict().keys() - shapes.keys()))
-    if missing or unknown:
-        raise ValueError(
-            f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights"
-        )
-    for name in weights.keys() & shapes.keys():
-        if weights[name].shape != shapes[name]:
-            raise ValueError(
-                f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
-                f"{tuple(shapes[name])}: pass weights of this very model"
-            )
-        if not torch.isfinite(weights[name]).all():
-            raise ValueError(f"{label}[{name!r}] contains NaN or infinity: pass finite weights")
-
-
 @dataclass(frozen=True)
-class Mover:
+class WeightMover:
     """Puts the model at a point. A point is a function of its weights alone: buffers start anew at each one.
 
     `ends` are the state dicts whose buffers are interpolated, or twice the same for a centre; `own` the
@@ -123,7 +63,7 @@ class Mover:
                 recalibrate(model, (x for x, _, _ in self.calibration.passes(restore=False)), self.calibration.outputs)
 
 
-def make_mover(
+def make_weight_mover(
     problem: Problem,
     data: Data,
     bn_mode: BnMode,
@@ -131,7 +71,7 @@ def make_mover(
     calibration: Data | None,
     ends: tuple[Weights, Weights] | None,
     batch_size: int | None,
-) -> Mover:
+) -> WeightMover:
     """Check that the buffers' mode, hook and calibration fit together; outside the problem's guard.
 
     Without a hook, "recalibrate" uses `calibration`, or else `data`. A pair of tensors is split by
@@ -173,7 +113,7 @@ def make_mover(
     own = tuple(
         (m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None
     )
-    return Mover(problem, bn_mode, hook, statistics, ends, own)
+    return WeightMover(problem, bn_mode, hook, statistics, ends, own)
 
 
 def _equal_batches(inputs: Any, targets: Any) -> list[tuple[Tensor, Tensor]]:
@@ -192,31 +132,6 @@ def _interpolate_buffers(model: nn.Module, start: Weights, end: Weights, fractio
                 buffer.copy_((1.0 - inside) * a.double() + inside * b.double())
             else:
                 buffer.copy_(a if inside < 0.5 else b)
-
-
-def evaluate(problem: Problem, *, finite: bool = False) -> tuple[float, float]:
-    """Mean loss and accuracy over one pass at the present weights.
-
-    The accuracy is NaN where outputs are no logits, or NaN themselves; with `finite`, infinite ones too.
-    """
-    loss, accuracy = 0.0, 0.0
-    with problem.without_gradients():
-        for inputs, targets, weight in problem.passes():
-            outputs = problem.outputs(inputs)
-            loss += weight * float(problem.loss(outputs, targets))
-            accuracy += weight * _batch_accuracy(outputs, targets, finite)
-    return (float("nan") if np.isnan(loss) else loss), accuracy  # NaN without a sign, as text has it
-
-
-def _batch_accuracy(outputs: Any, targets: Any, finite: bool) -> float:
-    indices = isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point() and not targets.is_complex()
-    if not indices or not isinstance(outputs, Tensor) or outputs.ndim != 2 or len(outputs) != len(targets):
-        return float("nan")
-    if outputs.shape[1] < 2:
-        return float("nan")  # one logit: argmax would call every example the first class
-    if outputs.isnan().any() or (finite and outputs.isinf().any()):
-        return float("nan")  # argmax would call NaN the largest logit
-    return float((outputs.argmax(dim=1) == targets).double().mean())
 
 
 def grid_axis(name: str, values: Sequence[float] | Vector) -> Vector:
