@@ -1,10 +1,13 @@
-"""The command line: `python -m analysis`. Reads records and study declarations; never trains.
+"""Reads records and studies, and answers the claims. Never trains.
 
-Tables from elsewhere: with shallue2019, --store may be the unpacked archive of google-research/batch_science (a study.json for
-each batch size, a metadata.json and a measurements.csv for each trial), which is read for the same figures.
+With shallue2019, --store may be the archive of google-research/batch_science,
+  unpacked: a study.json per batch size, metadata.json and measurements.csv per trial.
 
-Exit status: 0 finished, 1 something failed or is missing (runs, measurements), 2 wrong usage, 141 where nobody reads the
-output any more (`| head`).
+Exit status:
+  0    finished
+  1    something failed or is missing (runs, measurements)
+  2    wrong usage
+  141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import terminal
 from experiments.lab.sweep.commands import MAX_SEEDS
+from experiments.lab.sweep.flags import OptionalFloat, OptionalInt, OptionalPath, Switch
 from experiments.lab.sweep.plan import BrokenStudyError, check_names, check_scale, find_study, folder_of_studies
 
 if TYPE_CHECKING:
@@ -47,15 +51,15 @@ class Options:
     """name of a study, or `all`"""
     scale: str
     """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
-    studies: Path | None = None
+    studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
-    """folder of the runs (default: $BATCHLAB_STORE, else ./store), or tables from elsewhere (study.json, measurements.csv)"""
-    goal: float | None = None
+    """folder of the runs, or of tables from elsewhere (study.json, measurements.csv); or set $BATCHLAB_STORE"""
+    goal: OptionalFloat = None
     """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
-    published: bool = False
+    published: Switch = False
     """read what the project publishes instead of a store"""
-    json: bool = False
+    json: Switch = False
     """print one JSON document on stdout and nothing else"""
 
 
@@ -68,10 +72,10 @@ class Verdicts(Options):
 class Figures(Options):
     """Draw the figures, below the store."""
 
-    pilot: bool = False
+    pilot: Switch = False
     """of pilot runs (`python -m experiments run ... --pilot`)"""
-    seeds: int | None = None
-    """pilot seeds per cell"""
+    seeds: OptionalInt = None
+    """pilot seeds per cell (default: as the study declares)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ class Pilot(Options):
     """What pilot runs say of each claim: spread, effect, and the power of a number of seeds. No verdicts."""
 
     pilot: tyro.conf.Suppress[bool] = True
-    seeds: int | None = None
+    seeds: OptionalInt = None
     """pilot seeds per cell, as they were run (default: as the study declares)"""
 
 
@@ -102,9 +106,8 @@ class Histories(Options):
 class Publish(Options):
     """Write records, tables and figures into figures/, and renew the boards and the README."""
 
-    to: Path | None = None
-    """a folder of your own to publish into, with its own board (default: the project's figures/, for the project's own studies,
-    from within a clone of it)"""
+    to: OptionalPath = None
+    """a folder of your own to publish into, with its own board (default: the project's figures/, from within a clone of it)"""
 
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,

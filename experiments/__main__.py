@@ -1,7 +1,11 @@
-"""The command line: `python -m experiments`. Without a command it lists the studies, their claims and their state.
+"""Runs studies. Without a command: lists the studies, their claims and state.
 
-Exit status: 0 finished, 1 something failed or is missing, 2 wrong usage, 130 or 143 after Ctrl-C or SIGTERM (checkpoints
-are written; the same command continues), 141 where nobody reads the output any more (`| head`).
+Exit status:
+  0    finished
+  1    something failed or is missing
+  2    wrong usage
+  130  Ctrl-C, or 143 SIGTERM: checkpoints are written, the same command continues
+  141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from experiments.lab.sweep.launch import Stopped
 @dataclass(frozen=True, kw_only=True)
 class Common:
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
-    """folder of the runs; $BATCHLAB_STORE sets the default"""
+    """folder of the runs; or set $BATCHLAB_STORE"""
     data_dir: OptionalPath = None
     """folder of the data sets (default: $BATCHLAB_DATA_DIR, else the user's cache)"""
     json: Switch = False
@@ -119,7 +123,7 @@ class StoreCommand(Common):
     """Check the records of a store, or move them between machines."""
 
     action: tyro.conf.Positional[Literal["check", "export", "import"]]
-    file: tyro.conf.Positional[OptionalPath] = None
+    file: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]", help_behavior_hint="")] = None
     """archive to write or read (export, import); with --published a study (default: every one)"""
     published: Switch = False
     """import: the runs that the project publishes of a study, without weights, so that it goes on from them"""
