@@ -183,7 +183,7 @@ def _foreign(options: Options) -> int:
     """What tables from elsewhere give: figures, effects and a table, below their folder."""
     from analysis import draw, foreign, report
     from analysis import tables as text_tables
-    from analysis.figures import NoDataError
+    from analysis.figures import Drawn, NoDataError
 
     own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
     if options.study != "shallue2019" or own:
@@ -203,7 +203,7 @@ def _foreign(options: Options) -> int:
             try:
                 drawn.append(draw.draw(figure, tables, folder))
             except NoDataError:
-                drawn.append(draw.Drawn(figure.name, "no data", reason="no trial has it"))
+                drawn.append(Drawn(figure.name, "no data", reason="no trial has it"))
     match options:
         case Verdicts():
             text, documents = [*text, text_tables.verdict_lines(found)], [v.to_dict() for v in found]
@@ -303,7 +303,7 @@ def _studies(options: Options) -> list[Study]:
 
 def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     """Text for a person and a list of JSON objects, for one study."""
-    from analysis import draw, pilot, publish, report
+    from analysis import pilot, report
     from analysis import tables as text_tables
     from analysis.load import from_store
     from analysis.verdicts import verdicts
@@ -322,12 +322,16 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
             return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
         case Figures():
-            drawn = draw.draw_all(tables, _folder(options, tables.source, tables.study.name))
+            from analysis.draw import draw_all
+
+            drawn = draw_all(tables, _folder(options, tables.source, tables.study.name))
             none = f"{tables.study.name} draws no figure at scale {tables.scale}"
             return "\n".join(_drawn_line(d) for d in drawn) or none, [vars(d) for d in drawn]
         case Report():
+            from analysis.draw import draw_all
+
             folder = _folder(options, tables.source, tables.study.name)
-            drawn = draw.draw_all(tables, folder)
+            drawn = draw_all(tables, folder)
             path = folder / "report.md"
             again = _again(options, tables)
             write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
@@ -337,6 +341,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
+            from analysis import publish
+
             store, asked = Store(options.store, create=False), Request(options.scale, pilot=True)
             pilots = from_store(tables.study, options.scale, store, asked)
             written = publish.publish(tables, *_destination(options, tables.study), pilots=pilots)

@@ -22,6 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from analysis import families
 from analysis.cluster import CLUSTER
@@ -34,7 +36,7 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
-from experiments.lab.sweep.plan import PlannedStage, check_runs, find_study, plan
+from experiments.lab.sweep.plan import PlannedStage, check_runs, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
 
 TABLES = ("runs", "history", "measurements", "correct")
@@ -123,8 +125,6 @@ class Tables:
 
 def find(study: str, scale: str) -> Study:
     """The study by name; raises `UsageError` for an unknown study or scale."""
-    from experiments.lab.sweep.plan import check_scale
-
     found = find_study(study)
     check_scale(found, scale)
     check_families(found)
@@ -304,8 +304,6 @@ def right(correct: pd.DataFrame) -> np.ndarray:
 
 
 def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
-    from safetensors import SafetensorError
-
     rows = []
     for record in records:
         run_id = record.config.run_id
@@ -319,8 +317,6 @@ def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _bits(predictions: bytes) -> dict[str, Any]:
-    from safetensors.numpy import load
-
     arrays = load(predictions)
     prediction, label = arrays["test_prediction"], arrays["test_label"]
     test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]

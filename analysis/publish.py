@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 
 from analysis import agree, margins, publishable, swap
 from analysis.draw import FORMS, draw_all, figures_of
+from analysis.figures.forest import frame, make_figure
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
+from analysis.style import save
 from analysis.tables import render, verdict_lines
 from analysis.verdicts import Verdict, verdicts
 from experiments.lab.store import published_settings as settings
@@ -155,9 +157,6 @@ def summary(found: board.Verdicts, root: str | None = "") -> str:
 
 def picture(found: board.Verdicts) -> dict[str, bytes]:
     """The effects of all primary claims as files: the figure, and its values. None without primary claims."""
-    from analysis.figures.forest import frame, make_figure
-    from analysis.style import save
-
     if not (primary := [verdict for verdict in found if verdict["primary"]]):
         return {}
     data = frame(primary, studies=True)
