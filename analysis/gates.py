@@ -118,7 +118,7 @@ def _edge_lr(cells: Sequence[Cell], tables: Tables) -> str | None:
 
 
 def _grid(config: RunConfig, planned: Sequence[Planned]) -> set[float]:
-    """Learning rates of earlier stages' runs that are `config` but for its seed, split and learning rate; what a later stage
+    """Learning rates of earlier stages' runs that are `config` except for its seed, split and learning rate; what a later stage
     trains on purpose at another rate is no grid."""
     first = next((i for i, p in enumerate(planned) if p.config == config), 0)
     own = {p.stage for p in planned[first : first + 1]}

@@ -4,7 +4,7 @@ runs           one row a finished run of the study: study, scale, stage, run_id,
                scalar of its summary. A config field that shares its name with a summary value (train_loss, steps,
                epochs) is called target_train_loss, target_steps, target_epochs: there it is what was asked for.
 history        one row per observation, up to the step the run ended at
-measurements   one row a measurement that the study declares; run_id_b is the second run of a pair, else missing
+measurements   one row per measurement that the study declares; run_id_b is the second run of a pair, else missing
 correct        one row per run that left predictions: `test_set` is a hash of the labels, `bits` holds a bit per test example, in
                their order, 1 where the run was right. Published only of runs that a verdict resamples over test examples
 """
@@ -180,7 +180,7 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
 def from_published(folder: Path, study: Study | None = None) -> Tables:
     """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none.
 
-    `study` is theirs (none: the project's own of that name).
+    `study` is theirs (default: the project's own of that name).
     """
     folder = Path(folder)
     if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:

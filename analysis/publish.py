@@ -33,7 +33,7 @@ BOARD = "# The board"
 def publish(
     tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md", *, pilots: Tables | None = None
 ) -> list[Path]:
-    """Write `tables` and all that follows from them below `figures`, and renew the README (none: a folder of the user's, whose
+    """Write `tables` and all that follows from them below `figures`, and renew the README (default: a folder of the user's, whose
     board links to nothing outside it); returns the files. `pilots` are the study's pilot runs, as far as there are any. Raises
     `StoreError` for what `analysis.publishable` does not let pass."""
     _complete(tables)
@@ -180,7 +180,8 @@ PICTURE = (
 )
 ABOUT = (
     "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set (of families or "
-    "clusters of runs, where n counts those), Holm-adjusted but for primary claims. A verdict speaks of this task and this scale."
+    "clusters of runs, where n counts those), Holm-adjusted except for primary claims. "
+    "A verdict speaks of this task and this scale."
 )
 
 

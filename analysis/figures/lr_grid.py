@@ -23,7 +23,7 @@ MARKS = "os^DvPXhp<"
 
 def settings() -> dict[str, Any]:
     """`score`: a value of the runs, `label` how it is named; `larger_is_better`; `logarithmic` for the score; `worst`: the worst
-    that has a place on the axis (none: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
+    that has a place on the axis (default: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
     everything but tuning)."""
     return {"score": "validation_accuracy", "label": None, "larger_is_better": True, "worst": None, "logarithmic": False,
             **CHOICE}
@@ -78,7 +78,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
 
 
 def marks_of(sizes: Sequence[int]) -> dict[int, str]:
-    """A marker a batch size, for lines of many lie close together."""
+    """A marker per batch size, for lines of many lie close together."""
     return dict(zip(sizes, cycle(MARKS), strict=False))
 
 

@@ -55,7 +55,7 @@ def members_that_pay(configs: Sequence[RunConfig], machine: Machine, data: Data,
 
 
 def fastest(configs: Sequence[RunConfig], machine: Machine, data: Data) -> int:
-    """The number of members with the least time a member's update, by doubling until it pays no more."""
+    """The number of members with the least time per member and update, by doubling until it pays no more."""
     best, least = 1, seconds_per_update(configs[:1], machine, data)
     count = 2
     while best * 2 >= count and count < 2 * len(configs):

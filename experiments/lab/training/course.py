@@ -29,7 +29,7 @@ from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
 CHECKED = 5000
 """training examples a stop-rule pass looks at"""
 CURVE = 2000
-"""training and test examples a point of the training curves looks at"""
+"""training and test examples that a point of the training curves looks at"""
 
 
 class Log(Protocol):

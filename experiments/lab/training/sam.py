@@ -58,7 +58,7 @@ LENGTH = 0.01
 class Penalised(Displaced):
     """The loss at w, and the gradient of the mean over a batch's parts k of L_k + c ||grad L_k||^2 / 2: of g_k + c H_k g_k.
 
-    c is `gradient_penalty`, a part has `penalty_batch` examples (none: the whole batch). H_k g_k is the forward difference
+    c is `gradient_penalty`, a part has `penalty_batch` examples (default: the whole batch). H_k g_k is the forward difference
     (grad L_k(w + e g_k) - g_k) / e with e = 0.01 / ||g_k||, as Geiping et al. 2022 take it; 0 where g_k is 0. The loss is
     reported without the penalty.
     """
@@ -99,7 +99,7 @@ def ascent(config: RunConfig, parameters: Sequence[Tensor], gradients: Sequence[
     """
     scaled = gradients
     if config.sam_adaptive:
-        scaled = [p * g for p, g in zip(parameters, gradients, strict=True)]  # T g but for signs
+        scaled = [p * g for p, g in zip(parameters, gradients, strict=True)]  # T g except for signs
     norm = norms(scaled, axis)
     factor = torch.where(norm > 0, config.sam_rho / norm, 0.0).to(gradients[0].dtype)
     if config.sam_adaptive:
