@@ -9,6 +9,7 @@ from analysis.cells import Cell, values_of
 from analysis.load import SUMMARY, Planned, Tables
 from experiments.lab.declare.claims import Claim, Gate, ValueScale
 from experiments.lab.declare.config import RunConfig
+from experiments.lab.store.records import IN_WORDS
 
 CONVERGED = ("converged", "ok", "precision")
 """statuses of a measurement that stands; `precision` is as exact as the products' dtype allows"""
@@ -91,7 +92,8 @@ def _status(gate: Gate, cells: Sequence[Cell]) -> str | None:
     other = [status for cell in cells for status in cell.statuses if status not in ("done", "diverged")]
     if len(other) <= gate.limit * _runs(cells):
         return None
-    return f"{len(other)} of {_runs(cells)} runs did not end as planned ({', '.join(sorted(set(other)))})"
+    ended = ", ".join(sorted({IN_WORDS.get(status, status) for status in other}))
+    return f"{len(other)} of {_runs(cells)} runs did not end as planned ({ended})"
 
 
 def _converged(gate: Gate, cells: Sequence[Cell], tables: Tables) -> str | None:

@@ -72,7 +72,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
         handles.append(Line2D([], [], color=INK, marker="*", ms=10, ls="", label="best"))
         if not set(data["role"]) <= {"seed", "mean"}:
             far = ", or off the scale" if "off the scale" in set(data["role"]) else ""
-            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or capped{far}"))
+            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or budget exhausted{far}"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4 * columns))
         return figure
 
