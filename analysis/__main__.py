@@ -1,10 +1,13 @@
-"""The command line: `python -m analysis`. Reads records and study declarations; never trains.
+"""Reads records and studies, and answers the claims. Never trains.
 
-Tables from elsewhere: with shallue2019, --store may be the unpacked archive of google-research/batch_science (a study.json for
-each batch size, a metadata.json and a measurements.csv for each trial), which is read for the same figures.
+With shallue2019, --store may be the archive of google-research/batch_science,
+  unpacked: a study.json per batch size, metadata.json and measurements.csv per trial.
 
-Exit status: 0 finished, 1 something failed or is missing (runs, measurements), 2 wrong usage, 141 where nobody reads the
-output any more (`| head`).
+Exit status:
+  0    finished
+  1    something failed or is missing (runs, measurements)
+  2    wrong usage
+  141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import terminal
 from experiments.lab.sweep.commands import MAX_SEEDS
+from experiments.lab.sweep.flags import OptionalFloat, OptionalInt, OptionalPath, Switch
 from experiments.lab.sweep.plan import BrokenStudyError, check_names, check_scale, find_study, folder_of_studies
 
 if TYPE_CHECKING:
@@ -47,15 +51,15 @@ class Options:
     """name of a study, or `all`"""
     scale: str
     """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
-    studies: Path | None = None
+    studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
-    """folder of the runs (default: $BATCHLAB_STORE, else ./store), or tables from elsewhere (study.json, measurements.csv)"""
-    goal: float | None = None
+    """folder of the runs, or of tables from elsewhere (study.json, measurements.csv); or set $BATCHLAB_STORE"""
+    goal: OptionalFloat = None
     """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
-    published: bool = False
+    published: Switch = False
     """read what the project publishes instead of a store"""
-    json: bool = False
+    json: Switch = False
     """print one JSON document on stdout and nothing else"""
 
 
@@ -68,10 +72,10 @@ class Verdicts(Options):
 class Figures(Options):
     """Draw the figures, below the store."""
 
-    pilot: bool = False
+    pilot: Switch = False
     """of pilot runs (`python -m experiments run ... --pilot`)"""
-    seeds: int | None = None
-    """pilot seeds per cell"""
+    seeds: OptionalInt = None
+    """pilot seeds per cell (default: as the study declares)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ class Pilot(Options):
     """What pilot runs say of each claim: spread, effect, and the power of a number of seeds. No verdicts."""
 
     pilot: tyro.conf.Suppress[bool] = True
-    seeds: int | None = None
+    seeds: OptionalInt = None
     """pilot seeds per cell, as they were run (default: as the study declares)"""
 
 
@@ -102,9 +106,8 @@ class Histories(Options):
 class Publish(Options):
     """Write records, tables and figures into figures/, and renew the boards and the README."""
 
-    to: Path | None = None
-    """a folder of your own to publish into, with its own board (default: the project's figures/, for the project's own studies,
-    from within a clone of it)"""
+    to: OptionalPath = None
+    """a folder of your own to publish into, with its own board (default: the project's figures/, from within a clone of it)"""
 
 
 COMMANDS = {"verdicts": Verdicts, "figures": Figures, "tables": Tabulate, "report": Report, "pilot": Pilot,
@@ -180,7 +183,7 @@ def _foreign(options: Options) -> int:
     """What tables from elsewhere give: figures, effects and a table, below their folder."""
     from analysis import draw, foreign, report
     from analysis import tables as text_tables
-    from analysis.figures import NoDataError
+    from analysis.figures import Drawn, NoDataError
 
     own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
     if options.study != "shallue2019" or own:
@@ -200,7 +203,7 @@ def _foreign(options: Options) -> int:
             try:
                 drawn.append(draw.draw(figure, tables, folder))
             except NoDataError:
-                drawn.append(draw.Drawn(figure.name, "no data", reason="no trial has it"))
+                drawn.append(Drawn(figure.name, "no data", reason="no trial has it"))
     match options:
         case Verdicts():
             text, documents = [*text, text_tables.verdict_lines(found)], [v.to_dict() for v in found]
@@ -300,7 +303,7 @@ def _studies(options: Options) -> list[Study]:
 
 def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
     """Text for a person and a list of JSON objects, for one study."""
-    from analysis import draw, pilot, publish, report
+    from analysis import pilot, report
     from analysis import tables as text_tables
     from analysis.load import from_store
     from analysis.verdicts import verdicts
@@ -319,12 +322,16 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             text = "\n".join(f"{t.title}\n\n{text_tables.render(t, 'md')}" for t in listed)
             return text, [{"table": t.name, "columns": t.columns, "rows": t.rows} for t in listed]
         case Figures():
-            drawn = draw.draw_all(tables, _folder(options, tables.source, tables.study.name))
+            from analysis.draw import draw_all
+
+            drawn = draw_all(tables, _folder(options, tables.source, tables.study.name))
             none = f"{tables.study.name} draws no figure at scale {tables.scale}"
             return "\n".join(_drawn_line(d) for d in drawn) or none, [vars(d) for d in drawn]
         case Report():
+            from analysis.draw import draw_all
+
             folder = _folder(options, tables.source, tables.study.name)
-            drawn = draw.draw_all(tables, folder)
+            drawn = draw_all(tables, folder)
             path = folder / "report.md"
             again = _again(options, tables)
             write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
@@ -334,6 +341,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         case Publish():
             if options.published:
                 raise UsageError("publish reads a store; leave out --published")
+            from analysis import publish
+
             store, asked = Store(options.store, create=False), Request(options.scale, pilot=True)
             pilots = from_store(tables.study, options.scale, store, asked)
             written = publish.publish(tables, *_destination(options, tables.study), pilots=pilots)

@@ -19,8 +19,8 @@ from experiments.lab.declare.config import RunConfig
 
 @dataclass(frozen=True)
 class Cell:
-    """One group of a contrast. `values` are those it is judged by: a run's each, or with a family the statistic of each family
-    whose runs are all there. A diverged run counts with the claim's `diverged_as` or with none (a family's statistic decides
+    """One group of a contrast. `values` are those it is judged by: one per run, or with a family one per family whose runs
+    are all there. A diverged run counts with the claim's `diverged_as` or with none (a family's statistic decides
     what that means); `unusable` are finished runs, or whole families, without a finite value."""
 
     name: str
@@ -49,7 +49,7 @@ Found = Mapping[str, float | None]
 
 
 def cells(claim: Claim, tables: Tables) -> tuple[Cell, ...]:
-    """One cell a group, in declared order."""
+    """One cell per group, in declared order."""
     family = claim.contrast.family
     names = [claim.contrast.value, *(families.other_values(family) if family else ())]
     found = {name: values_of(name, tables) for name in names}
@@ -82,41 +82,88 @@ def members(group: Group, planned: tuple[Planned, ...]) -> list[Planned]:
     return list(found.values())
 
 
+@dataclass(frozen=True)
+class _Group:
+    """The declared runs of a group, and what the tables know of them."""
+
+    claim: Claim
+    tables: Tables
+    found: Mapping[str, Found]
+    declared: list[Planned]
+    diverged: set[str]
+    missing: set[str]
+    """runs that are not finished, or lack a value although they did not diverge"""
+
+    def there(self) -> list[Planned]:
+        return [run for run in self.declared if run.config.run_id not in self.missing]
+
+    def frame(self, runs: Sequence[Planned]) -> pd.DataFrame:
+        """The runs' rows with a column for every value asked for: NaN where there is none, for diverged runs `diverged_as`."""
+        ids = [run.config.run_id for run in runs]
+        frame = self.tables.runs.drop_duplicates("run_id").set_index("run_id").loc[ids].reset_index()
+        frame["stage"] = [run.stage for run in runs]
+        for name, known in self.found.items():
+            if name in RUNS and name not in SUMMARY:
+                continue  # a config field: a diverged run has it too
+            absent = self.claim.diverged_as if name == self.claim.contrast.value else None
+            numbers = [absent if run_id in self.diverged else known[run_id] for run_id in ids]
+            frame[name] = [math.nan if number is None else number for number in numbers]
+        return frame
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The part of a `Cell` that depends on what the claim compares."""
+
+    values: tuple[float, ...]
+    expected: int
+    unusable: int
+    population: Population | None = None
+
+
 def _cell(group: Group, claim: Claim, tables: Tables, found: Mapping[str, Found], status: Mapping[str, str]) -> Cell:
     declared = members(group, tables.planned)
-    finished = [run for run in declared if run.config.run_id in status]
-    diverged = [run for run in finished if status[run.config.run_id] == "diverged"]
-    lost = {run.config.run_id for run in diverged}
+    finished = [run.config.run_id for run in declared if run.config.run_id in status]
+    diverged = {run_id for run_id in finished if status[run_id] == "diverged"}
     missing = {
         run_id for run in declared
-        if (run_id := run.config.run_id) not in lost
+        if (run_id := run.config.run_id) not in diverged
         and (run_id not in status or any(run_id not in known for known in found.values()))
     }
-    population = None
-    if claim.contrast.family is None:
-        known = found[claim.contrast.value]
-        ids = [run.config.run_id for run in declared if run.config.run_id not in missing]
-        counted = [claim.diverged_as if run_id in lost else known[run_id] for run_id in ids]
-        values = [value for value in counted if value is not None]
-        expected, unusable = len(declared), sum(value is None and i not in lost for i, value in zip(ids, counted, strict=True))
+    runs, family = _Group(claim, tables, found, declared, diverged, missing), claim.contrast.family
+    if family is None:
+        judged = _by_run(runs)
     elif claim.test == CLUSTER:
-        there = [run for run in declared if run.config.run_id not in missing]
-        clusters = [config_column(name) for name in claim.contrast.family.clusters]
-        population = clustered(_frame(there, claim, tables, found, lost), clusters)
-        values, expected, unusable = [], len(declared), 0
+        judged = _by_cluster(runs, family)
     else:
-        together = split(declared, claim.contrast.family)
-        complete = [runs for runs in together if not missing & {run.config.run_id for run in runs}]
-        frames = [_frame(runs, claim, tables, found, lost) for runs in complete]
-        numbers = [families.statistic(claim.contrast.family, frame, claim.contrast.value) for frame in frames]
-        values = [value for value in numbers if math.isfinite(value)]
-        expected, unusable = len(together), len(numbers) - len(values)
+        judged = _by_family(runs, family)
     return Cell(
-        name=group.name, planned=len(declared), missing=len(missing), expected=expected, values=tuple(values),
-        configs=tuple(run.config for run in declared), run_ids=tuple(run.config.run_id for run in finished),
-        statuses=tuple(status[run.config.run_id] for run in finished), diverged=len(diverged),
-        unusable=unusable, population=population,
+        name=group.name, planned=len(declared), missing=len(missing), configs=tuple(run.config for run in declared),
+        run_ids=tuple(finished), statuses=tuple(status[run_id] for run_id in finished), diverged=len(diverged), **vars(judged),
     )
+
+
+def _by_run(runs: _Group) -> _Judged:
+    """One value per run."""
+    known, absent = runs.found[runs.claim.contrast.value], runs.claim.diverged_as
+    ids = [run.config.run_id for run in runs.there()]
+    values = tuple(value for i in ids if (value := absent if i in runs.diverged else known[i]) is not None)
+    return _Judged(values, len(runs.declared), sum(i not in runs.diverged and known[i] is None for i in ids))
+
+
+def _by_family(runs: _Group, family: Family) -> _Judged:
+    """One statistic per family whose runs are all there."""
+    together = split(runs.declared, family)
+    complete = [each for each in together if not runs.missing & {run.config.run_id for run in each}]
+    numbers = [families.statistic(family, runs.frame(each), runs.claim.contrast.value) for each in complete]
+    values = tuple(value for value in numbers if math.isfinite(value))
+    return _Judged(values, len(together), len(numbers) - len(values))
+
+
+def _by_cluster(runs: _Group, family: Family) -> _Judged:
+    """No values: the test resamples clusters of all runs at once."""
+    population = clustered(runs.frame(runs.there()), [config_column(name) for name in family.clusters])
+    return _Judged((), len(runs.declared), 0, population)
 
 
 def split(runs: Sequence[Planned], family: Family) -> list[list[Planned]]:
@@ -126,22 +173,6 @@ def split(runs: Sequence[Planned], family: Family) -> list[list[Planned]]:
         fields = {**run.config.full_dict(), "stage": run.stage}
         found.setdefault(tuple(fields[name] for name in family.by), []).append(run)
     return list(found.values())
-
-
-def _frame(
-    runs: Sequence[Planned], claim: Claim, tables: Tables, found: Mapping[str, Found], lost: set[str]
-) -> pd.DataFrame:
-    """The runs' rows with a column for every value asked for: NaN where there is none, for diverged runs `diverged_as`."""
-    ids = [run.config.run_id for run in runs]
-    frame = tables.runs.drop_duplicates("run_id").set_index("run_id").loc[ids].reset_index()
-    frame["stage"] = [run.stage for run in runs]
-    for name, known in found.items():
-        if name in RUNS and name not in SUMMARY:
-            continue  # a config field: a diverged run has it too
-        absent = claim.diverged_as if name == claim.contrast.value else None
-        numbers = [absent if run_id in lost else known[run_id] for run_id in ids]
-        frame[name] = [math.nan if number is None else number for number in numbers]
-    return frame
 
 
 def _number(value: Any) -> float | None:

@@ -9,16 +9,18 @@ import gzip
 import hashlib
 import importlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import matplotlib
 import pandas as pd
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.arms import chosen
-from analysis.figures import NoDataError
+from analysis.figures import Drawn, NoDataError
 from analysis.load import Tables
+from analysis.style import save
 from experiments.lab.declare.study import Figure, Study
 from experiments.lab.store.files import to_json, write_atomic
 
@@ -27,16 +29,6 @@ SHARED = ("figures/per_batch_size.py", "figures/shared.py", "style.py", "arms.py
 NOTE = 0.14
 """inches above the panels for a line of text"""
 FORMS = ("pdf", "png", "csv.gz", "json")
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What became of one figure: `drawn`, `unchanged`, or `no data` with the sentence that says so."""
-
-    name: str
-    state: str
-    files: tuple[str, ...] = ()
-    reason: str | None = None
 
 
 def figures_of(study: Study, scale: str) -> tuple[Figure, ...]:
@@ -69,10 +61,6 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     files = tuple(str(path) for path in paths.values())
     if all(path.is_file() for path in paths.values()) and paths["json"].read_bytes() == to_json(document):
         return Drawn(figure.name, "unchanged", files)
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    from analysis.style import save
-
     folder.mkdir(parents=True, exist_ok=True)
     drawing = module.make_figure(data)
     if (note := document.get("diverged")) is not None:
@@ -128,8 +116,6 @@ def origin(figure: Figure, tables: Tables, options: dict[str, Any], table: bytes
 
 def code_of(module: ModuleType) -> str:
     """SHA-256 of the code that draws a figure of this kind, and of the version of matplotlib."""
-    import matplotlib
-
     code = hashlib.sha256(matplotlib.__version__.encode())
     here = Path(__file__).parent
     for path in (Path(str(module.__file__)), *(here / name for name in SHARED)):

@@ -1,6 +1,6 @@
 """Tables from elsewhere: the trials that Shallue et al. (2019) published, read for the same figures as our own runs.
 
-Their archive, unpacked, is a folder a trial (google-research/batch_science; its README says what each field means):
+Their archive, unpacked, is a folder per trial (google-research/batch_science; its README says what each field means):
 
     [GROUP/]DATASET/MODEL/OPTIMIZER/BATCH_SIZE/study.json
                                                TRIAL/metadata.json      status, tuned parameters
@@ -144,7 +144,7 @@ def read(root: Path, goal: float | None = None) -> tuple[list[Search], list[str]
 
 
 def table(found: Sequence[Search]) -> Table:
-    """One row a workload and batch size; what is not known is a dash."""
+    """One row per workload and batch size; what is not known is a dash."""
     rows = []
     for search in found:
         reached = search.reached()
@@ -244,7 +244,7 @@ def _verdict(study: Study, scale: str, workload: str, claim: str, kind: Kind, ef
 
 
 def _figures(found: Sequence[Search]) -> tuple[Figure, ...]:
-    """Steps and examples to the goal, and the best learning rates: a figure of each data set and model, a line an optimizer."""
+    """Steps and examples to the goal, and the best learning rates: a figure of each data set and model, a line per optimizer."""
     pairs = list(_by_model(found))
     figures = []
     for dataset, model in pairs:

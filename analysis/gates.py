@@ -9,6 +9,7 @@ from analysis.cells import Cell, values_of
 from analysis.load import SUMMARY, Planned, Tables
 from experiments.lab.declare.claims import Claim, Gate, ValueScale
 from experiments.lab.declare.config import RunConfig
+from experiments.lab.store.records import IN_WORDS
 
 CONVERGED = ("converged", "ok", "precision")
 """statuses of a measurement that stands; `precision` is as exact as the products' dtype allows"""
@@ -91,7 +92,8 @@ def _status(gate: Gate, cells: Sequence[Cell]) -> str | None:
     other = [status for cell in cells for status in cell.statuses if status not in ("done", "diverged")]
     if len(other) <= gate.limit * _runs(cells):
         return None
-    return f"{len(other)} of {_runs(cells)} runs did not end as planned ({', '.join(sorted(set(other)))})"
+    ended = ", ".join(sorted({IN_WORDS.get(status, status) for status in other}))
+    return f"{len(other)} of {_runs(cells)} runs did not end as planned ({ended})"
 
 
 def _converged(gate: Gate, cells: Sequence[Cell], tables: Tables) -> str | None:
@@ -118,7 +120,7 @@ def _edge_lr(cells: Sequence[Cell], tables: Tables) -> str | None:
 
 
 def _grid(config: RunConfig, planned: Sequence[Planned]) -> set[float]:
-    """Learning rates of earlier stages' runs that are `config` but for its seed, split and learning rate; what a later stage
+    """Learning rates of earlier stages' runs that are `config` except for its seed, split and learning rate; what a later stage
     trains on purpose at another rate is no grid."""
     first = next((i for i, p in enumerate(planned) if p.config == config), 0)
     own = {p.stage for p in planned[first : first + 1]}

@@ -31,7 +31,7 @@ GIVEN = ("examples", "epoch", "lr")
 """columns that every run of a cell has alike at a step"""
 MEASURED = ("loss", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 ROWS = 1 << 19
-"""rows held at once, but for the last cell's; also those of a row group"""
+"""rows held at once, except for the last cell's; also those of a row group"""
 
 Floats = NDArray[np.float64]
 Cell = tuple[tuple[Any, ...], list[Record]]

@@ -4,7 +4,7 @@ runs           one row a finished run of the study: study, scale, stage, run_id,
                scalar of its summary. A config field that shares its name with a summary value (train_loss, steps,
                epochs) is called target_train_loss, target_steps, target_epochs: there it is what was asked for.
 history        one row per observation, up to the step the run ended at
-measurements   one row a measurement that the study declares; run_id_b is the second run of a pair, else missing
+measurements   one row per measurement that the study declares; run_id_b is the second run of a pair, else missing
 correct        one row per run that left predictions: `test_set` is a hash of the labels, `bits` holds a bit per test example, in
                their order, 1 where the run was right. Published only of runs that a verdict resamples over test examples
 """
@@ -22,6 +22,8 @@ from typing import Any, cast
 
 import numpy as np
 import pandas as pd
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from analysis import families
 from analysis.cluster import CLUSTER
@@ -34,7 +36,7 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
-from experiments.lab.sweep.plan import PlannedStage, check_runs, find_study, plan
+from experiments.lab.sweep.plan import PlannedStage, check_runs, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
 
 TABLES = ("runs", "history", "measurements", "correct")
@@ -123,8 +125,6 @@ class Tables:
 
 def find(study: str, scale: str) -> Study:
     """The study by name; raises `UsageError` for an unknown study or scale."""
-    from experiments.lab.sweep.plan import check_scale
-
     found = find_study(study)
     check_scale(found, scale)
     check_families(found)
@@ -180,7 +180,7 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
 def from_published(folder: Path, study: Study | None = None) -> Tables:
     """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none.
 
-    `study` is theirs (none: the project's own of that name).
+    `study` is theirs (default: the project's own of that name).
     """
     folder = Path(folder)
     if absent := [name for name in TABLES if not (folder / f"{name}.parquet").is_file()]:
@@ -304,8 +304,6 @@ def right(correct: pd.DataFrame) -> np.ndarray:
 
 
 def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
-    from safetensors import SafetensorError
-
     rows = []
     for record in records:
         run_id = record.config.run_id
@@ -319,8 +317,6 @@ def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
 
 
 def _bits(predictions: bytes) -> dict[str, Any]:
-    from safetensors.numpy import load
-
     arrays = load(predictions)
     prediction, label = arrays["test_prediction"], arrays["test_label"]
     test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 
 from analysis import agree, margins, publishable, swap
 from analysis.draw import FORMS, draw_all, figures_of
+from analysis.figures.forest import frame, make_figure
 from analysis.load import TABLES, Tables, from_published
 from analysis.report import every_table, markdown
+from analysis.style import save
 from analysis.tables import render, verdict_lines
 from analysis.verdicts import Verdict, verdicts
 from experiments.lab.store import published_settings as settings
@@ -31,7 +33,7 @@ BOARD = "# The board"
 def publish(
     tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md", *, pilots: Tables | None = None
 ) -> list[Path]:
-    """Write `tables` and all that follows from them below `figures`, and renew the README (none: a folder of the user's, whose
+    """Write `tables` and all that follows from them below `figures`, and renew the README (default: a folder of the user's, whose
     board links to nothing outside it); returns the files. `pilots` are the study's pilot runs, as far as there are any. Raises
     `StoreError` for what `analysis.publishable` does not let pass."""
     _complete(tables)
@@ -155,9 +157,6 @@ def summary(found: board.Verdicts, root: str | None = "") -> str:
 
 def picture(found: board.Verdicts) -> dict[str, bytes]:
     """The effects of all primary claims as files: the figure, and its values. None without primary claims."""
-    from analysis.figures.forest import frame, make_figure
-    from analysis.style import save
-
     if not (primary := [verdict for verdict in found if verdict["primary"]]):
         return {}
     data = frame(primary, studies=True)
@@ -181,7 +180,8 @@ PICTURE = (
 )
 ABOUT = (
     "Positive effects (factors above 1) are on the paper's side; intervals speak of seeds on this test set (of families or "
-    "clusters of runs, where n counts those), Holm-adjusted but for primary claims. A verdict speaks of this task and this scale."
+    "clusters of runs, where n counts those), Holm-adjusted except for primary claims. "
+    "A verdict speaks of this task and this scale."
 )
 
 

@@ -24,8 +24,8 @@ from scipy import stats
 
 from analysis.cells import cells, members, values_of
 from analysis.cluster import CLUSTER
-from analysis.draw import Drawn
 from analysis.families import other_values
+from analysis.figures import Drawn
 from analysis.load import Tables
 from analysis.stats import Estimate, contrast, power, power_within
 from analysis.verdicts import Verdict, gather, scaled

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from analysis.draw import Drawn
+from analysis.figures import Drawn
 from analysis.load import Tables
 from analysis.replication import Replication
 from analysis.tables import Table, cell_table, effect_text, paper_table, render, verdict_table

@@ -51,14 +51,14 @@ def panels(rows: int, columns: int, width: float = 3.3, height: float = 3.0, **o
 
 
 def by_batch_size(sizes: Sequence[int]) -> dict[int, Any]:
-    """A colour a batch size, dark to light in their order; readable by colour-blind eyes and in grey."""
+    """A colour per batch size, dark to light in their order; readable by colour-blind eyes and in grey."""
     ordered = sorted(set(sizes))
     colours = matplotlib.colormaps["viridis"]([0.05 + 0.75 * i / max(1, len(ordered) - 1) for i in range(len(ordered))])
     return {size: tuple(float(x) for x in colour) for size, colour in zip(ordered, colours, strict=True)}
 
 
 def by_arm(arms: Sequence[str]) -> dict[str, Any]:
-    """A colour an arm, from seaborn's colour-blind palette; one arm alone is drawn in ink."""
+    """A colour per arm, from seaborn's colour-blind palette; one arm alone is drawn in ink."""
     ordered = sorted(set(arms))
     if len(ordered) == 1:
         return {ordered[0]: INK}

@@ -86,7 +86,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
                "margin (verdict the same)", "decided by")
     title = (
         "Positive effects (factors above 1) are on the paper's side. Magnitude: whether the interval contains the paper's "
-        "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted but for the primary claim. "
+        "effect. Intervals speak of seeds on this test set; p and interval are Holm-adjusted except for the primary claim. "
         "Margin: in brackets those for which the verdict would be the same."
     )
     if any(v.population != SEEDS for v in found):
@@ -179,7 +179,7 @@ def cell_table(tables: Tables) -> Table:
 
 
 def claimed(tables: Tables, known: Collection[str]) -> dict[str, bool]:
-    """Values that the claims of this scale speak of, but for those `known` -> whether a claim takes their logarithms."""
+    """Values that the claims of this scale speak of, except for those `known` -> whether a claim takes their logarithms."""
     found: dict[str, bool] = {}
     for contrast in (claim.contrast for claim in tables.study.claims_at(tables.scale)):
         logarithmic = contrast.scale is ValueScale.LOG and contrast.family is None

@@ -232,7 +232,7 @@ def population(claim: Claim) -> str:
     of = f"{family.statistic} of {claim.contrast.value}"
     if family.clusters:
         return f"clusters of runs of equal {', '.join(family.clusters)} ({of}), on this test set"
-    return f"{of}, one a {' and '.join(family.by) or 'group'}, on this test set"
+    return f"{of}, one per {' and '.join(family.by) or 'group'}, on this test set"
 
 
 def scaled(claim: Claim, values: Sequence[float]) -> np.ndarray:

@@ -1,7 +1,11 @@
-"""The command line: `python -m experiments`. Without a command it lists the studies, their claims and their state.
+"""Runs studies. Without a command: lists the studies, their claims and state.
 
-Exit status: 0 finished, 1 something failed or is missing, 2 wrong usage, 130 or 143 after Ctrl-C or SIGTERM (checkpoints
-are written; the same command continues), 141 where nobody reads the output any more (`| head`).
+Exit status:
+  0    finished
+  1    something failed or is missing
+  2    wrong usage
+  130  Ctrl-C, or 143 SIGTERM: checkpoints are written, the same command continues
+  141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -22,17 +26,18 @@ from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.store.files import StoreError
 from experiments.lab.sweep import commands as command
-from experiments.lab.sweep import printed, terminal
+from experiments.lab.sweep import flags, printed, terminal
+from experiments.lab.sweep.flags import OptionalInt, OptionalPath, OptionalText, Switch
 from experiments.lab.sweep.launch import Stopped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
-    """folder of the runs (default: $BATCHLAB_STORE, else ./store)"""
-    data_dir: Path | None = None
+    """folder of the runs; or set $BATCHLAB_STORE"""
+    data_dir: OptionalPath = None
     """folder of the data sets (default: $BATCHLAB_DATA_DIR, else the user's cache)"""
-    json: bool = False
+    json: Switch = False
     """print one JSON document on stdout and nothing else"""
 
 
@@ -40,7 +45,7 @@ class Common:
 class Overview(Common):
     """List the studies, their claims and their state."""
 
-    studies: Path | None = None
+    studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
 
 
@@ -48,18 +53,18 @@ class Overview(Common):
 class OfStudy(Common):
     study: tyro.conf.Positional[str]
     """name of a study"""
-    studies: Path | None = None
+    studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     scale: str
     """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
-    seeds: int | None = None
+    seeds: OptionalInt = None
     """seeds per cell (default: as the study declares; verdicts always want the declared number)"""
-    dataset: str | None = None
-    """another data set than the scale's own"""
-    pilot: bool = False
+    dataset: OptionalText = None
+    """another data set (default: the scale's own)"""
+    pilot: Switch = False
     """seeds from 1000 up, which no verdict uses: to size a study before its claims are fixed"""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """only runs whose field equals a value, as FIELD=VALUE; may be repeated"""
+    """only runs whose field equals a value, as FIELD=VALUE"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,23 +83,27 @@ class Run(OfStudy):
 
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
-    workers: int | None = None
+    workers: OptionalInt = None
     """worker processes of one thread each (default: one per core on cpu, one on cuda)"""
-    fused: int | None = None
+    fused: OptionalInt = None
     """runs trained as one program at most (default: alone on cpu, on cuda as many as a short measured trial finds to pay)"""
-    micro_batch: int | None = None
-    """examples a forward pass (default: the whole batch)"""
+    micro_batch: OptionalInt = None
+    """examples per forward pass (default: the whole batch)"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train(Common):
-    """Train one run, here, and print its summary."""
+    config: RunConfig
+    device: str
+    threads: int
+    micro_batch: int | None
 
-    config: Annotated[tyro.conf.FlagConversionOff[RunConfig], tyro.conf.arg(name="")]
-    device: str = "cpu"
-    threads: int = 1
-    micro_batch: int | None = None
-    """examples a forward pass (default: the whole batch)"""
+
+def train_options(given: Annotated[Any, tyro.conf.arg(name="", constructor=flags.grouped(Common))]) -> Train:
+    """Train one run, here, and print its summary."""
+    values = flags.values(given)
+    others = {name: values.pop(name) for name in ("store", "data_dir", "json", "device", "threads", "micro_batch")}
+    return Train(config=RunConfig(**values), **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,13 +123,13 @@ class StoreCommand(Common):
     """Check the records of a store, or move them between machines."""
 
     action: tyro.conf.Positional[Literal["check", "export", "import"]]
-    file: tyro.conf.Positional[Path | None] = None
+    file: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[PATH]", help_behavior_hint="")] = None
     """archive to write or read (export, import); with --published a study (default: every one)"""
-    published: bool = False
+    published: Switch = False
     """import: the runs that the project publishes of a study, without weights, so that it goes on from them"""
-    scale: str | None = None
+    scale: OptionalText = None
     """import --published: of this scale alone"""
-    repair: bool = False
+    repair: Switch = False
     """check: move damaged records into the store's folder `damaged`, so that `run` makes them anew"""
 
 
@@ -148,13 +157,11 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
                 answer = command.overview(options)
             return _print(*answer, "overview", options)
         options = tyro.extras.subcommand_cli_from_dict(
-            {name: kind for name, (kind, _) in COMMANDS.items()},
+            {name: train_options if kind is Train else kind for name, (kind, _) in COMMANDS.items()},
             prog=prog,
             description=__doc__,
             args=arguments,
-            config=(tyro.conf.EnumChoicesFromValues, tyro.conf.OmitArgPrefixes)
-            if arguments[0] == "train"
-            else (),
+            config=(tyro.conf.EnumChoicesFromValues,),
         )
         options = terminal.expanded(options)
         name, action = next((name, action) for name, (kind, action) in COMMANDS.items() if type(options) is kind)

@@ -4,11 +4,11 @@ SAM takes each gradient at w + rho g / ||g||, where the loss is highest nearby t
 lowers the test error of the networks it tries, and that the minima have smaller Hessian eigenvalues. An update costs two
 gradients, so that the baseline is owed twice the epochs.
 
-Here the three questions are asked apart: does SAM test better at equal epochs, and against twice the epochs (equal gradients);
-is its minimum flatter; and is that why? Curvature falls with the training loss, which SAM leaves higher, so that flatness is
-compared twice: at equal epochs, as the paper does, and at equal training loss. That flatness is the reason cannot be shown,
-but it can fail: what ends flatter by a measure (lambda_max, adaptive sharpness) would then test better. The figure shows
-every run by both.
+Here the three questions are asked apart: does SAM have higher test accuracy at equal epochs, and against twice the epochs
+(equal gradients); is its minimum flatter; and is that why? Curvature falls with the training loss, which SAM leaves higher, so
+that flatness is compared twice: at equal epochs, as the paper does, and at equal training loss. That flatness is the reason
+cannot be shown, but it can fail: what ends flatter by a measure (lambda_max, adaptive sharpness) would then have higher test
+accuracy. The figure shows every run by both.
 
 Run it:  python -m experiments run foret2021 --scale quick
 """
@@ -161,7 +161,7 @@ ARMS = tuple((name, (("stage", stage),)) for stage, name in
 
 STUDY = Study(
     name="foret2021",
-    title="SAM tests better; does it find flatter minima, and is that why?",
+    title="SAM has higher test accuracy; does it find flatter minima, and is that why?",
     citation="Foret, Kleiner, Mobahi and Neyshabur, ICLR 2021 (arXiv 2010.01412); ASAM: Kwon et al. 2021 (arXiv 2102.11600)",
     scales=(
         Scale("quick", "an MLP on 2,000 images of Fashion-MNIST, SGD (once and twice the epochs), SAM, ASAM, 8 seeds",

@@ -120,7 +120,7 @@ def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     )
 
 
-# 8 pilot seeds an arm: SGD 80.71 (SD 0.18), full batches clipped and penalised 80.77 (SD 0.31)
+# 8 pilot seeds per arm: SGD 80.71 (SD 0.18), full batches clipped and penalised 80.77 (SD 0.31)
 POWER = Power(effect=0.0, sd=0.26, pilot="seeds 1000 to 1007 of SGD and of full batches, clipped and penalised", seeds=12)
 CLAIMS = tuple(claim for scale in SETTINGS for claim in claims_of(scale, POWER if scale == "quick" else None))
 

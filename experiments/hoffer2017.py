@@ -1,9 +1,9 @@
 """Train longer, generalize better: closing the generalization gap in large batch training (Hoffer et al., NeurIPS 2017).
 
 The paper trains with momentum SGD and batch norm at a small batch (128) and a large one (4,096). At equal epochs the large
-batch tests worse; with the learning rate scaled by the square root of the batch size, with batch norm over "ghost" batches of
-the small size, and with as many updates as the small batch made ("regime adaptation"), it tests as well (Table 1). The
-distance from the initial weights grows like the logarithm of the number of updates (Section 3, Figure 2).
+batch has lower test accuracy; with the learning rate scaled by the square root of the batch size, with batch norm over "ghost"
+batches of the small size, and with as many updates as the small batch made ("regime adaptation"), it tests as well (Table 1).
+The distance from the initial weights grows like the logarithm of the number of updates (Section 3, Figure 2).
 
 Run it:  python -m experiments run hoffer2017 --scale quick
 """

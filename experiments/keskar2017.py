@@ -1,7 +1,7 @@
 """On large-batch training for deep learning: generalization gap and sharp minima (Keskar et al., ICLR 2017).
 
-The paper trains six networks with Adam at a small batch (256) and a large one (10% of the training set) until the loss
-stops improving, and reports that the large batch tests worse (Table 2), that its minimiser is sharper (Tables 3 and 4,
+The paper trains six networks with Adam at a small batch (256) and a large one (10% of the training set) until the loss stops
+improving, and reports that the large batch has lower test accuracy (Table 2), that its minimiser is sharper (Tables 3 and 4,
 Metric 2.1) and that it lies nearer its starting point (Section 4, text).
 
 Run it:  python -m experiments run keskar2017 --scale quick
@@ -151,7 +151,7 @@ def measures(config: RunConfig) -> tuple[Measure, ...]:
 
 
 def pairs(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
-    """From each small-batch minimiser to the large-batch one of the same seed: the line (Figure 3), four seeds an arm, and
+    """From each small-batch minimiser to the large-batch one of the same seed: the line (Figure 3), four seeds per arm, and
     the plane through both and their common start, two seeds; none at `gpu`."""
     if request.scale == "gpu":
         return []
@@ -209,7 +209,7 @@ def rule_of(arm: Arm) -> str:
 
 
 def claims_of(scale: str, arm: Arm, *, primary: bool = False, power: Power | None = None) -> tuple[Claim, ...]:
-    """The paper's claims about one network: tests worse, sharper by lambda_max and by phi, nearer its start.
+    """The paper's claims about one network: lower test accuracy, sharper by lambda_max and by phi, nearer its start.
 
     Margins: 0.1 percentage points of test accuracy (half of F1's published gap of 0.22, the smallest of the paper's),
     ln 1.25 for ratios.
@@ -280,7 +280,7 @@ TRAINED = (("where", (("stage", "train"),)),)
 
 STUDY = Study(
     name="keskar2017",
-    title="Large batches test worse and find sharper minima",
+    title="Large batches have lower test accuracy and find sharper minima",
     citation="Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, ICLR 2017 (arXiv 1609.04836)",
     scales=(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",

@@ -1,9 +1,9 @@
 """Visualizing the loss landscape of neural nets (Li, Xu, Taylor, Studer and Goldstein, NeurIPS 2018).
 
 Between a small-batch and a large-batch minimiser of a network trained without weight decay the large-batch one looks sharper;
-with weight decay the small-batch one does, although it still tests better (arXiv 1712.09913, section 3, Figure 2). Weight decay
-shrinks the weights of the small batch, which makes more updates, and a step of one length is large for small weights. Along
-directions scaled to the norm of each filter the large batch looks sharper either way (section 4, Figure 3).
+with weight decay the small-batch one does, although it still has higher test accuracy (arXiv 1712.09913, section 3, Figure 2).
+Weight decay shrinks the weights of the small batch, which makes more updates, and a step of one length is large for small
+weights. Along directions scaled to the norm of each filter the large batch looks sharper either way (section 4, Figure 3).
 
 Run it:  python -m experiments run li2018 --scale quick
 """

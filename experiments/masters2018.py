@@ -90,7 +90,7 @@ def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
 
 
 def best_small(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    """The tuned config, of those with at most 32 examples a batch, that has the best validation accuracy."""
+    """The tuned config, of those with at most 32 examples per batch, that has the best validation accuracy."""
     found = best_candidates(tuned(request, records), validation_accuracy)
     small = [c for c in found if c.config.batch_size in SETTINGS[request.scale].small]
     return [min(small, key=lambda c: c.order).config] if small else []

@@ -24,8 +24,8 @@ from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage,
 from experiments.lab.declare.tuning import contenders, extension, fewest_steps, grid, tuned, tuning_seed, winners
 
 # Deviation: the goal is a training cross-entropy, judged every eighth of an epoch where it is near, not a validation error.
-# Deviation: learning rates by factors of 2 around sqrt scaling, five a batch size, and one extension beyond an edge; momentum is
-#   0 or 0.9, the learning rate constant. The paper tunes all of them by a quasi-random search. Where a claim looks, the best
+# Deviation: learning rates by factors of 2 around sqrt scaling, five per batch size, and one extension beyond an edge; momentum
+#   is 0 or 0.9, the learning rate constant. The paper tunes all of them by a quasi-random search. Where a claim looks, the best
 #   three rates are tried with two further seeds.
 # Deviation: the largest batch is a quarter of the training set, so that the plateau may lie beyond it.
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 8,192 images of Fashion-MNIST, `laptop` a small

@@ -1,8 +1,8 @@
 """On the generalization benefit of noise in stochastic gradient descent (Smith, Elsen and De, ICML 2020).
 
-The paper reports that at an equal number of steps, every learning rate tuned, small batches test better than large ones,
-although large ones end at a lower training loss: noise helps. Shallue et al. (JMLR 2019, arXiv 1811.03600) find no convincing
-evidence that the batch size by itself changes what a tuned network reaches.
+The paper reports that at an equal number of steps, every learning rate tuned, small batches have higher test accuracy than
+large ones, although large ones end at a lower training loss: noise helps. Shallue et al. (JMLR 2019, arXiv 1811.03600) find no
+convincing evidence that the batch size by itself changes what a tuned network reaches.
 
 Who is right on this task is asked twice of the same runs, so that no answer is the default. With d the margin (0.5 points;
 `quick`: 0.25), the gap between the best of the smaller batch sizes and the largest one speaks
@@ -34,7 +34,7 @@ from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage,
 #   ghost batch norm is one of two robustness arms at `overnight`. The other is crops and flips: the main arm has none.
 # Deviation: `quick` trains an MLP with two hidden layers of 128 units on 4,096 images of Fashion-MNIST, `laptop` and `overnight`
 #   a small convolutional network on 8,192 images of CIFAR-10 (JPEG copy).
-# Deviation: learning rates by factors of 2, seven a batch size around sqrt scaling, one extension beyond an edge; in the arm of
+# Deviation: learning rates by factors of 2, seven per batch size around sqrt scaling, one extension beyond an edge; in the arm of
 #   equal steps the best three are tried with two further seeds (`quick`: four), because one seed misled in pilots.
 # Deviation: the untuned arms take the learning rate that was tuned at the smallest batch size to all others, unchanged or in
 #   proportion to the batch size.
@@ -270,7 +270,7 @@ VALUES = (("values", ("test_accuracy", "train_loss")), ("logarithmic", ("train_l
 
 STUDY = Study(
     name="smith2020",
-    title="At equal steps, tuned, small batches test better",
+    title="At equal steps, tuned, small batches have higher test accuracy",
     citation="Smith, Elsen and De, ICML 2020 (arXiv 2006.15081); against Shallue et al., JMLR 2019 (arXiv 1811.03600)",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, 4 batch sizes, 16 seeds at the two compared",

@@ -1,9 +1,11 @@
-"""The command line: `python -m sharpness`. Measures curvature and flatness of a model at its present weights.
+"""Measures curvature and flatness of a model at its present weights.
 
-Exit status: 0 finished (metrics without meaning for this model and data are said to be so), 1 something failed (a
-metric is not finite or cannot be true, a file is damaged, memory ran out), 2 wrong usage (model, loss, data and weights
-that do not fit together too), 130 or 143 after Ctrl-C or SIGTERM (what is measured is printed; with --json nothing is), 141
-where nobody reads the output any more (`| head`).
+Exit status:
+  0    finished; a metric without meaning for this model and data says so
+  1    a metric is not finite or cannot be true, a file is damaged, memory ran out
+  2    wrong usage; also model, loss, data and weights that do not fit together
+  130  Ctrl-C, or 143 SIGTERM: what is measured is printed, with --json nothing
+  141  nobody reads the output any more (`| head`)
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import tyro
@@ -34,30 +36,37 @@ from sharpness.panels import Measured, choose, panel
 from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Lines
 
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+"""what is left out has a meaning of its own, which the flag's text says"""
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""off unless it is named"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Measure curvature and flatness of a model on data."""
 
-    model: str | None = None
+    model: OptionalText = None
     """MODULE:NAME of the model, or of a function or class that gives it; the current directory can be imported from"""
-    data: str | None = None
+    data: OptionalText = None
     """MODULE:NAME of a pair of tensors (inputs, targets), or of a list or loader of such batches, or of a function that
     gives one"""
-    loss: str | None = None
+    loss: OptionalText = None
     """MODULE:NAME of the loss of (outputs, targets), or of a function or class that gives it; or a name of
     torch.nn.functional or torch.nn, such as mse_loss (default: mean cross-entropy)"""
-    weights: Path | None = None
+    weights: OptionalPath = None
     """.safetensors file of the model's weights (default: those that the model comes with)"""
     metrics: tuple[str, ...] = ("all",)
     """all, or names of the table that --list prints, apart or with commas between"""
-    examples: int | None = None
+    examples: OptionalInt = None
     """measure on so many, random ones (default: for each metric what the table states)"""
-    params: tuple[str, ...] = ()
+    params: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """names of the parameters that count (default: all with requires_grad)"""
-    batch_size: int | None = None
+    batch_size: OptionalInt = None
     """of chunks of a pair of tensors (default: what suits the machine)"""
-    weight: str | None = None
+    weight: OptionalText = None
     """what share of the mean a batch has: examples, tokens (targets that are neither -100 nor NaN), or MODULE:NAME of a
     function of (inputs, targets) (default: examples, where the loss is a mean over them)"""
     mode: Literal["eval", "train"] = "eval"
@@ -66,11 +75,11 @@ class Options:
     """cpu, cuda or cuda:N"""
     seed: int = 0
     """of everything that is drawn"""
-    json: bool = False
+    json: Switch = False
     """print one JSON document on stdout and nothing else"""
-    list: bool = False
+    list: Switch = False
     """print the table of metrics and stop"""
-    plan: bool = False
+    plan: Switch = False
     """print how long each metric will take, by one pass, one gradient and one product, and stop"""
 
 

@@ -17,7 +17,7 @@ from experiments.lab.training.outcome import Outcome
 from experiments.lab.training.state import Checkpoint, Tensors
 
 SIZES = {Model.KESKAR_C1: 10, Model.KESKAR_C2: 32}
-"""pixels a side that a network needs, where 8 are too few"""
+"""pixels per side that a network needs, where 8 are too few"""
 NORMS: dict[Norm, dict[str, Any]] = {norm: {"norm": norm} for norm in Norm} | {Norm.GHOST: {"norm": Norm.GHOST, "norm_batch": 4}}
 ONE_NORM = {Model.RESNET32: Norm.BATCH, Model.RESNET44: Norm.GROUP, Model.RESNET56: Norm.LAYER, Model.VIT: Norm.NONE}
 """deeper networks of blocks that resnet8 and resnet20 try with every norm, and the one that takes none"""

@@ -32,7 +32,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a measure and panel: tau with its 95% interval, and how many `clusters` of runs there are.
+    """A row per measure and panel: tau with its 95% interval, and how many `clusters` of runs there are.
 
     A measure is compared over the runs that have it. Raises `NoDataError`.
     """

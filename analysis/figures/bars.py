@@ -1,4 +1,4 @@
-"""The groups that claims compare, side by side: every value a dot, the mean of each group with its 95% interval."""
+"""The groups that claims compare, side by side: every value is a dot, the mean of each group with its 95% interval."""
 
 from __future__ import annotations
 

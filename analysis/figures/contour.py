@@ -34,7 +34,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a grid point (role `grid`, with `loss`) and a named point (role `point`, with `label`), for the first seeds.
+    """A row per grid point (role `grid`, with `loss`) and a named point (role `point`, with `label`), for the first seeds.
 
     `shown` and `measured` count planes. Raises `NoDataError`.
     """

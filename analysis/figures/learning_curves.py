@@ -25,7 +25,7 @@ def settings() -> dict[str, Any]:
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
-    """A row a curve point, value and x axis, see `curve_points`: role `seed`, or `mean` where all runs of an arm have the point.
+    """A row per curve point, value and x axis, see `curve_points`: role `seed`, or `mean` where all runs of an arm have it.
 
     Raises `NoDataError`.
     """

@@ -23,7 +23,7 @@ MARKS = "os^DvPXhp<"
 
 def settings() -> dict[str, Any]:
     """`score`: a value of the runs, `label` how it is named; `larger_is_better`; `logarithmic` for the score; `worst`: the worst
-    that has a place on the axis (none: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
+    that has a place on the axis (default: all have); CHOICE, whose arms are the panels (where=(("stage", "tune"),) leaves out
     everything but tuning)."""
     return {"score": "validation_accuracy", "label": None, "larger_is_better": True, "worst": None, "logarithmic": False,
             **CHOICE}
@@ -72,13 +72,13 @@ def make_figure(data: pd.DataFrame) -> Figure:
         handles.append(Line2D([], [], color=INK, marker="*", ms=10, ls="", label="best"))
         if not set(data["role"]) <= {"seed", "mean"}:
             far = ", or off the scale" if "off the scale" in set(data["role"]) else ""
-            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or capped{far}"))
+            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or budget exhausted{far}"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4 * columns))
         return figure
 
 
 def marks_of(sizes: Sequence[int]) -> dict[int, str]:
-    """A marker a batch size, for lines of many lie close together."""
+    """A marker per batch size, for lines of many lie close together."""
     return dict(zip(sizes, cycle(MARKS), strict=False))
 
 

@@ -59,7 +59,7 @@ def named(values: Named) -> list[tuple[str, str]]:
 
 
 CHOICE: dict[str, Any] = {"where": (), "arm": None, "arms": ()}
-"""options that choose runs: `where` filters them, `arm` lists the fields that tell arms apart (none: those that vary), `arms`
+"""options that choose runs: `where` filters them, `arm` lists the fields that tell arms apart (default: those that vary), `arms`
 names each by a filter"""
 
 
@@ -87,7 +87,7 @@ def with_field(runs: pd.DataFrame, tables: Tables, name: str, column: str = "x")
 
 
 def curve_points(tables: Tables) -> pd.DataFrame:
-    """What runs reached along training, a row a look: of the first 2,000 examples of each split at most. The last look may be
+    """What runs reached along training, a row per look: of the first 2,000 examples of each split at most. The last look may be
     before the end. Final values are of all examples, and as a last point of a curve would look like a sudden change."""
     return tables.history[tables.history["kind"] == "eval"]
 
@@ -127,7 +127,7 @@ def ordered(data: pd.DataFrame) -> list[str]:
 
 
 def colours(data: pd.DataFrame) -> dict[str, Any]:
-    """A colour an arm: dark to light where arms differ in one number, else the colour-blind palette; one alone in ink."""
+    """A colour per arm: dark to light where arms differ in one number, else the colour-blind palette; one alone in ink."""
     arms = ordered(data)
     if len(arms) == 1:
         return {arms[0]: INK}

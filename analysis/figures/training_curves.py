@@ -20,7 +20,7 @@ NOTE = "measured on the first 2,000 images of a split at most; the last point ma
 
 
 def settings() -> dict[str, Any]:
-    """`batch_sizes`: those to draw (none: those that the study compares at this scale); `where` chooses runs."""
+    """`batch_sizes`: those to draw (default: those that the study compares at this scale); `where` chooses runs."""
     return {"batch_sizes": None, "where": ()}
 
 

@@ -176,7 +176,7 @@ def set_kernels(deterministic: bool, choose: bool) -> None:
 
 
 def matmul_peak(bench: Bench) -> float:
-    """bfloat16 operations a second of square matrix products, the best size and block."""
+    """bfloat16 operations per second of square matrix products, the best size and block."""
     best = 0.0
     for size in bench.size.matrices:
         left, right = (torch.randn(size, size, device=bench.device, dtype=torch.bfloat16) for _ in range(2))

@@ -40,7 +40,7 @@ from experiments.lab.store.files import append  # noqa: E402
 from experiments.lab.store.records import Store  # noqa: E402
 from experiments.lab.sweep.tasks import Train  # noqa: E402
 
-GOALS = {"plan, s": 5.0, "histories, s": 60.0, "histories, GB": 2.0, "scheduler, ms a run": 5.0}
+GOALS = {"plan, s": 5.0, "histories, s": 60.0, "histories, GB": 2.0, "scheduler, ms per run": 5.0}
 TASKS = 1000
 QUICK = Request("quick")
 
@@ -76,7 +76,7 @@ def planning(root: Path, share: int) -> dict[str, Any]:
     due, found = timed(lambda: len(measurements_due(stage, QUICK, store)))
     assert found == runs - missing
     return {"runs": runs, "missing": missing, "plan": times, "rounds": [found["seconds"] for found, _ in rounds],
-            "one measurement a run": due, "GB": peak_gb()}
+            "one measurement per run": due, "GB": peak_gb()}
 
 
 def commands(root: Path, share: int) -> dict[str, Any]:
@@ -131,8 +131,8 @@ def scheduling(root: Path, share: int) -> dict[str, Any]:
         execute(pool, [Train(task.config.replace(seed=10**6)) for task in tasks[::10][:4]], "start", result, quiet=True)
         times, _ = timed(lambda: execute(pool, tasks, "runs", result, quiet=True))
     assert not result.failures and result.trained == len(tasks) + 4, result.failures[:1]
-    return {"tasks": len(tasks), "ms a run": 1e3 * times["seconds"] / len(tasks), "fsync, ms": _fsync(root),
-            "scheduler's own processor ms a run": 1e3 * times["processor seconds"] / len(tasks)}
+    return {"tasks": len(tasks), "ms per run": 1e3 * times["seconds"] / len(tasks), "fsync, ms": _fsync(root),
+            "scheduler's own processor ms per run": 1e3 * times["processor seconds"] / len(tasks)}
 
 
 def _fsync(root: Path) -> float:

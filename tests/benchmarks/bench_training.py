@@ -4,7 +4,7 @@
     python tests/benchmarks/bench_training.py [--parts bare,input,harnesses] [--quick] [--json FILE]
 
 Everything runs in one process on one thread, ours and the other alternated (ours, other, other, ours), and is told in
-processor seconds besides wall seconds; a ratio is time an update of the other over time an update of ours, so above 1 ours is
+processor seconds besides wall seconds; a ratio is time per update of the other over time per update of ours, so above 1 ours is
 faster. Memory that is freed stays with the process, as in a worker of ours. Building, the first updates and evaluations are
 outside of what is timed, on both sides.
 """

@@ -56,7 +56,7 @@ def contents(rows: int) -> list[tuple[bytes, str]]:
 
 
 def fill(store: Store, runs: Sequence[RunConfig], rows: int) -> None:
-    """A summary and a history for each of `runs`, as a run leaves them but for its weights and `history.jsonl`."""
+    """A summary and a history for each of `runs`, as a run leaves them except for its weights and `history.jsonl`."""
     histories = contents(rows)
     values: dict[str, Any] = dict.fromkeys(("validation_loss", "validation_accuracy", "reason"))
     values |= dict.fromkeys(("train_loss", "test_loss", "gap_loss", "gap_accuracy", "distance_from_start"), 0.12345678901234567)

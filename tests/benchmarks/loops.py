@@ -136,7 +136,7 @@ class Bare:
 
 @torch.no_grad()
 def loss_on_all(model: nn.Module, data: Data) -> float:
-    """Mean training loss as `train` reports it, but for the statistics of batch norm, which are torch's running ones."""
+    """Mean training loss as `train` reports it, except for the statistics of batch norm, which are torch's running ones."""
     model.eval()
     pairs = zip(data.train.inputs.split(1000), data.train.targets.split(1000), strict=True)
     total = sum(nn.functional.cross_entropy(model(x), y, reduction="sum").item() for x, y in pairs)

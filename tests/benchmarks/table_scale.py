@@ -18,16 +18,16 @@ def markdown(results: dict[str, Any]) -> str:
     table = [
         seconds(f"plan, {half['runs'] - half['missing']:,} of {half['runs']:,} runs finished", half["plan"], plan),
         seconds("plan, all finished", whole["plan"], plan),
-        seconds("which of one measurement a run are missing", whole["one measurement a run"], None),
+        seconds("which measurements are missing, one per run", whole["one measurement per run"], None),
         seconds("`python -m experiments status`", commands["status"], None),
-        seconds(f"{rows['history']:,} history rows to Parquet, with mean and spread a cell", histories, goals["histories, s"]),
+        seconds(f"{rows['history']:,} history rows to Parquet, with mean and spread per cell", histories, goals["histories, s"]),
         ["its peak memory", f"{histories['GB']:.2f} GB", "", _goal(goals["histories, GB"], "GB"),
          f"{histories['GB'] / goals['histories, GB']:.2f}"],
     ]
     for where, found in scheduling.items():
         name = "a run that trains nothing, two workers, store " + where
-        table.append([name, f"{found['ms a run']:.1f} ms", "", _goal(goals["scheduler, ms a run"], "ms"),
-                      f"{found['ms a run'] / goals['scheduler, ms a run']:.2f}"])
+        table.append([name, f"{found['ms per run']:.1f} ms", "", _goal(goals["scheduler, ms per run"], "ms"),
+                      f"{found['ms per run'] / goals['scheduler, ms per run']:.2f}"])
     machine = results["machine"]
     return "\n".join([
         "| what | took | processor | goal | took / goal |",

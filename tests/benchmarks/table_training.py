@@ -24,7 +24,7 @@ def _of_bare(part: dict[str, Any]) -> list[str]:
     lowest = min(row["cpu"]["ratio"] for row in part["rows"])
     peak = max(part["peak"].values()) / 1e9
     return [
-        *_table(["time an update at B =", *(f"{size:,}" for size in sizes)], rows),
+        *_table(["time per update at B =", *(f"{size:,}" for size in sizes)], rows),
         "",
         f"*Bare: the fastest eager loop in plain PyTorch that we could write, without logs, checkpoints or evaluation. Lowest "
         f"ratio {lowest:.2f}; goal {part['goal']:g}, missed by {len(missed)} of {len(part['rows'])}. Median of "
@@ -40,7 +40,7 @@ def _of_harnesses(part: dict[str, Any]) -> list[str]:
         for name, row in part["rows"].items()
     ]
     return [
-        *_table([f"{part['net']}, B {part['batch_size']}", "µs an update", "ours, µs", "ratio"], rows),
+        *_table([f"{part['net']}, B {part['batch_size']}", "µs per update", "ours, µs", "ratio"], rows),
         "",
         f"*The same network, data and number of updates in one process; no bars, logs, checkpoints or workers. Adam is fused as "
         f"ours is; plain: torch.optim.Adam(...) as their manuals write it. Processor seconds; goal {part['goal']:g}.*",
@@ -51,7 +51,7 @@ def _of_input(part: dict[str, Any]) -> list[str]:
     best = min(("0 workers", "2 workers"), key=lambda workers: part[workers]["input"]["wall"]["ratio"])
     ours, theirs = (part["batch_size"] / seconds for seconds in part[best]["input"]["wall"]["seconds"])
     return [
-        f"*Crops and flips of 32 x 32 x 3 images, batches of {part['batch_size']}: {ours:,.0f} images a second against "
+        f"*Crops and flips of 32 x 32 x 3 images, batches of {part['batch_size']}: {ours:,.0f} images per second against "
         f"{theirs:,.0f} of a DataLoader with torchvision's steps on PIL images ({best}: of 0 and 2 the smaller ratio), "
         f"**{part['input']:.1f}x** (goal {part['goal']:g}x); a whole update of small-conv with that input: "
         f"{part['update']:.1f}x. Wall seconds.*"

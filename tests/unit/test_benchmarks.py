@@ -132,7 +132,7 @@ def test_stopwatch_alternates_and_leaves_out_evaluations(modules: Any, monkeypat
 
 
 def test_loader_crops_as_ours(modules: Any) -> None:
-    """Two input pipelines that do not deliver the same images (but for the colour of the border)."""
+    """Two input pipelines that do not deliver the same images (except for the colour of the border)."""
     loader = modules["loader"]
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3)).astype(np.uint8)
     image = Image.fromarray(pixels)

@@ -116,7 +116,7 @@ ALL = Group("every batch size", 1.0, ())
 
 def claim(family: Family, value: str = "lambda_max", **options: Any) -> Claim:
     gates = (Gate("min_seeds", 8), Gate("status", 0.1))
-    contrast = Contrast(value, (ALL,), 1, "octaves an octave", family=family)
+    contrast = Contrast(value, (ALL,), 1, "octaves per octave", family=family)
     return Claim("it", "it holds", Kind.DIRECTIONAL, contrast, 0.1, primary=True, gates=gates, **options)
 
 

@@ -124,7 +124,7 @@ def wide(n: int, k: int) -> tuple[int, int, tuple[int, int, int]]:
     return convolutions + 64 * k * 10 + 10, 2 * (sum(a + (2 * n - 1) * b for a, b in changes) + 64 * k), (3, 32, 32)
 
 
-PARAMETERS = {  # by hand from the layers' shapes: weights and biases without norm, and norm's two a channel
+PARAMETERS = {  # by hand from the layers' shapes: weights and biases without norm, and norm's two per channel
     Model.MLP: ((784 * 512 + 512) + 4 * (512 * 512 + 512) + (512 * 10 + 10), 2 * 5 * 512, (1, 28, 28)),
     Model.SMALL_CONV: (25 * 16 + 16 + 9 * 16 * 32 + 32 + 9 * 32 * 32 + 32 + 512 * 64 + 64 + 650, 2 * (16 + 32 + 32 + 64),
                        (1, 28, 28)),

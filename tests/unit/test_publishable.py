@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import synthetic
 
-from analysis.draw import Drawn
+from analysis.figures import Drawn
 from analysis.load import Tables, from_published, from_store
 from analysis.publishable import code, powers, refuse, undrawn, values, verdictless
 from analysis.verdicts import verdicts

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from analysis.__main__ import main
-from analysis.draw import Drawn, code_of, figures_of
+from analysis.draw import code_of, figures_of
+from analysis.figures import Drawn
 from analysis.load import Tables, from_published
 from analysis.publish import full_board, renewed
 from analysis.report import markdown as page_of

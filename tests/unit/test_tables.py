@@ -59,7 +59,7 @@ def test_values_of_other_studies_have_columns(tables: Tables) -> None:
     assert table.columns[-2:] == ("test − train (nats)", "phi full, value origin") and table.columns[2] == "LR"
     assert all(len(row) == len(table.columns) for row in table.rows) and {row[2] for row in table.rows} >= {"0.016", "0.5"}
     assert "n counts these numbers" in verdict_table(verdicts(other)).title
-    assert verdicts(other)[0].population == "kendall of gap_loss, one a group, on this test set"
+    assert verdicts(other)[0].population == "kendall of gap_loss, one per group, on this test set"
     assert "LR" not in cell_table(tables).columns and "n counts" not in verdict_table(verdicts(tables)).title
 
 

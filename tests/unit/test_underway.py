@@ -333,7 +333,7 @@ def test_train_says_where_it_goes_on(capsys: pytest.CaptureFixture[str], tmp_pat
 
 
 def test_long_training_writes_few_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A log of a night with a line an update; or none at all until the first epoch ends."""
+    """A log of a night with a line per update; or none at all until the first epoch ends."""
     now = [1e6]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     watch = Training(toy_config(steps=36000), 960)

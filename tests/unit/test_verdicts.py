@@ -157,7 +157,7 @@ def unconverged(metric: str, c: RunConfig) -> str:
             {},
             "differs between the groups",
         ),
-        (Gate("status", 0.1), Truth(status=some(2, "capped")), {}, "2 of 16 runs did not end as planned (capped)"),
+        (Gate("status", 0.1), Truth(status=some(2, "capped")), {}, "2 of 16 runs did not end as planned (budget exhausted)"),
         (Gate("converged", 0.1, "lambda_max"), Truth(measured=unconverged), {"value": "lambda_max"}, "4 of 16"),
         (Gate("converged", 0.1, "lamda"), Truth(), {"value": "lambda_max"}, "no measurement of lamda"),
         (Gate("edge_lr", 0), Truth(), {}, "no grid"),

@@ -118,13 +118,13 @@ class Claim:
     primary: bool = False
     gates: tuple[Gate, ...] = ()
     scales: tuple[str, ...] = ()
-    """the scales this wording is for (none: all of the study's)"""
+    """the scales this wording is for (default: all of the study's)"""
     paper_value: float | None = None
     """the paper's effect in effect units, oriented by `sign`"""
     paper_source: str = "unchecked"
     """how the paper's number is known: read, secondary or unchecked, and where in the paper"""
     diverged_as: float | None = None
-    """value that a diverged run counts with (none: such runs make the claim inconclusive through the status gate)"""
+    """value that a diverged run counts with (default: such runs make the claim inconclusive through the status gate)"""
     power: Power | None = None
     """for the primary claim; `analysis.stats.power` and a test hold it to 80%"""
     test: str = "welch"

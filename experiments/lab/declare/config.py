@@ -46,7 +46,7 @@ class RunConfig:
     data_sha256: str | None = None
     """content hash of a `cifar-bin:` data set; filled in when the run is planned"""
     n_train: int | None = None
-    """training examples used, the first in the order of `train_draw` (none: all that validation leaves)"""
+    """training examples used, the first in the order of `train_draw` (default: all that validation leaves)"""
     n_validation: int = 0
     """examples held out for tuning, the last in the order of `train_draw`"""
     train_draw: TrainDraw = TrainDraw.FIRST
@@ -56,13 +56,15 @@ class RunConfig:
     """crop-flip: 4-pixel zero padding, random crop, horizontal flip; a pure function of (seed, epoch, example)"""
 
     model: Model = Model.MLP
+    """the network"""
     width: int | None = None
-    """units a hidden layer (mlp only; none: 512, Keskar's F1)"""
+    """units per hidden layer, mlp only (default: 512, Keskar's F1)"""
     depth: int | None = None
-    """hidden layers (mlp only; none: 5, Keskar's F1)"""
+    """hidden layers, mlp only (default: 5, Keskar's F1)"""
     norm: Norm = Norm.NONE
+    """normalisation after each layer; ghost: batch norm over `norm_batch` examples at a time"""
     norm_batch: int | None = None
-    """examples that share normalisation statistics (ghost only); divides batch_size"""
+    """examples that share statistics, ghost only; divides batch_size"""
     dropout: bool = True
     """the model's own dropout rates (only Keskar's C nets have any), or none at all"""
 
@@ -72,26 +74,33 @@ class RunConfig:
     """factor by which B grows once half of the budget's examples are seen, and again at three quarters (Smith et al. 2018)"""
     noise_batch: int | None = None
     """weights the examples of each batch by 1 + s xi (xi of mean 0 and variance 1, sum 0 over the batch, s^2 = B / b - 1): the
-    gradient noise of batch size b = noise_batch with the data of B (none: weights 1); on the loss alone, not on batch norm"""
+    gradient noise of batch size b = noise_batch with the data of B; on the loss alone, not on batch norm (default: weights 1)"""
     label_smoothing: float = 0.0
     """share of the training target spread evenly over the classes; evaluation never smooths"""
     optimizer: Optimizer = Optimizer.SGD
+    """the rule of an update"""
     lr: float
     """learning rate before the scaling rule, per update"""
     scaling: Scaling = Scaling.NONE
+    """how the learning rate grows with batch_size / base_batch_size"""
     base_batch_size: int | None = None
-    """batch size at which the scaling rule leaves `lr` unchanged"""
+    """batch size at which `scaling` leaves `lr` unchanged"""
     momentum: float = 0.0
     """heavy-ball coefficient of SGD (dampening 0) and LARS"""
     nesterov: bool = False
+    """Nesterov's form of momentum (SGD)"""
     beta1: float = 0.9
+    """decay of the mean of the gradients (Adam, AdamW, LAMB)"""
     beta2: float = 0.999
+    """decay of the mean of their squares (Adam, AdamW, LAMB)"""
     eps: float = 1e-8
+    """added to the root of that mean (Adam, AdamW, LAMB)"""
     weight_decay: float = 0.0
+    """coupled for SGD, LARS and Adam, decoupled and multiplied by the learning rate for AdamW and LAMB"""
     trust: float = 0.001
     """LARS's trust coefficient"""
     clip_norm: float | None = None
-    """largest l2 norm of the whole gradient; a longer one is scaled down to it, before weight decay"""
+    """largest l2 norm of the whole gradient; a longer one is scaled down to it, before weight decay (default: no limit)"""
     sam_rho: float = 0.0
     """radius of sharpness-aware minimisation (Foret et al. 2021): the gradient is taken at w + rho g / ||g||"""
     sam_adaptive: bool = False
@@ -99,9 +108,9 @@ class RunConfig:
     gradient_penalty: float = 0.0
     """c of the objective L + c ||grad L||^2 / 2 on each batch (Geiping et al. 2022)"""
     penalty_batch: int | None = None
-    """examples whose gradient is penalised together, the mean over parts of the batch (none: all of it); divides batch_size"""
+    """examples whose gradient is penalised together, the mean over parts of the batch; divides batch_size (default: all)"""
     ema: float = 0.0
-    """decay an update of an average of the weights, which is what is evaluated and kept; 0: the weights themselves"""
+    """decay per update of an average of the weights, which is what is evaluated and kept; 0: the weights themselves"""
 
     schedule: Schedule = Schedule.CONSTANT
     """shape after warm-up; `step` divides by 10 at 1/2 and 3/4 of the budget"""
@@ -111,6 +120,7 @@ class RunConfig:
     """end of the linear or cosine schedule, as a fraction of the peak LR"""
 
     budget: Budget
+    """what ends the run: the flag of the same name, for `plateau` --patience"""
     epochs: float | None = None
     """budget `epochs`: passes over the training set"""
     steps: int | None = None
@@ -120,15 +130,16 @@ class RunConfig:
     patience: float | None = None
     """budget `plateau`: epochs without a 1% improvement of that cross-entropy"""
     max_epochs: float | None = None
-    """cap of the budgets `train_loss` and `plateau`; a run that meets it is recorded as `capped`"""
+    """limit of the budgets `train_loss` and `plateau`; a run that reaches it has exhausted its budget (status `capped`)"""
 
     precision: Precision = Precision.FLOAT32
     """bfloat16: autocast forward and backward, float32 weights"""
     tf32: bool = False
+    """float32 products in TensorFloat-32, on a GPU"""
     seed: int = 0
     """initial weights, data order, augmentation and dropout"""
     parent: str | None = None
-    """run_id whose final weights are the initial ones (none: fresh initialisation)"""
+    """run_id whose final weights are the initial ones (default: fresh initialisation)"""
 
     def __post_init__(self) -> None:
         values = self.__dict__
@@ -256,11 +267,11 @@ class Machine:
     threads: int = 1
     """threads of one worker; one per core with one worker per core is fastest on CPU"""
     micro_batch: int | None = None
-    """examples a forward pass (none: the whole batch); a multiple of norm_batch"""
+    """examples per forward pass, a multiple of norm_batch (default: the whole batch)"""
     fused: int | None = None
-    """runs trained as one program at most (1: each alone; none: as many as a short measured trial finds to pay)"""
+    """runs trained as one program at most (1: each alone; default: as many as a short measured trial finds to pay)"""
     graphs: bool | None = None
-    """replay updates as CUDA graphs (none: on a GPU)"""
+    """replay updates as CUDA graphs (default: on a GPU)"""
     data_dir: str | None = None
 
     @property

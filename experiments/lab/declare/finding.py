@@ -88,7 +88,7 @@ def _imported(path: Path) -> ModuleType | Broken:
             del sys.modules[name]
             raise
         return module
-    except BaseException as error:  # whatever a module raises is its own affair; but for the user's Ctrl-C
+    except BaseException as error:  # whatever a module raises is its own affair; except for the user's Ctrl-C
         if isinstance(error, KeyboardInterrupt) and not _raised_by_code(error):
             raise
         return broken_by(error, path, _name_in(path))

@@ -16,7 +16,7 @@ class Request:
 
     scale: str
     seeds: int | None = None
-    """seeds per cell (none: as the study declares)"""
+    """seeds per cell (default: as the study declares)"""
     dataset: str | None = None
     """another data set than the scale's own"""
     pilot: bool = False
@@ -76,7 +76,7 @@ class Stage:
     name: str
     runs: Runs
     at_most: Callable[[Request], int] | None = None
-    """upper bound of the number of runs, for plans made before earlier stages are known (none: `runs(request, ())`)"""
+    """upper bound of the number of runs, for plans made before earlier stages are known (default: `runs(request, ())`)"""
     measures: Callable[[RunConfig], Sequence[Measure]] = lambda config: ()
     """measurements of each run"""
     pairs: Callable[[Request, Sequence[RunConfig]], Sequence[Pair]] = lambda request, configs: ()
@@ -131,7 +131,7 @@ class Figure:
     kind: str
     options: tuple[tuple[str, Any], ...] = ()
     scales: tuple[str, ...] = ()
-    """the scales it is for (none: all of the study's)"""
+    """the scales it is for (default: all of the study's)"""
 
 
 @dataclass(frozen=True)

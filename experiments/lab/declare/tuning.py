@@ -64,7 +64,7 @@ class Candidate:
     config: RunConfig
     seeds: int
     rank: int
-    """of the worst run: 0 done, 1 capped, 2 diverged"""
+    """of the worst run: 0 done, 1 budget exhausted, 2 diverged"""
     score: float
     """mean over seeds; minus infinity unless every run is done"""
 

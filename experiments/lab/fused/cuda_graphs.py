@@ -1,4 +1,4 @@
-"""A whole update as a CUDA graph: one launch a step, and nothing that makes the host wait.
+"""A whole update as a CUDA graph: one launch per step, and nothing that makes the host wait.
 
 The graph reads its step from a counter on the device that it advances itself, and positions, augmentation, LR, dropout
 counters and weights from tables of a block of steps: every step of the block is replayed without a word from the host.

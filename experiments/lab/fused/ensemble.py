@@ -29,7 +29,7 @@ class StackedUpdate:
     """The optimizer over weights [M, P], one row per member, each with its own hyper-parameters.
 
     The equations are those of a single run's `Update`. `slots[name]` is [M, P]; `shapes` are those of the parameters that
-    follow each other in a row (none: one vector).
+    follow each other in a row (default: one vector).
     """
 
     def __init__(self, configs: Sequence[RunConfig], weights: Tensor, shapes: Sequence[torch.Size] | None = None) -> None:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from sharpness import Eigenvalues
 
 BATCH = 2500
-"""examples a forward pass; changes rounding only"""
+"""examples per forward pass; changes rounding only"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1) for images of 28 to 32 pixels a side.
+"""A small vision transformer (Dosovitskiy et al. 2021, arXiv 2010.11929, section 3.1) for images of 28 to 32 pixels per side.
 
 Attention is written out as products and a softmax, and not as torch's fused kernel: second derivatives and several runs as
 one program need the former.

@@ -47,6 +47,8 @@ from experiments.lab.store.files import (
 )
 
 FINISHED = ("done", "diverged", "capped")
+IN_WORDS = {"capped": "budget exhausted"}
+"""what people read in place of a status; every other one is a word of its own"""
 METRIC_VERSIONS = {"phi_full": 2, "phi_full_5e-4": 2, "phi_subspace": 2}
 """raised when a metric's definition changes its values, so that an old store's are measured again, never mixed in:
 2 searches from other points, and draws A in the precision of the weights"""

@@ -118,7 +118,7 @@ class RunFolder:
                 (self.path / "plan.json").unlink(missing_ok=True)
 
     def _provenance(self) -> bytes:
-        """One entry a process that worked on the run, each with the seconds that went into the weights."""
+        """One entry per process that worked on the run, each with the seconds that went into the weights."""
         self.processes[-1]["seconds"] = time.monotonic() - self.started
         return seal(to_json({"schema": SCHEMA, "processes": self.processes}))
 

@@ -62,7 +62,7 @@ def markdown(found: Verdicts) -> str:
 
 
 def text(found: Verdicts) -> str:
-    """The board as a person reads it in a terminal: two lines a verdict."""
+    """The board as a person reads it in a terminal: two lines per verdict."""
     lines = []
     for verdict in found:
         study, scale, claim, answer, size, seeds, theirs, known = cells(verdict)

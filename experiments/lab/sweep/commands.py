@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.lab.datasets import DataError
+from experiments.lab.datasets import NAMES, DataError
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
+from experiments.lab.store import check, transfer
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
@@ -25,6 +26,7 @@ from experiments.lab.sweep.plan import (
     BrokenStudyError,
     check_names,
     check_runs,
+    check_scale,
     find_study,
     folder_of_studies,
     identified,
@@ -246,12 +248,10 @@ def measure(options: Any) -> tuple[int, Any]:
 
 def store(options: Any) -> tuple[int, Any]:
     """Check, export or import records."""
-    from experiments.lab.store import transfer
-
     if (options.published and options.action != "import") or (options.scale and not options.published):
         raise UsageError("--published belongs to store import, and --scale to store import --published")
     if options.published:
-        from experiments.lab.sweep.published import import_published
+        from experiments.lab.sweep.published import import_published  # numpy takes a tenth of a second
 
         study = None if options.file is None else str(options.file)
         taken, left = import_published(Store(options.store), board.PUBLISHED, study, options.scale)
@@ -270,8 +270,6 @@ def store(options: Any) -> tuple[int, Any]:
 
 
 def _check(store: Store, *, repair: bool) -> tuple[int, Any]:
-    from experiments.lab.store import check
-
     found = check.check(store)
     moved = check.repair(store, found) if repair else []
     notes = []
@@ -322,16 +320,12 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
     request = Request(options.scale, options.seeds, options.dataset, options.pilot)
-    from experiments.lab.sweep.plan import check_scale
-
     check_scale(study, request.scale)
     return study, request, Store(options.store, create=create)
 
 
 def _tunes(study: Any, scale: str) -> bool:
     """Whether the first stage trains on the seeds that settings are chosen with."""
-    from experiments.lab.sweep.plan import check_scale
-
     check_scale(study, scale)
     return any(config.seed in TUNING for config in study.stages[0].runs(Request(scale), ()))
 
@@ -348,7 +342,5 @@ def _limit_threads(threads: int) -> None:
 
 
 def _check_dataset(name: str) -> None:
-    from experiments.lab.datasets import NAMES
-
     if name not in NAMES and not name.startswith("cifar-bin:"):
         raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from experiments.lab.store.records import IN_WORDS
 from experiments.lab.sweep.commands import UNDER_WAY, overview_text, readable
 from experiments.lab.sweep.progress import duration
 
@@ -44,7 +45,7 @@ def text(command: str, document: Any, options: Any) -> str:
 def train_text(summary: dict[str, Any], options: Any) -> str:
     """Status and scores, and where the run lies."""
     reason = f" ({summary['reason']})" if summary.get("reason") else ""
-    lines = [("status", summary["status"] + reason)]
+    lines = [("status", IN_WORDS.get(summary["status"], summary["status"]) + reason)]
     lines += [(label, f"{summary[name]:.6g}{unit}") for name, label, unit in FIRST if summary.get(name) is not None]
     if summary.get("seconds") is not None:
         lines.append(("time", duration(summary["seconds"])))
@@ -72,7 +73,7 @@ def measure_text(document: dict[str, Any], options: Any) -> str:
 def run_text(document: dict[str, Any]) -> str:
     """How many runs are finished and how they ended, where they lie, and what to call next."""
     counts = document["counts"]
-    ended = ", ".join(f"{counts[state]} {state}" for state in ("done", "capped", "diverged") if state in counts)
+    ended = ", ".join(f"{counts[state]} {IN_WORDS.get(state, state)}" for state in STATES if state in counts)
     failed = f"; {len(document['failures'])} failed, see above" if document["failures"] else ""
     name = f"{document['study']} {document['scale']}"
     lines = [
@@ -87,7 +88,7 @@ def run_text(document: dict[str, Any]) -> str:
 def status_text(document: dict[str, Any]) -> str:
     """A row per stage with its runs by state, then the runs that are under way by name."""
     states = [state for state in STATES if any(state in stage["states"] for stage in document["stages"])]
-    rows = [["stage", "runs", *states]]
+    rows = [["stage", "runs", *(IN_WORDS.get(state, state) for state in states)]]
     for stage in document["stages"]:
         counts = [str(stage["states"].get(state, 0)) if stage["known"] else "-" for state in states]
         rows.append([stage["stage"], f"{'' if stage['known'] else 'at most '}{stage['at_most']}", *counts])

@@ -18,7 +18,7 @@ from experiments.lab.declare.config import Budget, RunConfig
 
 @dataclass(frozen=True)
 class Phase:
-    """Updates `first`, ..., `end` - 1 (none: no end) of `size` examples each, after `seen` examples."""
+    """Updates `first`, ..., `end` - 1 (default: no end) of `size` examples each, after `seen` examples."""
 
     first: int
     end: int | None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from experiments.lab.models.norms import calibrate
 
 BATCH = 1000
-"""examples a forward pass of evaluation; changes rounding only"""
+"""examples per forward pass of evaluation; changes rounding only"""
 CALIBRATION_BATCH = 250
 CALIBRATION_EXAMPLES = 5000
 """one fixed size and subset for every run: evaluation statistics must not depend on the training batch"""

@@ -1,6 +1,6 @@
 """The optimizer of a configuration over a list of parameters: torch's fused kernels, called directly.
 
-`torch.optim` spends 30 to 45 microseconds an update on Python, as much as the kernel itself on a small network. The
+`torch.optim` spends 30 to 45 microseconds per update on Python, as much as the kernel itself on a small network. The
 equations are its own (heavy ball with dampening 0, Adam, AdamW), and the tests compare every update with it. LARS and
 LAMB are in `layerwise`.
 """
@@ -45,7 +45,7 @@ def clipped(gradients: Sequence[Tensor], largest: float | None, axis: int = 0) -
 
 
 class Update:
-    """w <- w - optimizer(gradient), in place. `slots[name]` has one tensor a parameter, laid out in memory as it is.
+    """w <- w - optimizer(gradient), in place. `slots[name]` has one tensor per parameter, laid out in memory as it is.
 
     The gradient is clipped first (`clip_norm`), then weight decay joins it. With `ema` a the slot `average` follows each
     update: average <- a average + (1 - a) w. It starts at the initial weights and is not corrected for that: after t

@@ -82,7 +82,7 @@ LENGTH = 0.01
 class GradientPenalty(Perturbed):
     """The loss at w, and the gradient of the mean over a batch's parts k of L_k + c ||grad L_k||^2 / 2: of g_k + c H_k g_k.
 
-    c is `gradient_penalty`, a part has `penalty_batch` examples (none: the whole batch). H_k g_k is the forward difference
+    c is `gradient_penalty`, a part has `penalty_batch` examples (default: the whole batch). H_k g_k is the forward difference
     (grad L_k(w + e g_k) - g_k) / e with e = 0.01 / ||g_k||, as Geiping et al. 2022 take it; 0 where g_k is 0. The loss is
     reported without the penalty.
     """

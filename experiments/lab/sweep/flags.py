@@ -1,0 +1,90 @@
+"""What the command line shows of its flags: each default once, those of `train` in groups with the usual ones first."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from experiments.lab.declare.config import Machine, RunConfig
+
+OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
+OptionalText = Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="")]
+OptionalPath = Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="")]
+"""what is left out has a meaning of its own, which the flag's text says"""
+Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
+"""off unless it is named"""
+
+METAVARS: Mapping[Any, str] = {int | None: "INT", float | None: "FLOAT", str | None: "STR", Path | None: "PATH"}
+
+USUAL = ("dataset", "model", "batch_size", "lr", "optimizer", "budget", "epochs", "seed")
+GROUPS = {
+    "task": ("data_sha256", "n_train", "n_validation", "train_draw", "augment", "width", "depth", "norm", "norm_batch", "parent"),
+    "optimizer": ("momentum", "nesterov", "beta1", "beta2", "eps", "trust", "clip_norm", "noise_batch"),
+    "schedule": ("schedule", "warmup", "final_lr", "scaling", "base_batch_size", "batch_growth"),
+    "budget": ("steps", "train_loss", "patience", "max_epochs"),
+    "regularisation": ("weight_decay", "dropout", "label_smoothing", "sam_rho", "sam_adaptive", "gradient_penalty",
+                       "penalty_batch", "ema"),
+    "machine": ("precision", "tf32"),
+}
+"""every field of `RunConfig` is a usual one or in one of these"""
+
+
+def texts(kind: type) -> dict[str, str]:
+    """The text below each field of a dataclass, which is documentation to Python and help on the command line."""
+    (declared,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(declared, ast.ClassDef)
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(declared.body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
+    }
+
+
+def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+    """Fields of `kind` as fields of another dataclass, each a flag of its own name wherever it stands.
+
+    Those of a run take True or False, as its record does; a switch is on where it is named.
+    """
+    hints, said, declared = get_type_hints(kind), texts(kind), {field.name: field for field in dataclasses.fields(kind)}
+    found = []
+    for name in names:
+        default, switch = declared[name].default, hints[name] is bool and kind is not RunConfig
+        shown = tyro.conf.arg(
+            prefix_name=False, help=said.get(name), metavar=METAVARS.get(hints[name]),
+            help_behavior_hint="" if default is None or switch else None,
+        )
+        plain = hints[name] if switch else tyro.conf.FlagConversionOff[hints[name]]
+        found.append((name, Annotated[plain, shown], dataclasses.field(default=default)))
+    return found
+
+
+def grouped(common: type) -> type:
+    """The flags of one run, as a dataclass to parse: of the fields of `common` the store is a usual one."""
+    machine = flags_of(Machine, ("threads", "micro_batch"))
+    groups = {name: flags_of(RunConfig, fields) for name, fields in GROUPS.items()}
+    groups["machine"] += [*machine, *flags_of(common, ("data_dir", "json"))]
+    usual = [*flags_of(RunConfig, USUAL), *flags_of(Machine, ("device",)), *flags_of(common, ("store",))]
+    made = [
+        (f"{name}_flags", Annotated[dataclasses.make_dataclass(name, fields, kw_only=True), tyro.conf.arg(name=name)],
+         dataclasses.field())
+        for name, fields in groups.items()
+    ]
+    return dataclasses.make_dataclass("Flags", [*usual, *made], kw_only=True)
+
+
+def values(flags: Any) -> dict[str, Any]:
+    """Every flag of `grouped` by name, its group forgotten."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(flags):
+        value = getattr(flags, field.name)
+        found |= values(value) if dataclasses.is_dataclass(value) else {field.name: value}
+    return found
