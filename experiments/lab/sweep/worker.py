@@ -114,7 +114,7 @@ def run_task(task: Task, store: Any, machine: Machine, stopper: Stopper, pipe: C
              watch: Watch | None = None) -> Report:
     """One task, whatever comes of it. Only `Interrupted` escapes. `watch` is shown the history as it comes."""
     from experiments.lab.datasets import DataError
-    from experiments.lab.measures.measure import perform
+    from experiments.lab.measures.perform import perform
     from experiments.lab.store.files import StoreError
 
     try:
