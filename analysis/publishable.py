@@ -32,7 +32,7 @@ from analysis.verdicts import Verdict, gather, scaled
 from experiments.lab.declare.claims import Claim, Kind, Power
 from experiments.lab.declare.finding import file_of
 from experiments.lab.declare.study import PILOT
-from experiments.lab.measures.measure import METRICS, names_of_one_run
+from experiments.lab.declare.vocabulary import metrics
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.provenance import committed
 
@@ -143,7 +143,7 @@ def values(tables: Tables) -> Iterator[str]:
                        "name, or have the study measure it")
     for comparison in (c for c in study.comparisons if c.scale == tables.scale):
         for line in (line for line in study.paper if line.network == comparison.network):
-            unmeasured = line.value.partition(".")[0] in {*METRICS, *names_of_one_run()} - set(tables.measurements["metric"])
+            unmeasured = line.value.partition(".")[0] in metrics().keys() - set(tables.measurements["metric"])
             if usable and not unmeasured and not _known(line.value, tables, usable):
                 yield (f"the row {line.quantity} of {line.table} in {study.name} speaks of {line.value}, which no run of scale "
                        f"{tables.scale} has; correct the name, or have the study measure it")

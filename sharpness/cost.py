@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from sharpness.metrics import TOP_WORK, Work
+from sharpness.metrics import LEADING_WORK, Work
 from sharpness.operators.curvature_operator import CurvatureOperator
 from sharpness.panels import choose, subjects
 from sharpness.problem.batches import Data
@@ -81,11 +81,11 @@ def cost_estimate(
         seconds.append(_timed(lambda: op @ v))
     except (ValueError, FloatingPointError):  # each metric will say why
         seconds.append(3 * seconds[1])
-    found, top, counts = dict[str, float](), TOP_WORK, np.zeros(3, dtype=int)
+    found, leading, counts = dict[str, float](), LEADING_WORK, np.zeros(3, dtype=int)
     for metric in chosen:
         share = min(examples or metric.examples, there) / problem.examples if problem.examples >= _TIMED else 1.0
-        work = np.array(metric.work) + (np.array(top) if metric.uses_top else 0)
-        top = Work() if metric.uses_top else top  # computed once
+        work = np.array(metric.work) + (np.array(leading) if metric.uses_leading else 0)
+        leading = Work() if metric.uses_leading else leading  # computed once
         counts += work
         found[metric.name] = float(work @ seconds) * share
     return CostEstimate(

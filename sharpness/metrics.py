@@ -1,9 +1,16 @@
-"""The table of what `panel` measures: each metric with its defaults, small enough for minutes on one core."""
+"""The table of what `panel` measures: each metric with its defaults, small enough for minutes on one core.
+
+It owns these names: `python -m sharpness`, `python -m experiments measure` and the studies mean the same by them. To add a
+metric of any model, write a row in `TABLE`. `about` says which number stands for the result, `work` what it takes, and `measure`
+gets the `Subject` and the row's `options`, which a study may choose. They and `version` are written as they are (`0.01`,
+not a name): plans read the rows' text, because they import no torch. Raise `version` when a metric's numbers or the default of
+an option change.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, cast
 
@@ -33,8 +40,7 @@ from sharpness.problem.problem import Problem
 from sharpness.problem.progress import Progress
 from sharpness.problem.result import Result
 
-_TOP = 5  # eigenvalues, whose vectors span the space of gradient_overlap
-_EIGENVALUES: dict[str, Any] = {"tol": 0.01, "max_matvecs": 60}
+_TOP: dict[str, Any] = {"k": 5, "tol": 0.01, "max_matvecs": 60}  # its vectors span the space of gradient_overlap
 _ROUGHLY: dict[str, Any] = {"tol": 0.05, "max_matvecs": 40}
 
 
@@ -46,6 +52,7 @@ class Subject:
     ) -> None:
         self.problem, self.data, self.progress = problem, data, progress
         self.pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
+        self._leading: dict[float, Eigenvalues] = {}
         self.options: dict[str, Any] = {
             "params": problem.names,
             "batch_size": batch_size,
@@ -73,9 +80,11 @@ class Subject:
     def operator(self) -> CurvatureOperator:
         return CurvatureOperator(self.problem, record_after=0)  # a hundred products are to come
 
-    @cached_property
-    def top(self) -> Eigenvalues:
-        return self.of(top_eigenvalues, k=min(_TOP, self.problem.n), **_EIGENVALUES)
+    def leading(self, tol: float) -> Eigenvalues:
+        """The largest eigenvalue of the Hessian with its vector, computed once."""
+        if tol not in self._leading:
+            self._leading[tol] = self.of(top_eigenvalues, tol=tol)
+        return self._leading[tol]
 
 
 class Work(NamedTuple):
@@ -86,7 +95,8 @@ class Work(NamedTuple):
     products: int = 0
 
 
-TOP_WORK = Work(products=_EIGENVALUES["max_matvecs"])
+LEADING_WORK = Work(products=40)
+"""of the eigenpair that `lambda_max` and others share"""
 
 
 @dataclass(frozen=True)
@@ -99,9 +109,11 @@ class Metric:
         about: one sentence, with the value that stands for the result.
         examples: how many it is measured on at most, unless the caller says otherwise.
         work: what it takes, over these examples.
-        measure: a pure function of the subject.
+        measure: a pure function of the subject and the options.
         shares: whether it uses the Hessian that others use too.
-        uses_top: whether it uses the eigenvalues of `lambda_max`, which are computed once.
+        uses_leading: whether it uses the eigenpair of `lambda_max`, which is computed once.
+        options: what a study may choose by name, with the defaults.
+        version: of the meaning: another one for other numbers of the same name.
     """
 
     name: str
@@ -109,9 +121,11 @@ class Metric:
     about: str
     examples: int
     work: Work
-    measure: Callable[[Subject], Result]
+    measure: Callable[..., Result]
     shares: bool = False
-    uses_top: bool = False
+    uses_leading: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
 
 
 def headline(result: Result) -> tuple[float, float | None]:
@@ -128,12 +142,24 @@ def headline(result: Result) -> tuple[float, float | None]:
 
 
 def _overlap(subject: Subject) -> Result:
-    vectors = subject.top.vectors
+    found = subject.of(top_eigenvalues, **_TOP | {"k": min(_TOP["k"], subject.problem.n)})
+    vectors = found.vectors
     if vectors is None:
         raise FloatingPointError(
             "a product of the Hessian was not finite, so that it has no eigenvectors here"
         )
     return subject.on(gradient_hessian_overlap, op=subject.operator, vectors=vectors, mixtures=5)
+
+
+def _phi(subject: Subject, *, epsilon: float, subspace: int | None = None) -> Result:
+    vectors = subject.leading(1e-3).vectors
+    vector = None if vectors is None else vectors[0]
+    return subject.on(epsilon_sharpness, epsilon=epsilon, subspace=subspace, eigenvector=vector)
+
+
+def _adaptive_l2_step(subject: Subject, *, rho: float, m: int) -> Result:
+    batch = min(m, subject.problem.examples) if subject.pair else None
+    return subject.on(worst_case_sharpness, rho=rho, steps=1, adaptive=True, m=batch)
 
 
 def _top_of(operator: Callable[..., CurvatureOperator], **kind: Any) -> Callable[[Subject], Result]:
@@ -199,24 +225,29 @@ _H, _F, _P, _W, _A, _G, _B = (
 )
 
 TABLE: tuple[Metric, ...] = (
-    Metric("lambda_max", _H, f"Largest of the {_TOP} largest eigenvalues of the Hessian.",
-           128, Work(), lambda s: s.top, True, True),
+    Metric("lambda_max", _H, "Largest eigenvalue of the Hessian.",
+           128, Work(), lambda s, tol: s.leading(tol), shares=True, uses_leading=True, options={"tol": 1e-3}),
     Metric("lambda_min", _H, "Smallest eigenvalue of the Hessian, negative at a saddle.",
-           128, Work(products=30), lambda s: s.of(top_eigenvalues, which="SA", tol=0.1, max_matvecs=30), True),
+           128, Work(products=30), lambda s: s.of(top_eigenvalues, which="SA", tol=0.1, max_matvecs=30), shares=True),
     Metric("norm_scaled_lambda", _H, "Largest eigenvalue of the Hessian times ||w||^2.",
-           128, Work(), lambda s: norm_scaled(s.top, s.problem.model, params=s.problem.names), True, True),
+           128, Work(), lambda s, tol: norm_scaled(s.leading(tol), s.problem.model, params=s.problem.names),
+           shares=True, uses_leading=True, options={"tol": 1e-3}),
     Metric("trace", _H, "Trace of the Hessian, by Hutch++.",
-           128, Work(products=12), lambda s: s.of(trace, matvecs=12), True),
+           128, Work(products=12), lambda s, products: s.of(trace, matvecs=products), shares=True, options={"products": 12}),
     Metric("effective_rank", _H, "tr(H)^2 / ||H||_F^2, the number of equal eigenvalues with these moments.",
-           128, Work(products=10), lambda s: s.of(effective_rank, matvecs=10), True),
+           128, Work(products=10), lambda s: s.of(effective_rank, matvecs=10), shares=True),
     Metric("frobenius_norm", _H, "||H||_F, the root of the sum of the squared eigenvalues.",
-           128, Work(products=10), lambda s: s.of(frobenius_norm, matvecs=10), True),
+           128, Work(products=10), lambda s: s.of(frobenius_norm, matvecs=10), shares=True),
     Metric("spectral_density", _H, "Density of the Hessian's eigenvalues, and the mean of |lambda|.",
-           128, Work(products=24), lambda s: s.of(spectral_density, probes=2, steps=12), True),
-    Metric("gradient_overlap", _H, f"Share of the gradient in the space of the {_TOP} top eigenvectors.",
-           128, Work(0, 3, 11), _overlap, True, True),
+           128, Work(products=24), lambda s: s.of(spectral_density, probes=2, steps=12), shares=True),
+    Metric("gradient_overlap", _H, f"Share of the gradient in the space of the {_TOP['k']} top eigenvectors.",
+           128, Work(0, 3, 71), _overlap, shares=True),
+    Metric("phi_full", _P, "Keskar's sharpness in percent, eps 1e-3, all directions.",
+           128, Work(gradients=44), _phi, shares=True, uses_leading=True, options={"epsilon": 1e-3}, version=2),
+    Metric("phi_subspace", _P, "Keskar's sharpness in percent, eps 1e-3, 100 random directions.",
+           128, Work(gradients=44), _phi, shares=True, uses_leading=True, options={"epsilon": 1e-3, "subspace": 100}, version=2),
     Metric("relative_trace", _H, "tr(H diag(w^2)), the trace in units of the weights.",
-           128, Work(products=10), lambda s: s.on(relative_trace, probes=10)),
+           128, Work(products=12), lambda s, products: s.on(relative_trace, probes=products), options={"products": 12}),
     Metric("ggn_lambda_max", _F, "Largest eigenvalue of the generalised Gauss-Newton matrix.",
            128, Work(products=40), _top_of(ggn)),
     Metric("fisher_lambda_max", _F, "Largest eigenvalue of the true Fisher matrix.", 128, Work(products=40), _top_of(fisher)),
@@ -229,10 +260,6 @@ TABLE: tuple[Metric, ...] = (
     Metric("gradient_noise", _G, "Simple noise scale tr(Sigma) / |G|^2, in examples.",
            250, Work(gradients=3), lambda s: s.unseeded(gradient_noise)),
     Metric("batch_sharpness", _G, "E[g^T H g] / E||g||^2 over batches of 64.", 500, Work(0, 2, 2), _batch_sharpness),
-    Metric("phi_full", _P, "Keskar's sharpness in percent, eps 1e-3, all directions, two starts.",
-           128, Work(gradients=24), lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"))),
-    Metric("phi_subspace", _P, "Keskar's sharpness in percent, eps 1e-3, 100 random directions, two starts.",
-           128, Work(gradients=24), lambda s: s.on(epsilon_sharpness, starts=("origin", "sign-ascent"), subspace=100)),
     Metric("random_perturbation", _W, "Mean rise of the loss under N(0, 0.01^2) on the weights.",
            250, Work(passes=11), lambda s: s.on(random_perturbation, sigma=0.01, draws=10)),
     Metric("average_adaptive", _W, "Mean rise of the loss under N(0, (0.1 w)^2) on the weights.",
@@ -245,8 +272,8 @@ TABLE: tuple[Metric, ...] = (
            128, Work(passes=1, gradients=1), _worst(rho=0.05, steps=1)),
     Metric("worst_l2", _A, "Largest rise found within distance 0.05.",
            128, Work(passes=1, gradients=10), _worst(rho=0.05, steps=10)),
-    Metric("adaptive_l2_step", _A, "Rise by one relative ascent step of length 0.5 (ASAM).",
-           128, Work(passes=1, gradients=1), _worst(rho=0.5, steps=1, adaptive=True)),
+    Metric("adaptive_l2_step", _A, "Rise by one relative ascent step of length 0.5 (ASAM), in batches of 128.",
+           512, Work(passes=1, gradients=1), _adaptive_l2_step, options={"rho": 0.5, "m": 128}),
     Metric("adaptive_l2", _A, "Largest rise found within a relative distance of 0.5.",
            128, Work(passes=1, gradients=10), _worst(rho=0.5, steps=10, adaptive=True)),
     Metric("adaptive_linf_step", _A, "Rise by one ascent step that changes no weight by more than 0.2%.",

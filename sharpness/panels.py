@@ -187,7 +187,7 @@ def _measured(metric: Metric, subject: Subject, start: float) -> Measured:
     result, sentence, status = None, None, "nonfinite"
     value = error = None
     try:
-        result = metric.measure(subject)
+        result = metric.measure(subject, **metric.options)
         value, error = headline(result)
         status = str(getattr(result, "status", "ok"))
     except ForeignError as failure:

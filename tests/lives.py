@@ -23,7 +23,7 @@ HANG = 600
 CONTEXT: ForkServerContext = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["lives"])
 
-for module in ("sharpness", "experiments.lab.measures.measure", "experiments.lab.sweep.runner", "safetensors.numpy", "typeguard",
+for module in ("sharpness", "experiments.lab.measures.perform", "experiments.lab.sweep.runner", "safetensors.numpy", "typeguard",
                "toy_lives", "toy_owners"):
     importlib.import_module(module)  # once, and not in each process
 torch.set_num_threads(1)

@@ -20,7 +20,7 @@ from analysis.load import from_store
 from analysis.tables import cell_table
 from experiments.keskar2017 import STUDY
 from experiments.lab.declare.config import Machine, RunConfig
-from experiments.lab.measures.measure import load_subject
+from experiments.lab.measures.subject import load_subject
 from experiments.lab.store.check import check
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store

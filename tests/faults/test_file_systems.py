@@ -142,7 +142,7 @@ def test_measuring_opens_the_store_first(
     """A long measurement would be made, and then not be kept."""
     run_id = finish(Store(tmp_path), toy_config()).name
     refuse_to_replace(monkeypatch)
-    monkeypatch.setattr("experiments.lab.measures.measure.load_subject", lambda *_: pytest.fail("it measures"))
+    monkeypatch.setattr("experiments.lab.measures.perform.load_subject", lambda *_: pytest.fail("it measures"))
     assert main(["measure", run_id, "--metrics", "lambda_max", "--store", str(tmp_path)]) == 1
     assert "when asked to replace a file" in capsys.readouterr().err
 

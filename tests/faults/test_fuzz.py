@@ -21,7 +21,7 @@ from experiments.__main__ import main
 from experiments.lab import datasets
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.measures import measure
+from experiments.lab.measures import perform
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import launch, worker
 
@@ -132,7 +132,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 
     monkeypatch.setattr(worker, "run_task", started)
     monkeypatch.setattr(launch.Workers, "start", started)
-    monkeypatch.setattr(measure, "performing", started)
+    monkeypatch.setattr(perform, "performing", started)
     monkeypatch.setattr(datasets, "load", functools.cache(datasets.load))
     monkeypatch.chdir(tmp_path)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from experiments.lab.datasets import DataError
 from experiments.lab.declare import config as config_module
 from experiments.lab.declare.config import Budget, Machine, RunConfig
 from experiments.lab.declare.study import Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.vocabulary import metrics
 from experiments.lab.store import check as check_module
 from experiments.lab.store import provenance as provenance_module
 from experiments.lab.store import records as store_module
@@ -123,7 +125,7 @@ def test_a_raised_metric_version_measures_again(filled: Store, monkeypatch: pyte
     """Two definitions of one metric would stand in one column."""
     run_id = toy_config().run_id
     before = measurement_id(MEASURE, [run_id])
-    monkeypatch.setitem(store_module.METRIC_VERSIONS, "lambda_max", 2)
+    monkeypatch.setitem(metrics(), "lambda_max", replace(metrics()["lambda_max"], version=2))
     assert measurement_id(MEASURE, [run_id]) != before and filled.measurement(MEASURE, [run_id]) is None
     (stage,) = plan(STUDY, Request("quick"), filled)
     assert len(measurements_due(stage, Request("quick"), filled)) == 2 and not check(filled).damaged

@@ -9,9 +9,9 @@ from toy_runs import run, toy_config, toy_data
 
 from experiments.lab.declare.config import Machine, Model, Norm, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.measures import random_slices as widths
-from experiments.lab.measures import rescaling
-from experiments.lab.measures.measure import Subject
+from experiments.lab.measures import random_slices, rescaling
+from experiments.lab.measures.registry import METRICS
+from experiments.lab.measures.subject import Subject
 from experiments.lab.training.initial import initial_model
 
 torch.set_num_threads(1)
@@ -28,7 +28,7 @@ def subject(**fields: object) -> Subject:
 @pytest.mark.parametrize("model", [Model.MLP, Model.SMALL_CONV])
 def test_the_function_stays_and_curvature_does_not(model: Model) -> None:
     """A comparison by lambda_max would be one of parametrisations; an adaptive measure that moves would be no remedy."""
-    found = rescaling.rescaled(subject(model=model), examples=72, factor=16.0)
+    found = METRICS["rescaled"].of(subject(model=model), examples=72, factor=16.0)
     details = found["details"]
     assert details["largest_output_change"] == 0 and details["test_accuracy_change"] == 0
     assert found["value"] == pytest.approx(details["lambda_max_rescaled"] / details["lambda_max"]) and found["value"] > 2
@@ -62,19 +62,19 @@ def test_blocks_of_the_hessian() -> None:
 def test_only_where_layers_are_homogeneous() -> None:
     """With batch norm, or a layer without a next one, the function would change and the ratio say nothing."""
     with pytest.raises(ConfigError, match="no chain"):
-        rescaling.rescaled(subject(norm=Norm.BATCH), examples=72)
+        METRICS["rescaled"].of(subject(norm=Norm.BATCH), examples=72)
     with pytest.raises(ConfigError, match="has no next one"):
-        rescaling.rescaled(subject(), examples=72, layer=2)
+        METRICS["rescaled"].of(subject(), examples=72, layer=2)
     with pytest.raises(ConfigError, match="positive and finite"):
-        rescaling.rescaled(subject(), examples=72, factor=-1.0)
+        METRICS["rescaled"].of(subject(), examples=72, factor=-1.0)
 
 
 def test_disguise_is_for_one_batch_size() -> None:
     """Runs that should stay as trained would be rescaled too, and nothing would flip."""
     s = subject(batch_size=8)
-    plain = rescaling.disguised_lambda(s, examples=72, batch_size=16)["value"]
-    assert plain == pytest.approx(rescaling.rescaled(s, examples=72)["details"]["lambda_max"], rel=1e-3)
-    assert rescaling.disguised_lambda(s, examples=72, batch_size=8)["value"] > 2 * plain
+    plain = METRICS["disguised_lambda"].of(s, examples=72, batch_size=16)["value"]
+    assert plain == pytest.approx(METRICS["rescaled"].of(s, examples=72)["details"]["lambda_max"], rel=1e-3)
+    assert METRICS["disguised_lambda"].of(s, examples=72, batch_size=8)["value"] > 2 * plain
 
 
 def test_width_of_a_quadratic_bowl(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,10 +86,10 @@ def test_width_of_a_quadratic_bowl(monkeypatch: pytest.MonkeyPatch) -> None:
     def bowl(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return sum((p.square().sum() for p in s.model.parameters()), torch.zeros(())) / 2 + 0 * outputs.sum()
 
-    monkeypatch.setattr(torch.nn.functional, "cross_entropy", bowl)
-    raw = widths.slice_width(s, examples=72, radius=3.0)
+    monkeypatch.setattr(random_slices, "cross_entropy", bowl)
+    raw = METRICS["slice_width"].of(s, examples=72, radius=3.0)
     assert raw["value"] == pytest.approx(4.5, rel=1e-4) and raw["details"]["places"][0] == -3
-    scaled = widths.filter_slice_width(s, examples=72, radius=0.5)
+    scaled = METRICS["filter_slice_width"].of(s, examples=72, radius=0.5)
     assert scaled["value"] == pytest.approx(0.125 * square, rel=1e-3)
     curve = np.array(raw["details"]["train_loss"])
     assert curve.argmin() == len(curve) // 2
@@ -99,9 +99,9 @@ def test_filter_widths_ignore_a_rescaling_and_raw_ones_do_not() -> None:
     """Weight norms would decide which minimum looks wide."""
     first = subject()
     second = rescaling.rescaled_subject(first, 0, 4.0)
-    raw, scaled = ([f(s, examples=72, radius=r)["value"] for s in (first, second)]
-                   for f, r in ((widths.slice_width, 2.0), (widths.filter_slice_width, 0.5)))
+    raw, scaled = ([METRICS[f].of(s, examples=72, radius=r)["value"] for s in (first, second)]
+                   for f, r in (("slice_width", 2.0), ("filter_slice_width", 0.5)))
     assert scaled[1] == pytest.approx(scaled[0], rel=1e-4)
     assert abs(np.log(raw[1] / raw[0])) > 0.2
     with pytest.raises(ConfigError, match="odd number"):
-        widths.slice_width(first, examples=72, points=8)
+        METRICS["slice_width"].of(first, examples=72, points=8)

@@ -15,7 +15,7 @@ from analysis.stats import power, power_within
 from experiments.lab.declare.claims import Claim, Kind
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.study import PILOT, Record, Request, Study
-from experiments.lab.measures.measure import METRICS, names_of_one_run
+from experiments.lab.declare.vocabulary import metrics
 from experiments.lab.sweep.board import PUBLISHED
 from experiments.lab.sweep.plan import studies
 
@@ -68,7 +68,7 @@ def test_stages_and_groups(study: Study, scale: str) -> None:
 @pytest.mark.parametrize(("study", "scale"), CASES, ids=IDS)
 def test_measures_exist(study: Study, scale: str) -> None:
     """A metric's name with a typing error would be found after an hour of training."""
-    known = {*METRICS, *names_of_one_run()}
+    known = metrics().keys()
     for name, configs in unrolled(study, Request(scale)).items():
         stage = next(s for s in study.stages if s.name == name)
         assert {m.metric for c in configs for m in stage.measures(c)} <= known

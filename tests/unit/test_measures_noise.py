@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from toy_runs import toy_config, toy_data
 
 from experiments.lab.declare.config import Machine, Precision
-from experiments.lab.measures.measure import Subject
 from experiments.lab.measures.noise import STEP, own_batch_sharpness
+from experiments.lab.measures.subject import Subject
 from experiments.lab.training.batch_stream import BatchStream
 from experiments.lab.training.initial import initial_model
 

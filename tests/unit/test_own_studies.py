@@ -19,7 +19,7 @@ from experiments.lab.declare.claims import Claim
 from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import Figure, Request
 from experiments.lab.declare.study_checks import wrong_runs
-from experiments.lab.declare.vocabulary import figures, metrics, statistics
+from experiments.lab.declare.vocabulary import Options, figures, metrics, statistics
 from experiments.lab.store.records import Store
 from experiments.lab.sweep.plan import check_names, find_study, plan, studies
 
@@ -242,12 +242,16 @@ def test_names_are_read_as_they_are() -> None:
     import importlib
 
     from analysis.families import STATISTICS
-    from sharpness.metrics import TABLE
+    from experiments.lab.measures.registry import METRICS
 
     for kind, options in figures().items():
         assert set(options.names) == set(importlib.import_module(f"analysis.figures.{kind}").settings())
     assert len(figures()) >= 10 and set(statistics()) == set(STATISTICS)
-    assert {metric.name for metric in TABLE} <= set(metrics())
+    read = {name: (metric.runs, metric.version, metric.options) for name, metric in metrics().items()}
+    assert read == {name: (m.runs, m.version, Options(
+        {option: (value if isinstance(value, type) else type(value)).__name__ for option, value in m.options.items()},
+        tuple(option for option, value in m.options.items() if isinstance(value, type)),
+    )) for name, m in METRICS.items()}
 
 
 def test_a_near_name_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from analysis import __main__ as analysis
 from experiments import __main__ as experiments
 from experiments.keskar2017 import STUDY
 from experiments.lab.declare.study import Request
-from experiments.lab.measures.measure import names_of_one_run
+from experiments.lab.measures.registry import names_of_one_run
 from experiments.lab.sweep.plan import select
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,7 +11,8 @@ from torch import nn
 from toy_runs import toy_config, toy_data
 
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.measures.measure import Subject, linear_slice
+from experiments.lab.measures.landscape import linear_slice
+from experiments.lab.measures.subject import Subject
 from sharpness import slice_1d
 
 torch.set_num_threads(1)

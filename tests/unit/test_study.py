@@ -180,7 +180,7 @@ def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | 
 
 # --- imports
 
-LIGHT = ("declare.config", "declare.study", "declare.claims", "measures.measure", "store.records", "store.provenance",
+LIGHT = ("declare.config", "declare.study", "declare.claims", "store.records", "store.provenance",
          "store.transfer", "store.leases", "sweep.plan", "sweep.launch", "sweep.commands", "sweep.progress", "sweep.pool")
 
 

@@ -34,7 +34,7 @@ PILOT = 1000
 
 @dataclass(frozen=True)
 class Measure:
-    """One measurement to make: a metric of `experiments.lab.measures.measure` and its options, as sorted (name, value) pairs."""
+    """One measurement to make: a metric of `experiments.lab.measures.registry` and its options, as sorted (name, value) pairs."""
 
     metric: str
     options: tuple[tuple[str, Any], ...] = ()

@@ -283,11 +283,11 @@ def _of_measure(one: Measure, runs: int) -> Iterator[Wrong]:
         return
     yield from _known("metric", [one.metric], known)
     if one.metric in known:
-        of, options = known[one.metric]
-        if of != runs:
-            yield Wrong(f"the metric {one.metric!r} is of {'pairs of runs' if of == 2 else 'one run'}; declare it in "
-                        f"{'pairs' if of == 2 else 'measures'}", one.metric)
-        yield from _options(f"metric {one.metric}", dict(one.options), options)
+        metric = known[one.metric]
+        if metric.runs != runs:
+            yield Wrong(f"the metric {one.metric!r} is of {'pairs of runs' if metric.runs == 2 else 'one run'}; declare it in "
+                        f"{'pairs' if metric.runs == 2 else 'measures'}", one.metric)
+        yield from _options(f"metric {one.metric}", dict(one.options), metric.options)
 
 
 def _of_group(

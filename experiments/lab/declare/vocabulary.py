@@ -6,13 +6,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import inspect
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 from experiments.lab.declare.config import RunConfig
-from experiments.lab.measures.measure import METRICS
 
 ROOT = Path(__file__).resolve().parents[3]
 SUMMARY = {
@@ -46,6 +44,17 @@ class Options:
         return tuple(self.kinds)
 
 
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What a declaration may say of a metric."""
+
+    runs: int
+    """1, or 2 for a metric of a pair"""
+    options: Options
+    version: int
+    """of its meaning, which is part of a measurement's id"""
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that does not exist, with the nearest one that does."""
     names = tuple(known)
@@ -54,17 +63,26 @@ def unknown(what: str, name: object, known: Iterable[str]) -> str:
 
 
 @functools.cache
-def metrics() -> dict[str, tuple[int, Options]]:
-    """Every metric with the number of runs it is of, and its options: this project's own, and those of `sharpness.panels`."""
-    tree = _parsed(ROOT / "sharpness" / "metrics.py")
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Metric"]
-    names = [call.args[0].value for call in calls if call.args and isinstance(call.args[0], ast.Constant)]
-    found = {str(name): (1, Options({"examples": "int", "seed": "int"}, ("examples",))) for name in names}
-    for name, function in METRICS.items():
-        given = inspect.signature(function).parameters.values()
-        own = [p for p in given if p.kind is p.KEYWORD_ONLY]
-        required = tuple(p.name for p in own if p.default is p.empty)
-        found[name] = (len(given) - len(own), Options({p.name: str(p.annotation) for p in own}, required))
+def metrics() -> dict[str, Metric]:
+    """Every metric: the rows of `sharpness.metrics`, which all take `examples` and `seed`, and those of
+    `experiments.lab.measures.registry`."""
+    library, own = ROOT / "sharpness" / "metrics.py", ROOT / "experiments" / "lab" / "measures" / "registry.py"
+    return rows(library.read_bytes(), {"examples": "int", "seed": "int"}, ("examples",)) | rows(own.read_bytes())
+
+
+def rows(source: str | bytes, kinds: Mapping[str, str] | None = None, required: tuple[str, ...] = ()) -> dict[str, Metric]:
+    """The metrics that a module's source has a row `Metric("name", ..., options={...}, runs=..., version=...)` of; `kinds` and
+    `required` are of the options that all have."""
+    found = {}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "Metric" and isinstance(node.args[0], ast.Constant):
+            row = {keyword.arg: keyword.value for keyword in node.keywords}
+            options = {str(name): value for name, value in _entries(row.get("options"))}
+            types = {name: getattr(value, "id", None) or type(ast.literal_eval(value)).__name__
+                     for name, value in options.items()}
+            chosen = tuple(name for name, value in options.items() if isinstance(value, ast.Name))
+            runs, version = (ast.literal_eval(row[name]) if name in row else 1 for name in ("runs", "version"))
+            found[str(node.args[0].value)] = Metric(runs, Options({**(kinds or {}), **types}, required + chosen), version)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Measurements along training: a finished run is replayed (`experiments.lab.measures.replay_run`) and looked at on its way.
+"""Measurements during training: a finished run is replayed (`experiments.lab.measures.replay_run`) and looked at on its way.
 
 Each gives one number as `value` and the curves as equally long lists in `details` (`steps` and what was seen there; null
 where it is not known). Step t is the state after t updates.
@@ -8,20 +8,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import optimize
+from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.config import Optimizer, RunConfig
 from experiments.lab.declare.errors import ConfigError
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from experiments.lab.measures.measure import Subject
+from experiments.lab.measures.replay_run import states
+from experiments.lab.measures.subject import BATCH, Subject, head, subset
+from experiments.lab.training.evaluate import evaluate
+from sharpness import batch_sharpness, gradient_noise, hessian, top_eigenvalues
 
 
-def edge_of_stability(subject: Subject, *, examples: int = 1000, points: int = 24, first: float = 0.5, last: float = 1.0,
-                      tol: float = 1e-2, seed: int = 0) -> dict[str, Any]:
+def edge_of_stability(
+    subject: Subject, *, examples: int, points: int, first: float, last: float, tol: float, seed: int
+) -> dict[str, Any]:
     """How near lambda_max of the training loss stays to where gradient descent becomes unstable (Cohen et al. 2021).
 
     `value` is the mean of (lambda_max + weight_decay) / threshold over the points in the window [first, last] of the budget:
@@ -30,11 +35,11 @@ def edge_of_stability(subject: Subject, *, examples: int = 1000, points: int = 2
     known: not SGD, or of changing LR.
     """
     limit = threshold(subject.config)
-    steps = evenly(subject.past().steps, points)
+    steps = evenly(subject.replay_facts().steps, points)
     curves = _sharpness(subject, steps, examples, tol, seed)
     ratios = [(value + subject.config.weight_decay) / limit for value in curves["lambda_max"]]
-    inside = _window(steps, subject.past().steps, first, last)
-    return _along(
+    inside = _window(steps, subject.replay_facts().steps, first, last)
+    return _record(
         subject, examples, seed, curves, _mean([ratios[i] for i in inside]),
         threshold=limit, rise=_mean([curves["lambda_max"][i] for i in inside]) / curves["lambda_max"][0], window=[first, last],
     )
@@ -53,33 +58,30 @@ def threshold(config: RunConfig) -> float:
     return (2 + 2 * b) / ((1 + 2 * b if config.nesterov else 1) * config.peak_lr)
 
 
-def sharpness_along(subject: Subject, *, examples: int = 1000, points: int = 12, tol: float = 1e-2,
-                    seed: int = 0) -> dict[str, Any]:
+def sharpness_along(subject: Subject, *, examples: int, points: int, tol: float, seed: int) -> dict[str, Any]:
     """lambda_max and training loss (nats) at `points` log-spaced steps, 0 and the last among them.
 
     `value` is lambda_max at the end over the one at the start; `value_peak` the largest over the start's.
     """
-    curves = _sharpness(subject, log_spaced(subject.past().steps, points), examples, tol, seed)
+    curves = _sharpness(subject, log_spaced(subject.replay_facts().steps, points), examples, tol, seed)
     found = curves["lambda_max"]
-    return _along(subject, examples, seed, curves, found[-1] / found[0], value_peak=max(found) / found[0])
+    return _record(subject, examples, seed, curves, found[-1] / found[0], value_peak=max(found) / found[0])
 
 
-def distance_along(subject: Subject, *, points: int = 40, first: int = 10) -> dict[str, Any]:
+def distance_along(subject: Subject, *, points: int, first: int) -> dict[str, Any]:
     """||w_t - w_0|| at log-spaced steps from `first` to the last: does it grow like log t (Hoffer et al. 2017, section 3)?
 
     `value` is R^2 of d = a log t + b minus R^2 of d = k t^c, both with two free parameters and both least squares in d over
     all these points: above 0 where the logarithm describes the walk better. `slope` is a, `exponent` is c.
     """
-    import numpy as np
-
-    steps = log_spaced(subject.past().steps, points, first)
+    steps = log_spaced(subject.replay_facts().steps, points, first)
     replayed = _moved(subject, (0, *steps))
     start = next(replayed)
     distances = np.array([float((weights - start).norm()) for weights in replayed])
     logarithm, power, slope, exponent = walks(np.array(steps, dtype=np.float64), distances)
     curves = {"steps": list(steps), "distance": distances.tolist()}
     return {
-        **_along(subject, 0, None, curves, logarithm - power, r2_logarithm=logarithm, r2_power=power, slope=slope,
+        **_record(subject, 0, None, curves, logarithm - power, r2_logarithm=logarithm, r2_power=power, slope=slope,
                  exponent=exponent, window=[steps[0], steps[-1]]),
         "examples": None,
     }
@@ -87,9 +89,6 @@ def distance_along(subject: Subject, *, points: int = 40, first: int = 10) -> di
 
 def walks(steps: NDArray[np.float64], distances: NDArray[np.float64]) -> tuple[float, float, float, float]:
     """R^2 of a log t + b, R^2 of k t^c, a and c: each the least squares fit of distances [m] at steps [m]; c in [0.001, 2]."""
-    import numpy as np
-    from scipy import optimize
-
     t = np.log(steps)
     total = float(np.square(distances - distances.mean()).sum())
     a, b = np.polyfit(t, distances, 1)
@@ -102,22 +101,15 @@ def walks(steps: NDArray[np.float64], distances: NDArray[np.float64]) -> tuple[f
     return 1 - float(np.square(distances - a * t - b).sum()) / total, 1 - left(best.x) / total, float(a), float(best.x)
 
 
-def noise_scale_along(subject: Subject, *, examples: int = 1000, points: int = 8) -> dict[str, Any]:
+def noise_scale_along(subject: Subject, *, examples: int, points: int) -> dict[str, Any]:
     """The simple noise scale tr(Sigma) / |G|^2, unbiased (McCandlish et al. 2018, section 2.2), at `points` evenly spaced steps,
     the last among them and the start not.
 
     `value` is the geometric mean over the points at which it is known; near interpolation |G|^2 may not be resolved (null),
     and `unresolved` counts these. `data_value` is the ratio for these very examples, which is always known.
     """
-    from torch.nn.functional import cross_entropy
-
-    from experiments.lab.measures.measure import BATCH
-    from experiments.lab.measures.replay_run import states
-    from sharpness import gradient_noise
-
-    steps = evenly(subject.past().steps, points + 1)[1:]
-    train = subject.data.train
-    pair = (train.inputs[:examples], train.targets[:examples])
+    steps = evenly(subject.replay_facts().steps, points + 1)[1:]
+    pair = subset(subject, examples)
     found = [gradient_noise(model, cross_entropy, pair, batch_size=BATCH) for _, model in states(subject, steps)]
     known = [r.value for r in found if r.status == "ok" and r.value > 0]
     curves = {
@@ -129,33 +121,28 @@ def noise_scale_along(subject: Subject, *, examples: int = 1000, points: int = 8
         "loss": [r.loss for r in found],
     }
     value = math.exp(math.fsum(map(math.log, known)) / len(known)) if known else math.nan
-    result = _along(subject, examples, None, curves, value, unresolved=len(found) - len(known))
+    result = _record(subject, examples, None, curves, value, unresolved=len(found) - len(known))
     return result | {"status": "ok" if known else "unresolved"}
 
 
-def batch_sharpness_along(subject: Subject, *, examples: int = 1000, points: int = 12, batches: int = 32, first: float = 0.5,
-                          last: float = 1.0, seed: int = 0) -> dict[str, Any]:
+def batch_sharpness_along(
+    subject: Subject, *, examples: int, points: int, batches: int, first: float, last: float, seed: int
+) -> dict[str, Any]:
     """E[g_B^T H_B g_B] / E||g_B||^2 over batches of the run's own size, against the threshold of full-batch descent.
 
     `value` is the mean of it over the threshold in the window [first, last] of the budget (Andreyev & Beneventano 2024,
     2412.20553: it reaches 2 / lr where lambda_max stays below). Raises `ConfigError` as `edge_of_stability` does.
     """
-    from torch.nn.functional import cross_entropy
-
-    from experiments.lab.measures.replay_run import states
-    from sharpness import batch_sharpness
-
-    limit, steps = threshold(subject.config), evenly(subject.past().steps, points)
-    train, size = subject.data.train, subject.config.batch_size
-    pair = (train.inputs[:examples], train.targets[:examples])
+    limit, steps = threshold(subject.config), evenly(subject.replay_facts().steps, points)
+    pair, size = subset(subject, examples), subject.config.batch_size
     found = [
         batch_sharpness(model, cross_entropy, pair, batch=min(size, len(pair[1])), batches=batches, seed=seed).value
         for _, model in states(subject, steps)
     ]
-    inside = _window(steps, subject.past().steps, first, last)
+    inside = _window(steps, subject.replay_facts().steps, first, last)
     value = _mean([(found[i] + subject.config.weight_decay) / limit for i in inside])
     curves = {"steps": list(steps), "batch_sharpness": found}
-    return _along(subject, examples, seed, curves, value, threshold=limit, window=[first, last])
+    return _record(subject, examples, seed, curves, value, threshold=limit, window=[first, last])
 
 
 def evenly(last: int, points: int) -> list[int]:
@@ -176,15 +163,7 @@ def log_spaced(last: int, points: int, first: int = 0) -> list[int]:
 
 def _sharpness(subject: Subject, steps: Sequence[int], examples: int, tol: float, seed: int) -> dict[str, list[Any]]:
     """lambda_max and mean loss of the first `examples` at each step; each search starts at the last one's vector."""
-    from torch.nn.functional import cross_entropy
-
-    from experiments.lab.measures.measure import BATCH
-    from experiments.lab.measures.replay_run import states
-    from experiments.lab.training.evaluate import evaluate
-    from sharpness import hessian, top_eigenvalues
-
-    train, start = subject.data.train, None
-    pair = (train.inputs[:examples], train.targets[:examples])
+    pair, start = subset(subject, examples), None
     curves: dict[str, list[Any]] = {name: [] for name in ("steps", "lambda_max", "residual", "status", "products", "train_loss")}
     for step, model in states(subject, steps):
         found = top_eigenvalues(hessian(model, cross_entropy, pair, batch_size=BATCH), tol=tol, start=start, seed=seed)
@@ -197,10 +176,6 @@ def _sharpness(subject: Subject, steps: Sequence[int], examples: int, tol: float
 
 def _moved(subject: Subject, steps: Sequence[int]) -> Iterator[Any]:
     """All weights in one float64 vector [n] at each step."""
-    import torch
-
-    from experiments.lab.measures.replay_run import states
-
     for _, model in states(subject, steps):
         yield torch.cat([p.detach().double().flatten() for p in model.parameters()])
 
@@ -216,11 +191,9 @@ def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _along(subject: Subject, examples: int, seed: int | None, curves: dict[str, Any], value: float,
+def _record(subject: Subject, examples: int, seed: int | None, curves: dict[str, Any], value: float,
            **facts: Any) -> dict[str, Any]:
     """The measurement's record; of many searches the status is that of the least certain."""
-    from experiments.lab.measures.measure import head
-
     order = ("nonfinite", "max_matvecs", "precision", "converged")
     statuses = [s for s in curves.get("status", ()) if s is not None]
     return {
@@ -231,12 +204,3 @@ def _along(subject: Subject, examples: int, seed: int | None, curves: dict[str, 
         "status": min(statuses, key=order.index) if statuses else "ok",
         "details": curves | facts,
     }
-
-
-METRICS = {
-    "edge_of_stability": edge_of_stability,
-    "sharpness_along": sharpness_along,
-    "distance_along": distance_along,
-    "noise_scale_along": noise_scale_along,
-    "batch_sharpness_along": batch_sharpness_along,
-}

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from experiments.lab.measures.measure import Subject
+import torch
+from torch.nn.functional import cross_entropy
+
+from experiments.lab.measures.subject import Subject, head
+from experiments.lab.training.batch_stream import BatchStream
+from sharpness.gradients.alignment import jackknife_error
 
 STEP = 1 << 20
 """batches from here on are those of no update that a run takes"""
 
 
-def own_batch_sharpness(subject: Subject, *, batches: int = 16) -> dict[str, Any]:
+def own_batch_sharpness(subject: Subject, *, batches: int) -> dict[str, Any]:
     """E_B[g_B^T H_B g_B] / E_B ||g_B||^2 over batches as the run draws them: its batch size, its weights of examples.
 
     g_B and H_B are gradient and Hessian of the batch's (weighted) mean cross-entropy: `sharpness.batch_sharpness` for
     gradients with injected noise. Standard error: delete-one jackknife over batches.
     """
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from experiments.lab.measures.measure import head
-    from experiments.lab.training.batch_stream import BatchStream
-    from sharpness.gradients.alignment import jackknife_error
-
     config, train, parameters = subject.config, subject.data.train, list(subject.model.parameters())
     block = BatchStream(config, len(train)).block(STEP, batches)
     curvatures, squares = [], []

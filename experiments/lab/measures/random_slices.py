@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures.subject import BATCH, Subject, head, subset
+from experiments.lab.training.evaluate import calibrate_on
+from sharpness import flat_weights, random_direction, slice_2d
 
-if TYPE_CHECKING:
-    from experiments.lab.measures.measure import Subject
 
-
-def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, directions: int = 5, points: int = 9,
-                filters: bool = False, seed: int = 0) -> dict[str, Any]:
+def slice_width(
+    subject: Subject, *, examples: int, radius: float, directions: int, points: int, filters: bool, seed: int
+) -> dict[str, Any]:
     """Mean over directions d and signs of L(w +- radius d) - L(w): rise of the training loss (nats).
 
     d is Gaussian over all weights and biases, of length 1 (radius: a distance between weights), or with `filters` Gaussian over
@@ -19,16 +23,8 @@ def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, 
     `points` places in [-radius, radius], the standard error is that of the directions. The same directions in networks of one
     shape. Raises `ConfigError` for an even number of points.
     """
-    import numpy as np
-    from torch.nn.functional import cross_entropy
-
-    from experiments.lab.measures.measure import BATCH, head
-    from experiments.lab.training.evaluate import calibrate_on
-    from sharpness import flat_weights, random_direction, slice_2d
-
     if points < 3 or points % 2 == 0 or directions < 2:
         raise ConfigError(f"a slice has {points} points along {directions} directions; choose an odd number and 2 or more")
-    train = subject.data.train
     half = points // 2
     places = radius * np.arange(-half, half + 1) / half
     curves = []
@@ -37,9 +33,9 @@ def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, 
         if not filters:
             d /= np.linalg.norm(d)
         found = slice_2d(
-            subject.model, cross_entropy, (train.inputs[:examples], train.targets[:examples]), center=subject.weights,
+            subject.model, cross_entropy, subset(subject, examples), center=subject.weights,
             directions=np.stack([d, other]), alphas=places, betas=[0.0], batch_size=BATCH, bn_mode="recalibrate",
-            recalibrate=lambda model: calibrate_on(model, train.inputs),
+            recalibrate=lambda model: calibrate_on(model, subject.data.train.inputs),
         )
         curves.append(np.asarray(found.losses, np.float64).reshape(points))
     losses = np.stack(curves)
@@ -59,7 +55,8 @@ def slice_width(subject: Subject, *, examples: int = 2000, radius: float = 4.0, 
     }
 
 
-def filter_slice_width(subject: Subject, *, examples: int = 2000, radius: float = 0.5, directions: int = 5, points: int = 9,
-                       seed: int = 0) -> dict[str, Any]:
+def filter_slice_width(
+    subject: Subject, *, examples: int, radius: float, directions: int, points: int, seed: int
+) -> dict[str, Any]:
     """`slice_width` along filter-normalised directions."""
     return slice_width(subject, examples=examples, radius=radius, directions=directions, points=points, filters=True, seed=seed)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from experiments.lab.declare.config import Model, Norm
 from experiments.lab.declare.errors import ConfigError
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from experiments.lab.measures.measure import Subject
+from experiments.lab.measures import curvature
+from experiments.lab.measures.subject import Subject, head
+from experiments.lab.training.evaluate import evaluate
 
 MODELS = (Model.MLP, Model.SMALL_CONV)
 """chains of linear maps, ReLUs and nothing else"""
@@ -29,9 +30,6 @@ def rescale(model: nn.Module, layer: int, factor: float) -> None:
     A power of two moves no bit but those of exponents: outputs stay exactly as they were. Raises `ConfigError` for a layer
     that has no next one, or a factor that is not positive and finite.
     """
-    import torch
-    from torch import nn
-
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     if not 0 <= layer < len(layers) - 1:
         raise ConfigError(f"layer {layer} has no next one among the {len(layers)} of this network; choose 0 to {len(layers) - 2}")
@@ -56,17 +54,14 @@ def rescaled_subject(subject: Subject, layer: int, factor: float) -> Subject:
     return replace(subject, model=model, weights=weights, eigenpairs={})
 
 
-def rescaled(subject: Subject, *, examples: int = 2000, layer: int = 0, factor: float = 16.0, seed: int = 0) -> dict[str, Any]:
+def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed: int) -> dict[str, Any]:
     """lambda_max of the rescaled network over lambda_max as trained.
 
     `details`: both, the same ratio of Keskar's phi (full space, 1e-3), of tr(H diag(w^2)) and of one adaptive step, which do
     not depend on the scale of layers, and the largest change of a test output and the change of the test accuracy (points).
     """
-    from experiments.lab.measures import measure
-    from experiments.lab.training.evaluate import evaluate
-
     other, test = rescaled_subject(subject, layer, factor), subject.data.test
-    pair = [measure.top_eigenpair(s, examples, seed=seed) for s in (subject, other)]
+    pair = [curvature.top_eigenpair(s, examples, curvature.TOL, seed) for s in (subject, other)]
     before, after = (float(found.values[0]) for found in pair)
     scores = [evaluate(s.model, test.inputs, test.targets) for s in (subject, other)]
     few = min(examples, 1000)
@@ -76,7 +71,7 @@ def rescaled(subject: Subject, *, examples: int = 2000, layer: int = 0, factor: 
         return second / first
 
     return {
-        **measure.head(subject, examples, seed),
+        **head(subject, examples, seed),
         "value": after / before,
         "residual": max(float(found.residuals[0]) for found in pair),
         "products": sum(found.matvecs for found in pair),
@@ -84,27 +79,24 @@ def rescaled(subject: Subject, *, examples: int = 2000, layer: int = 0, factor: 
         "details": {
             "lambda_max": before,
             "lambda_max_rescaled": after,
-            "phi_ratio": ratio(measure.phi, examples=few, epsilon=1e-3),
-            "relative_trace_ratio": ratio(measure.relative_trace, examples=few, products=12),
-            "adaptive_ratio": ratio(measure.adaptive_l2_step, examples=few, rho=0.5, m=128),
+            "phi_ratio": ratio(curvature.phi, examples=few, epsilon=1e-3),
+            "relative_trace_ratio": ratio(curvature.relative_trace, examples=few, products=12),
+            "adaptive_ratio": ratio(curvature.adaptive_l2_step, examples=few, rho=0.5, m=128),
             "largest_output_change": _largest_change(subject, other),
             "test_accuracy_change": scores[1].accuracy - scores[0].accuracy,
         },
     }
 
 
-def disguised_lambda(subject: Subject, *, examples: int, batch_size: int, layer: int = 0, factor: float = 16.0,
-                     seed: int = 0) -> dict[str, Any]:
+def disguised_lambda(
+    subject: Subject, *, examples: int, batch_size: int, layer: int, factor: float, seed: int
+) -> dict[str, Any]:
     """lambda_max, of runs with this `batch_size` after rescaling, of others as trained: what is left of a comparison."""
-    from experiments.lab.measures import measure
-
     chosen = rescaled_subject(subject, layer, factor) if subject.config.batch_size == batch_size else subject
-    return measure.lambda_max(chosen, examples=examples, seed=seed)
+    return curvature.lambda_max(chosen, examples=examples, tol=curvature.TOL, seed=seed)
 
 
 def _largest_change(first: Subject, second: Subject) -> float:
-    import torch
-
     inputs = first.data.test.inputs[:2000]
     with torch.no_grad():
         return (first.model(inputs) - second.model(inputs)).abs().max().item()

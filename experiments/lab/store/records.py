@@ -28,6 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.declare import vocabulary
 from experiments.lab.declare.config import SCIENCE_VERSION, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.study import Measure, Record
@@ -49,15 +50,13 @@ from experiments.lab.store.files import (
 FINISHED = ("done", "diverged", "capped")
 IN_WORDS = {"capped": "budget exhausted"}
 """what people read in place of a status; every other one is a word of its own"""
-METRIC_VERSIONS = {"phi_full": 2, "phi_full_5e-4": 2, "phi_subspace": 2}
-"""raised when a metric's definition changes its values, so that an old store's are measured again, never mixed in:
-2 searches from other points, and draws A in the precision of the weights"""
 
 
 def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
-    """Name of a measurement: a hash of the metric with its version, its options and the runs, in order."""
-    version = METRIC_VERSIONS.get(measure.metric)
-    parts = [measure.metric, list(measure.options), list(run_ids), *([version] if version else [])]
+    """Name of a measurement: a hash of the metric with its version (from 2 on), its options as they are written, and the runs."""
+    metric = vocabulary.metrics().get(measure.metric)
+    version = [] if metric is None or metric.version == 1 else [metric.version]
+    parts = [measure.metric, list(measure.options), list(run_ids), *version]
     text = json.dumps(parts, sort_keys=True)
     return f"{measure.metric}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 

@@ -228,7 +228,8 @@ def measure(options: Any) -> tuple[int, Any]:
     """Measure a stored run; what is measured already is only printed."""
     launch.check_device(options.device)
     _limit_threads(options.threads)
-    from experiments.lab.measures.measure import names_of_one_run, performing, standard
+    from experiments.lab.measures.perform import performing
+    from experiments.lab.measures.registry import names_of_one_run, standard
 
     known = names_of_one_run()
     if unknown := [metric for metric in options.metrics if metric != "all" and metric not in known]:

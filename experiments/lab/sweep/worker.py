@@ -15,7 +15,7 @@ import sharpness  # noqa: F401  (now, so that its modules are among what the col
 from experiments.lab.datasets import DataError
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.measures.measure import perform
+from experiments.lab.measures.perform import perform
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, Watch
