@@ -29,6 +29,7 @@ from sharpness.problem.recalibration import recalibrate_batch_norm
 from sharpness.problem.result import Result
 from sharpness.problem.weight_mover import flat_weights, named_tensors
 
+__version__ = "0.1.0"
 __all__ = [
     "AverageCaseSharpness",
     "BasinRadius",
