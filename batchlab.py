@@ -18,7 +18,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     if sys.argv[1:2] == ["sharpness"]:
         del sys.argv[1]
-        runpy.run_module("sharpness", run_name="__main__")
+        runpy.run_module("sharpness", run_name="__main__", alter_sys=True)
     if not (ROOT / "experiments" / "lab").is_dir():
         print("error: studies run in a checkout of batchlab, after `make setup` there; here only its library is installed, "
               "and the command `batchlab sharpness`", file=sys.stderr)

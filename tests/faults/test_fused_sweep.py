@@ -17,10 +17,7 @@ from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs process ids as Linux has them"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs process ids as Linux has them")
 
 
 def start(store: Path, fused: int | None) -> subprocess.Popen[str]:
