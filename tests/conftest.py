@@ -6,6 +6,7 @@ says what it lacks, and `make slow` writes it anew; a test that it does not name
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SHARE = 1 / 600
 SLOW = Path(__file__).with_name("slow.txt")
 
 torch.set_num_threads(1)
+os.fsync = lambda fd: None  # only a power failure loses what is written, and no test waits for the disk
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,7 +14,7 @@ from experiments.lab.training.loop import Outcome, train, train_group
 
 SEEDS = 32
 CONFIG = RunConfig(n_train=500, width=24, depth=2, batch_size=10, optimizer=Optimizer.ADAM, lr=3e-3, budget=Budget.STEPS,
-                   steps=250)
+                   steps=120)
 QUANTITIES = ("test_loss", "test_accuracy", "train_loss", "distance_from_start")
 
 
