@@ -1,9 +1,9 @@
-# make setup | reproduce | test | verify | benchmark: each starts from Python, git and make alone, and reuses .venv afterwards
+# make setup | reproduce | test-fast | test | verify | benchmark: each starts from Python, git and make alone, and reuses .venv afterwards
 PYTHON ?= python3
 STORE  ?= store/reproduce
 BIN    := .venv/bin
 
-.PHONY: setup reproduce test verify benchmark benchmark-training benchmark-gpu benchmark-scale check clean
+.PHONY: setup reproduce test test-fast slow verify benchmark benchmark-training benchmark-gpu benchmark-scale check clean
 
 setup: .venv/installed
 
@@ -27,9 +27,19 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-# as many processes as cores, four at most, one thread each; a file stays in one of them, with what it has prepared
+# as many processes as cores, four at most, one thread each; who is done takes over from the others
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+
 test: check .venv/peers
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(PYTEST)
+
+# without the tests of tests/slow.txt: at most two minutes on two cores
+test-fast: setup
+	$(PYTEST) -m 'not verify and not slow'
+
+# which tests are slow, measured anew; on a quiet machine
+slow: .venv/peers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --write-slow
 
 # everything: the tests, the quick studies from an empty store, and their comparison with what is published
 verify: test

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from experiments.lab.datasets import DataError
+from experiments.lab.declare.checkout import FIGURES, README, inside
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import Request
@@ -41,8 +42,6 @@ if TYPE_CHECKING:
     from analysis.replication import Replications
     from analysis.verdicts import Verdict
     from experiments.lab.declare.study import Study
-
-PUBLISHED = Path(__file__).resolve().parents[1] / "figures"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +256,7 @@ def _tables(options: Options) -> Iterator[Tables]:
         for study in studies:  # before any is published
             _destination(options, study)
     for study in studies:
-        folder = PUBLISHED / study.name / options.scale
+        folder = FIGURES / study.name / options.scale
         if options.published and options.study == "all" and not folder.is_dir():
             terminal.complain(f"left out: {study.name} is not published at scale {options.scale}")
             continue
@@ -352,14 +351,13 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
 
 def _destination(options: Publish, study: Study) -> tuple[Path, Path | None]:
     """The folder to publish into and the README to renew: the project's own only for its own studies, in a clone of it."""
-    if options.to is not None and options.to.resolve() != PUBLISHED:
+    if options.to is not None and options.to.resolve() != FIGURES:
         return options.to, None
-    project = PUBLISHED.parent
     if not study.module.startswith("experiments."):
         raise UsageError(f"{study.name} is a study of yours: give a folder of yours to publish it into, with --to")
-    if not (project / "README.md").is_file() or not Path.cwd().resolve().is_relative_to(project):
+    if not inside(Path.cwd()):
         raise UsageError(f"figures/ is the project's: publish {study.name} from within a clone of it, or into a folder with --to")
-    return PUBLISHED, project / "README.md"
+    return FIGURES, README
 
 
 def _again(options: Options, tables: Tables) -> Replications:
@@ -403,7 +401,7 @@ def _compared(options: Options, tables: Tables, found: list[Verdict]) -> Compari
     if not own:
         return Comparison()
     try:
-        return with_published(tables, own, PUBLISHED / tables.study.name / tables.scale)
+        return with_published(tables, own, FIGURES / tables.study.name / tables.scale)
     except (UsageError, ValueError, KeyError) as error:  # a reader's own results do not hang on what is published
         terminal.complain(f"what is published of {tables.study.name} cannot be compared: {error}")
         return Comparison()

@@ -181,6 +181,14 @@ def statistic(family: Family, frame: pd.DataFrame, value: str) -> float:
     return STATISTICS[family.statistic](frame, value, **dict(family.options))
 
 
+def columns(family: Family, value: str) -> set[str]:
+    """The columns that the statistic may look at: those which its arguments name, given or default."""
+    call = inspect.signature(STATISTICS[family.statistic]).bind(None, value, **dict(family.options))
+    call.apply_defaults()
+    return {name for given in call.arguments.values() for name in (given if isinstance(given, tuple) else (given,))
+            if isinstance(name, str)}
+
+
 def other_values(family: Family) -> list[str]:
     """Values that the statistic needs besides the contrast's."""
     return [str(value) for name, value in family.options if name.endswith("_value")]

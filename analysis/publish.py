@@ -21,24 +21,24 @@ from analysis.report import every_table, markdown
 from analysis.style import save
 from analysis.tables import render, verdict_lines
 from analysis.verdicts import Verdict, verdicts
+from experiments.lab.declare.checkout import FIGURES, README
 from experiments.lab.store import published_settings as settings
 from experiments.lab.store.files import StoreError, to_json, write_atomic
 from experiments.lab.sweep import board
 
-ROOT = Path(__file__).resolve().parents[1]
 BOARD = "# The board"
 """first words of a published board"""
 
 
 def publish(
-    tables: Tables, figures: Path = ROOT / "figures", readme: Path | None = ROOT / "README.md", *, pilots: Tables | None = None
+    tables: Tables, figures: Path = FIGURES, readme: Path | None = README, *, pilots: Tables | None = None
 ) -> list[Path]:
     """Write `tables` and all that follows from them below `figures`, and renew the README (default: a folder of the user's, whose
     board links to nothing outside it); returns the files. `pilots` are the study's pilot runs, as far as there are any. Raises
     `StoreError` for what `analysis.publishable` does not let pass."""
     _complete(tables)
     try:
-        publishable.refuse(tables, pilots, project=figures.resolve() == ROOT / "figures")
+        publishable.refuse(tables, pilots, project=figures.resolve() == FIGURES)
     except ValueError as error:
         raise StoreError(f"{tables.study.name} cannot be judged: {error}") from error
     return write(tables, figures, readme)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ import pandas as pd
 from analysis.cells import Cell, cells
 from analysis.cluster import CLUSTER
 from analysis.cluster import estimate as cluster_estimate
-from analysis.families import statistic
+from analysis.families import columns, statistic
 from analysis.gates import failed_gate
 from analysis.load import Tables, right
 from analysis.stats import ALPHA, Adjusted, Estimate, contrast, crossed_bootstrap, holm, permutation_p
@@ -141,8 +141,10 @@ def gather(claim: Claim, tables: Tables) -> Evidence:
 def resampled(claim: Claim, found: Sequence[Cell], weights: Sequence[float]) -> Estimate | None:
     """The contrast of a statistic of whole populations, by the cluster bootstrap."""
     family = claim.contrast.family
-    populations = [cell.population for cell in found if cell.population is not None]
-    assert family is not None and len(populations) == len(found)
+    assert family is not None
+    needed = columns(family, claim.contrast.value)  # of dozens, which each replicate would copy
+    populations = [replace(p, frame=p.frame[[c for c in p.frame if c in needed]]) for p in (c.population for c in found) if p]
+    assert len(populations) == len(found)
     return cluster_estimate(populations, weights, lambda frame: statistic(family, frame, claim.contrast.value))
 
 

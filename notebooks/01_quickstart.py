@@ -27,21 +27,20 @@ from pathlib import Path
 
 from IPython.display import Image, Markdown, display
 
-import analysis
 from analysis.draw import draw
 from analysis.figures import generalization_gap
 from analysis.load import find, from_published, from_store
 from analysis.tables import cell_table, paper_table, render, verdict_table
 from analysis.verdicts import verdicts
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.store.records import Store
 
 STUDY, SCALE = "keskar2017", "quick"
-root = Path(analysis.__file__).resolve().parents[1]
 
 if store := os.environ.get("BATCHLAB_STORE"):
     tables = from_store(find(STUDY, SCALE), SCALE, Store(Path(store).expanduser(), create=False))
 else:
-    tables = from_published(root / "figures" / STUDY / SCALE)
+    tables = from_published(FIGURES / STUDY / SCALE)
 
 print(
     f"{len(tables.runs)} runs, {len(tables.measurements)} measurements from the {tables.source} records; "

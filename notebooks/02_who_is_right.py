@@ -28,16 +28,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from IPython.display import Image, display
 
-import analysis
 from analysis import margins
 from analysis.draw import draw
 from analysis.figures import forest
 from analysis.load import from_published
 from analysis.style import save
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.sweep import board
 
-figures = Path(analysis.__file__).resolve().parents[1] / "figures"
-verdicts = board.published(figures)
+verdicts = board.published()
 primary = [verdict for verdict in verdicts if verdict["primary"]]
 print(f"{len(verdicts)} claims: {board.tally(verdicts)}")
 
@@ -95,13 +94,13 @@ with pd.option_context("display.max_colwidth", 90):
 
 # %%
 def by_learning_rate(scale, value):
-    runs = from_published(figures / "smith2020" / scale).runs
+    runs = from_published(FIGURES / "smith2020" / scale).runs
     main = runs[runs["stage"].isin(["tune", "extend", "confirm"]) & (runs["budget"] == "steps")]
     return main.pivot_table(index="lr", columns="batch_size", values=value)
 
 
-for scale in sorted(path.name for path in (figures / "smith2020").iterdir()):
-    print(f"{scale}: {from_published(figures / 'smith2020' / scale).study.scale(scale).about}")
+for scale in sorted(path.name for path in (FIGURES / "smith2020").iterdir()):
+    print(f"{scale}: {from_published(FIGURES / 'smith2020' / scale).study.scale(scale).about}")
     for verdict in [v for v in verdicts if (v["study"], v["scale"]) == ("smith2020", scale)][:3]:
         print(f"  {verdict['verdict'].upper()}: {verdict['sentence']}: {board.effect(verdict)}; margin {margins.words(verdict)}")
     for value in ("validation_accuracy", "test_accuracy", "train_loss"):
@@ -118,8 +117,8 @@ for scale in sorted(path.name for path in (figures / "smith2020").iterdir()):
 
 # %%
 folder = Path(tempfile.mkdtemp())
-for scale in sorted(path.name for path in (figures / "dose").iterdir()):
-    tables = from_published(figures / "dose" / scale)
+for scale in sorted(path.name for path in (FIGURES / "dose").iterdir()):
+    tables = from_published(FIGURES / "dose" / scale)
     figure = next(figure for figure in tables.study.figures if figure.name == "dose_response")
     print(f"{scale}: {tables.study.scale(scale).about}")
     display(Image(filename=draw(figure, tables, folder / scale).files[1]))

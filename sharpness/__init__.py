@@ -29,6 +29,7 @@ from sharpness.problem.parameters import flat_weights, layers, named_tensors
 from sharpness.problem.recalibration import recalibrate_batch_norm
 from sharpness.problem.result import Result
 
+__version__ = "0.1.0"
 __all__ = [
     "AverageCaseSharpness",
     "BasinRadius",

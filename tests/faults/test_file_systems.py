@@ -57,7 +57,6 @@ def test_without_links_the_first_owner_wins(tmp_path: Path, monkeypatch: pytest.
     assert (tmp_path / "summary.json").read_bytes() == b"first"
 
 
-@pytest.mark.slow
 def test_killed_while_it_publishes_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A claim that a killed process left would block its run for ever."""
     for where, name in toy_lives.CHANGED:
@@ -169,7 +168,6 @@ os.link, os.utime, os.fsync, fcntl.flock = refuse, refuse, fsync, refuse
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", [("-m", "experiments", *toy_lives.FLAGS, "--store"), ("tests/toy_sweep.py",)],
                          ids=["train", "study"])
 def test_a_whole_command_without_links_locks_and_times(words: tuple[str, ...], tmp_path: Path) -> None:

@@ -57,7 +57,6 @@ def survives(root: Path, prepared: Path, status: int, messages: Path, words: str
     return status == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.verify)])
 @pytest.mark.parametrize(
     ("first", "code", "kind"), [(1, errno.ENOSPC, "full"), (2, errno.EROFS, "for good"), (3, errno.EIO, "once")], ids=str
@@ -88,7 +87,6 @@ def test_every_call_that_changes_a_file_fails(
     assert failed * every > 20
 
 
-@pytest.mark.slow
 def test_a_limit_on_the_size_of_files(prepared: Path, tmp_path: Path) -> None:
     """The same by the system itself: nothing is replaced in the program."""
     expected, failed, sizes = run(toy_lives.disk_config()), 0, (0, 1, 100, 700, 2000, 4000, 6000, 9000, 30000)
@@ -101,7 +99,6 @@ def test_a_limit_on_the_size_of_files(prepared: Path, tmp_path: Path) -> None:
     assert 4 <= failed < len(sizes)
 
 
-@pytest.mark.slow
 def test_a_small_disk_that_becomes_read_only(tmp_path: Path) -> None:
     """The same from end to end: a true file system of 128 KiB, then read-only, then with space."""
     inside = "mount -t tmpfs -o size=128k tmpfs disk"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +18,7 @@ from experiments.lab.store.records import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs process ids as Linux has them"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs process ids as Linux has them")
 
 
 def start(store: Path, fused: int | None) -> subprocess.Popen[str]:
@@ -53,19 +51,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return results(root)
 
 
-@pytest.mark.parametrize("again", [8, None], ids=["fused", "plain"])
-def test_a_killed_worker_costs_no_program(again: int | None, undisturbed: dict[str, Any], tmp_path: Path) -> None:
-    """Its members would begin anew, each alone, with another rounding; also where the next call does not ask for fusing."""
-    sweep = start(tmp_path, 8)
-    while not (found := [p for p in tmp_path.glob("runs/*/checkpoint.1.safetensors") if (p.parent / "plan.json").exists()]):
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of a sweep whose worker was killed while it trained a group."""
+    root = tmp_path_factory.mktemp("killed")
+    sweep = start(root, 8)
+    while not (found := [p for p in root.glob("runs/*/checkpoint.1.safetensors") if (p.parent / "plan.json").exists()]):
         assert sweep.poll() is None
         time.sleep(0.01)
     owner = json.loads((found[0].parent / "lease.json").read_text())
     os.kill(owner["pid"], signal.SIGKILL)
     status, said = end(sweep)
+    assert status == 1 and "worker process died" in said
+    return root
+
+
+@pytest.mark.parametrize("again", [8, None], ids=["fused", "plain"])
+def test_a_killed_worker_costs_no_program(again: int | None, undisturbed: dict[str, Any], killed: Path, tmp_path: Path) -> None:
+    """Its members would begin anew, each alone, with another rounding; also where the next call does not ask for fusing."""
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
     begun = [p.parent.name for p in tmp_path.glob("runs/*/checkpoint.*")]
-    assert status == 1 and "worker process died" in said and begun
-    assert end(start(tmp_path, again))[0] == 0
+    assert begun and end(start(tmp_path, again))[0] == 0
     store = Store(tmp_path)
     for run_id in set(begun):
         processes = json.loads((store.folder(run_id) / "provenance.json").read_text())["processes"]

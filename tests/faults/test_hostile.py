@@ -240,7 +240,7 @@ IMPORT = """
 import resource, sys
 from pathlib import Path
 from experiments.__main__ import main
-from experiments.lab import transfer, check, lease
+from experiments.lab.store import transfer, check, leases
 used = int(next(l for l in open("/proc/self/status") if l.startswith("VmSize")).split()[1]) * 1024
 resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]),) * 2)
 sys.exit(main(["store", "import", sys.argv[1], "--store", sys.argv[2]]))

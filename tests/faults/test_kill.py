@@ -24,10 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RUNS = 30
 STOPS, WORKERS = 5, 3
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc"),
-]
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for orphans in /proc")
 
 
 class Sweep:

@@ -87,7 +87,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[int, set[str]]:
     return seen
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.verify)])
 @pytest.mark.parametrize(("first", "case", "record_after"), list(zip((0, 1), CASES, (30, 5), strict=True)))
 def test_killed_at_every_step(first: int, case: str, record_after: int, every: int, tmp_path: Path,
@@ -113,7 +112,6 @@ def test_killed_at_every_step(first: int, case: str, record_after: int, every: i
     print(f"survived {len(steps)}/{len(steps)} kills")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("steps", [(2, 5, 7), (5, 5, 6), tuple(range(1, 19))], ids=["three", "twice the same", "every"])
 def test_killed_again_and_again(steps: tuple[int, ...], tmp_path: Path) -> None:
     """Three times within the epoch of nine steps, and at each step of one life after another: errors would add up."""
@@ -129,7 +127,6 @@ def test_killed_again_and_again(steps: tuple[int, ...], tmp_path: Path) -> None:
     print(f"survived {len(steps)}/{len(steps)} kills")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("forgotten", ["optimizer.", "step"])
 def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above could not fail: without its moments, or its place in the order, a killed run must end elsewhere."""
@@ -148,7 +145,6 @@ def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch:
         assert_equal(resume(tmp_path, toy_config(**fields)), expected, log)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.verify)])
 def test_killed_at_every_call_that_changes_a_file(every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An instant between two calls would lose the run, or leave what nobody removes; random kills rarely meet it.

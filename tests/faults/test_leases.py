@@ -15,9 +15,10 @@ from toy_runs import run, toy_config, toy_data
 from toy_store import files, finish, overwrite_lease, start
 
 from experiments.lab.declare.config import Machine
+from experiments.lab.store import leases
 from experiments.lab.store.checkpoints import load_checkpoint
 from experiments.lab.store.leases import EXPIRY, acquire, is_live
-from experiments.lab.store.records import Store, leases
+from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, LeaseLost, RunFolder, open_run
 from experiments.lab.sweep.process import Stopper
 from experiments.lab.sweep.tasks import Finished, Train

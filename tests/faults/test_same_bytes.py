@@ -80,7 +80,6 @@ class Quiet(Memory):
         return False
 
 
-@pytest.mark.slow
 def test_examples_and_their_augmentation_do_not_depend_on_how_they_are_computed() -> None:
     """Arms would differ in more than their batch size."""
     ways: list[tuple[int, int | None, int]] = [

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import lives
-import pytest
 import toy_owners
 from lives import HANG
 from toy_store import overwrite_lease
@@ -25,8 +24,6 @@ from experiments.lab.store.leases import EXPIRY, acquire
 from experiments.lab.store.records import Store
 
 PROCESSES = 8
-
-pytestmark = pytest.mark.slow
 
 
 def trainings(told: Path) -> collections.Counter[int]:

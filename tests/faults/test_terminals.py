@@ -86,7 +86,6 @@ def test_a_path_that_is_no_text_is_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert screen.getvalue().decode() == "store/\\udcff, —\n"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS)
 def test_nobody_reads(words: str) -> None:
     """`| head` would get a traceback, an error, or the interpreter's last words."""
@@ -97,7 +96,6 @@ def test_nobody_reads(words: str) -> None:
     assert (done.returncode, done.stderr) == (terminal.NO_READER, "")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("words", COMMANDS)
 def test_the_output_cannot_be_written(words: str) -> None:
     """A result that nobody gets would count as finished."""
@@ -124,7 +122,6 @@ def test_without_stderr_nothing_of_it_is_on_stdout() -> None:
 PUBLISHED = ("keskar2017", "--scale", "quick", "--published")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("package", "command"), [
     ("pandas", "verdicts"), ("pandas", "pilot"), ("pyarrow", "tables"), ("matplotlib", "figures"), ("seaborn", "figures"),
     ("PIL", "report"), ("pyarrow", "histories"), ("pandas", "publish"),

@@ -16,7 +16,7 @@ from experiments.lab.training.outcome import Outcome
 
 SEEDS = 32
 CONFIG = RunConfig(n_train=500, width=24, depth=2, batch_size=10, optimizer=Optimizer.ADAM, lr=3e-3, budget=Budget.STEPS,
-                   steps=250)
+                   steps=120)
 QUANTITIES = ("test_loss", "test_accuracy", "train_loss", "distance_from_start")
 
 
@@ -40,7 +40,6 @@ def populations() -> tuple[list[Outcome], list[Outcome], list[Outcome]]:
     return alone, *fused
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_the_same_seeds_give_the_same_runs(quantity: str, populations: tuple[list[Outcome], ...]) -> None:
     """Rounding grows along a trajectory, but must stay far below the spread over seeds."""
@@ -49,7 +48,6 @@ def test_the_same_seeds_give_the_same_runs(quantity: str, populations: tuple[lis
     assert abs((fused - alone).mean()) < 0.02 * alone.std(ddof=1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("quantity", QUANTITIES)
 def test_other_seeds_are_of_the_same_population(quantity: str, populations: tuple[list[Outcome], ...]) -> None:
     """Members that shared examples, masks or moments would spread less, or around another mean."""
@@ -59,7 +57,6 @@ def test_other_seeds_are_of_the_same_population(quantity: str, populations: tupl
     assert stats.levene(alone, others).pvalue > 0.01
 
 
-@pytest.mark.slow
 def test_members_in_step_would_be_seen(populations: tuple[list[Outcome], ...]) -> None:
     """These tests could not fail: one seed 32 times has no spread."""
     alone, fused, _ = populations

@@ -52,7 +52,7 @@ LARS: dict[str, Any] = {"optimizer": Optimizer.LARS, "momentum": 0.9}
 LAMB: dict[str, Any] = {"optimizer": Optimizer.LAMB, "clip_norm": 1.0, "ema": 0.9, "label_smoothing": 0.1,
                         "gradient_penalty": 0.1}
 MODELS = (Model.MLP, Model.KESKAR_C1, Model.RESNET20)
-CASES = [(model, fields) for fields in ({}, {"optimizer": Optimizer.ADAM}, TWICE) for model in MODELS]
+CASES = [*((model, {}) for model in MODELS), *((Model.MLP, fields) for fields in ({"optimizer": Optimizer.ADAM}, TWICE))]
 
 
 @pytest.mark.parametrize(("model", "fields"), [*CASES, (Model.MLP, LARS), (Model.MLP, LAMB)])

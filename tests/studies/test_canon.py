@@ -12,11 +12,11 @@ import pytest
 from analysis.load import SUMMARY
 from analysis.report import deviations
 from analysis.stats import power, power_within
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.claims import Claim, Kind
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.study import PILOT, Record, Request, Study
 from experiments.lab.declare.vocabulary import metrics
-from experiments.lab.sweep.board import PUBLISHED
 from experiments.lab.sweep.plan import studies
 
 STUDIES = studies()
@@ -87,7 +87,7 @@ def test_claims(study: Study) -> None:
     """One primary claim with 80% power, sources for the paper's numbers, margins that can be met."""
     assert len({c.id for c in study.claims}) == len(study.claims)
     assert all(sum(claim.primary for claim in study.claims_at(scale.name)) == 1 for scale in study.scales)
-    for scale in {"quick", *(folder.name for folder in (PUBLISHED / study.name).iterdir())}:
+    for scale in {"quick", *(folder.name for folder in (FIGURES / study.name).iterdir())}:
         primary = next(c for c in study.claims_at(scale) if c.primary)
         assert primary.power is not None and round(power_of(primary), 2) >= 0.8, scale
     for claim in study.claims:

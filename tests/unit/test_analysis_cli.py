@@ -91,7 +91,7 @@ def test_wrong_usage_is_status_2(
     words: tuple[str, ...], published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A traceback, or a status that says a run failed."""
-    monkeypatch.setattr(command, "PUBLISHED", published / "figures")
+    monkeypatch.setattr(command, "FIGURES", published / "figures")
     assert command.main(list(words)) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1
@@ -121,7 +121,7 @@ def test_published_is_the_store(
     assert ours.digest == theirs.digest
     assert (theirs.missing_runs, theirs.missing_measurements) == (0, 0)
     expected = [replace(v, source="published").to_dict() for v in verdicts(ours)]
-    monkeypatch.setattr(command, "PUBLISHED", published / "figures")
+    monkeypatch.setattr(command, "FIGURES", published / "figures")
     assert command.main(["verdicts", *QUICK, "--published", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == expected
     assert json.loads((published / "figures" / "keskar2017" / "quick" / "verdicts.json").read_text()) == expected
@@ -170,8 +170,8 @@ def test_uncommitted_code_is_not_published(
     path = sorted(store.glob("runs/*/summary.json"))[0]
     path.write_text(json.dumps(json.loads(path.read_text()) | {"commit": "c0ffee+"}))
     (tmp_path / "README.md").write_text(README)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "PUBLISHED", tmp_path / "figures")
+    for name, value in (("FIGURES", tmp_path / "figures"), ("README", tmp_path / "README.md"), ("inside", lambda folder: True)):
+        monkeypatch.setattr(command, name, value)
     assert command.main(["publish", *QUICK, "--store", str(store)]) == 1
     out, err = capsys.readouterr()
     assert "uncommitted code (commit c0ffee+); commit the code and make them anew" in err and err.count("\n") == 1
@@ -191,7 +191,7 @@ def test_what_is_published_stands_beside(
     for verdict in json.loads(capsys.readouterr().out):
         beside = verdict["published"]
         assert beside["answer"] in ("agrees", "differs") and beside["effect"] == theirs[verdict["claim"]]["effect"]
-    monkeypatch.setattr(command, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(command, "FIGURES", tmp_path)
     assert command.main(words) == 0 and "yours" not in capsys.readouterr().out
     assert command.main([*words, "--json"]) == 0
     assert all(verdict["published"] is None for verdict in json.loads(capsys.readouterr().out))
@@ -228,7 +228,7 @@ def test_unusable_publication_is_status_2(
     """A traceback for somebody who cloned without the records."""
     folder = Path(shutil.copytree(published / "figures", tmp_path / "published")) / "keskar2017" / "quick"
     damage(folder)
-    monkeypatch.setattr(command, "PUBLISHED", tmp_path / "published")
+    monkeypatch.setattr(command, "FIGURES", tmp_path / "published")
     assert command.main(["verdicts", *QUICK, "--published"]) == 2
     err = capsys.readouterr().err
     assert reason in err and err.count("\n") == 1

@@ -36,7 +36,6 @@ def modules() -> Any:
         sys.path.remove(str(BENCHMARKS))
 
 
-@pytest.mark.slow
 def test_quick_benchmark_fills_every_column(tmp_path: Path) -> None:
     """A benchmark that breaks with the engine, found half an hour into it; a table that asks for what is not written."""
     target = tmp_path / "training.json"
@@ -56,7 +55,6 @@ def test_quick_benchmark_fills_every_column(tmp_path: Path) -> None:
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
-@pytest.mark.slow
 def test_gpu_script_runs_end_to_end(tmp_path: Path) -> None:
     """A rented hour on a GPU that goes into a typing error."""
     target = tmp_path / "deep" / "gpu.json"

@@ -20,9 +20,9 @@ from analysis.load import check_families, from_published, from_store
 from analysis.pilot import rows
 from analysis.stats import ALPHA
 from analysis.verdicts import REPRODUCED, verdicts
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind
 from experiments.lab.declare.errors import UsageError
-from experiments.lab.sweep.board import PUBLISHED
 
 CLUSTERS, RUNS = 20, 3
 TRIALS = 100
@@ -98,7 +98,7 @@ def test_worst_axis() -> None:
 
 def test_figure_and_claim_agree() -> None:
     """A picture of the taus with another interval than the verdict's."""
-    folder = PUBLISHED / "jiang2020" / "quick"
+    folder = FIGURES / "jiang2020" / "quick"
     tables = from_published(folder)
     options = {**axis_taus.settings(), "axes": ("batch_size", "lr", "width", "depth")}
     data = axis_taus.load_data(tables, options).set_index("panel")

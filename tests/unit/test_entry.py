@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -54,6 +55,13 @@ def test_it_is_installed(tmp_path: Path) -> None:
     (tmp_path / "experiments").mkdir()
     done = subprocess.run([INSTALLED, "--help"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "publish" in done.stdout, done.stderr
+
+
+def test_outside_a_checkout_it_is_the_library_alone(tmp_path: Path) -> None:
+    """Installed from a wheel it would end in a traceback, or write into the installed package."""
+    copy = shutil.copy(ROOT / "batchlab.py", tmp_path)
+    done = subprocess.run([sys.executable, copy, "run", "keskar2017"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "checkout" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_each_program_knows_the_commands_of_the_other() -> None:

@@ -112,8 +112,11 @@ def test_what_studies_print_is_no_part_of_the_document(folder: Path, tmp_path: P
     assert len(json.loads(capsys.readouterr().out)["stages"][0]["runs"]) == 4
 
 
-def test_all_leaves_out_what_is_broken(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_leaves_out_what_is_broken(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """One unfinished file, and nobody gets a verdict."""
+    monkeypatch.setattr(analysis, "FIGURES", tmp_path)  # nothing published to judge anew
     (tmp_path / "runs").mkdir()
     assert analysis.main(["verdicts", "all", *QUICK, "--studies", str(folder), "--store", str(tmp_path), "--json"]) == 1
     out, err = capsys.readouterr()
@@ -121,8 +124,11 @@ def test_all_leaves_out_what_is_broken(folder: Path, tmp_path: Path, capsys: pyt
     assert all(f"left out: {folder / name}.py" in err for name in [*FILES, "raises", "zz_copy"])
 
 
-def test_a_study_whose_data_are_missing_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_whose_data_are_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Nobody sees any study, and `all` gives no verdict."""
+    monkeypatch.setattr(analysis, "FIGURES", tmp_path)  # nothing published to judge anew
     own_studies.written(tmp_path, ("RunConfig(n_train", "RunConfig(dataset='cifar-bin:nowhere', n_train"))
     (tmp_path / "store" / "runs").mkdir(parents=True)
     where = ("--studies", str(tmp_path), "--store", str(tmp_path / "store"), "--json")

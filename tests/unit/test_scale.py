@@ -255,7 +255,6 @@ def test_nothing_is_quadratic(work: Callable[[Store, int], None], grid: Store) -
     assert lines(lambda: work(grid, MANY)) < 10 * lines(lambda: work(grid, FEW))
 
 
-@pytest.mark.slow
 def test_benchmark_fills_every_row(tmp_path: Path) -> None:
     """A benchmark that breaks with the harness; goals for seconds are its own, and met on a quiet machine."""
     argv = [sys.executable, str(BENCH), "--share", "1000", "--json", str(tmp_path / "scale.json"), "--folder", str(tmp_path)]

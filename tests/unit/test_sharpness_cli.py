@@ -341,8 +341,7 @@ def test_weights_that_cannot_be_used(fault, folder, capsys):
     assert (status, out) == (1 if damaged else 2, "") and said in err and len(err.splitlines()) == 1, err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(("number", "as_json"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
 def test_stopped(number, as_json, folder, tmp_path):
     """What is done is shown; half a JSON document would be read as a whole one."""
     more = ["--loss", f"{folder}:endless", "--metrics", "norm_scaled_lambda", "local_entropy"]

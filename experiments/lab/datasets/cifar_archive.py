@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from .archives import SLACK, read_members
 from .base import DataError, Dataset
 from .cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, FolderFiles, Layout, decode_records, places, read_records
 from .download import fetch
 from .pickled import read_pickle
-from .tar_stream import SLACK, read_members
 
 PICKLED = 1.1
 """a pickled file is so many times as long at most: it names its images"""

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
+from experiments.lab.declare.checkout import ROOT
 from experiments.lab.declare.config import RunConfig
 
-ROOT = Path(__file__).resolve().parents[3]
 SUMMARY = {
     "status": "str", "reason": "str", "steps": "Int64", "examples": "Int64", "epochs": "float64", "seconds": "float64",
     "train_loss": "float64", "train_accuracy": "float64", "test_loss": "float64", "test_accuracy": "float64",

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.declare.checkout import ROOT
 from experiments.lab.declare.config import SCIENCE_VERSION, Machine
 
 INSTRUCTIONS = (
@@ -24,10 +25,9 @@ INSTRUCTIONS = (
 @functools.cache
 def commit() -> str | None:
     """The checkout's commit, with `+` when files differ from it; None outside a checkout."""
-    root = Path(__file__).resolve().parents[3]
     try:
-        run = functools.partial(subprocess.run, cwd=root, capture_output=True, timeout=10, check=True)
-        if Path(os.fsdecode(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip())) != root:
+        run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, timeout=10, check=True)
+        if Path(os.fsdecode(run(["git", "rev-parse", "--show-toplevel"]).stdout.strip())) != ROOT:
             return None
         changed = run(["git", "status", "--porcelain", "--", "experiments", "sharpness"]).stdout
         return run(["git", "rev-parse", "HEAD"]).stdout.decode("ascii").strip() + ("+" if changed.strip() else "")

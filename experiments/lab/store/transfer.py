@@ -11,11 +11,11 @@ import shutil
 import tarfile
 import time
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from experiments.lab.datasets.tar_stream import BLOCK, CHUNK, REGULAR, ArchiveError, BoundedReader, padded, parse_header
+from experiments.lab.datasets.archives import ArchiveError, Reader, is_file, members
 from experiments.lab.store.check import Findings, check_measurement, check_run
 from experiments.lab.store.checksums import LIGHT, seal
 from experiments.lab.store.files import StoreError, append, sync, sync_folder, to_json, writing
@@ -39,8 +39,6 @@ RATIO, SLACK = 100, 1 << 20
 """an archive may expand to so many times its own size, and so many bytes more"""
 RESERVE = 1 << 26
 """bytes of the disk that an import leaves free"""
-EXTENSIONS, EXTENSION_BYTES = (b"x", b"g"), 1 << 16
-"""extended headers (times of files) and how long they may be; they are skipped, whatever they say"""
 ABANDONED_SECONDS = 86400.0
 
 
@@ -143,8 +141,10 @@ def _unpack(archive: Path, staged: Store, store: Store) -> None:
     with open(archive, "rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
     with gzip.open(archive) if packed else open(archive, "rb") as stream:
-        reader = BoundedReader(cast(BinaryIO, stream), limit)
-        for name, size in _members(reader, archive):
+        reader = Reader(cast(BinaryIO, stream), limit)
+        for member in members(reader):
+            name, size = member.name, member.size
+            _check_member(member, archive)
             run_id = name.split("/")[1] if name.startswith("runs/") else None
             if run_id != current:
                 _close_run(staged, current, archive)
@@ -155,7 +155,6 @@ def _unpack(archive: Path, staged: Store, store: Store) -> None:
             if run_id is not None and count > FILES_OF_RUN:
                 raise ArchiveError(f"run {run_id} has more than {FILES_OF_RUN} files")
             if (run_id is not None and store.finished(run_id)) or (run_id is None and (store.root / name).exists()):
-                reader.skip(padded(size))
                 current = None
                 continue
             if size + RESERVE > _free(store.root):
@@ -166,21 +165,14 @@ def _unpack(archive: Path, staged: Store, store: Store) -> None:
                 check_measurement(staged.root / name, None, found)
                 _refuse(found, archive, staged)
         _close_run(staged, current, archive)
-        reader.drain()
 
 
-def _members(reader: BoundedReader, archive: Path) -> Iterator[tuple[str, int]]:
-    """Name and size of each file; its content is to be read, padded, before the next."""
-    while any(header := reader.read(BLOCK)):
-        name, kind, size = parse_header(header)
-        if kind in EXTENSIONS and size <= EXTENSION_BYTES:
-            reader.skip(padded(size))
-            continue
-        largest = next((largest for pattern, largest in _MEMBERS if pattern.fullmatch(name)), -1)
-        if kind not in REGULAR or size > largest:
-            shown = name[:80] if largest < 0 or kind not in REGULAR else f"{name[:80]} of {size} bytes"
-            raise StoreError(f"{archive} holds {shown!r}, which is no part of a record; nothing of it is used")
-        yield name, size
+def _check_member(member: tarfile.TarInfo, archive: Path) -> None:
+    """`StoreError` unless it is a file of a record by its name, and not larger than those are."""
+    largest = next((largest for pattern, largest in _MEMBERS if pattern.fullmatch(member.name)), -1)
+    if not is_file(member) or not 0 <= member.size <= largest:
+        shown = member.name[:80] if largest < 0 or not is_file(member) else f"{member.name[:80]} of {member.size} bytes"
+        raise StoreError(f"{archive} holds {shown!r}, which is no part of a record; nothing of it is used")
 
 
 def _free(folder: Path) -> float:
@@ -192,21 +184,17 @@ def _free(folder: Path) -> float:
     return usage.free if usage.total else math.inf
 
 
-def _write(reader: BoundedReader, path: Path, size: int) -> None:
+def _write(reader: Reader, path: Path, size: int) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with open(path, "xb") as file:
-                left = size
-                while left:
-                    chunk = reader.read(min(left, CHUNK))
-                    file.write(chunk)
-                    left -= len(chunk)
+                for piece in reader.content(size):
+                    file.write(piece)
                 file.flush()
                 sync(file.fileno())
         except FileExistsError:
             raise ArchiveError(f"its member {path.name} is there twice") from None
-    reader.skip(padded(size) - size)
 
 
 def _close_run(staged: Store, run_id: str | None, archive: Path) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.store.files import StoreError
 
-PUBLISHED = Path(__file__).resolve().parents[3] / "figures"
 SCALES = ("paper", "gpu", "overnight", "laptop", "quick")
 """larger ones first"""
 DASH = "—"
@@ -23,7 +23,7 @@ COLUMNS = ("study", "scale", "claim", "verdict", "effect [interval]", "n", "pape
 Verdicts = Sequence[Mapping[str, Any]]
 
 
-def published(figures: Path = PUBLISHED) -> list[dict[str, Any]]:
+def published(figures: Path = FIGURES) -> list[dict[str, Any]]:
     """Every published verdict by study, scale and declared order."""
     order = {scale: number for number, scale in enumerate(SCALES)}
     files = sorted(figures.glob("*/*/verdicts.json"), key=lambda p: (p.parts[-3], order.get(p.parts[-2], len(order))))

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from experiments.lab.datasets import NAMES, DataError
+from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
@@ -255,7 +256,7 @@ def store(options: Any) -> tuple[int, Any]:
         from experiments.lab.sweep.published import import_published  # numpy takes a tenth of a second
 
         study = None if options.file is None else str(options.file)
-        taken, left = import_published(Store(options.store), board.PUBLISHED, study, options.scale)
+        taken, left = import_published(Store(options.store), FIGURES, study, options.scale)
         return 0, {"imported": taken, "left_as_they_are": left}
     if options.action != "check" and options.file is None:
         raise UsageError(f"store {options.action} needs the archive's name, for example runs.tar")

@@ -45,7 +45,7 @@ def text(command: str, document: Any, options: Any) -> str:
 def train_text(summary: dict[str, Any], options: Any) -> str:
     """Status and scores, and where the run lies."""
     reason = f" ({summary['reason']})" if summary.get("reason") else ""
-    lines = [("status", IN_WORDS.get(summary["status"], summary["status"]) + reason)]
+    lines = [("status", f"{IN_WORDS.get(summary['status'], summary['status'])}{reason}")]
     lines += [(label, f"{summary[name]:.6g}{unit}") for name, label, unit in FIRST if summary.get(name) is not None]
     if summary.get("seconds") is not None:
         lines.append(("time", duration(summary["seconds"])))
