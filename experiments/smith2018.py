@@ -19,11 +19,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, P
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 4,000 images of Fashion-MNIST, batches of 8, 80 and 800;
-#   `laptop` a small convolutional network on 8,000 images of CIFAR-10 (JPEG copy), `paper` a WRN-16-4 on CIFAR-10.
-# Deviation: one schedule, a factor of 10 at one half and at three quarters of the budget, in place of the paper's own.
-# Deviation: at `paper` 50 examples share their normalisation in every arm (ghost batch norm); elsewhere no batch norm.
-# Deviation: heavy-ball momentum 0.9, which stays constant; the paper's variant that raises momentum too is left out.
 
 FACTOR = 10
 """by which the schedule `step` divides the learning rate"""
@@ -117,6 +112,13 @@ STUDY = Study(
     ),
     tried=(
         "How many fewer updates the growing batch takes is fixed by the configuration; the claim checks that it is taken.",
+    ),
+    deviations=(
+        "`quick` trains an MLP with two hidden layers of 128 units on 4,000 images of Fashion-MNIST, batches of 8, 80 and 800; "
+        "`laptop` a small convolutional network on 8,000 images of CIFAR-10 (JPEG copy), `paper` a WRN-16-4 on CIFAR-10.",
+        "One schedule, a factor of 10 at one half and at three quarters of the budget, in place of the paper's own.",
+        "At `paper` 50 examples share their normalisation in every arm (ghost batch norm); elsewhere no batch norm.",
+        "Heavy-ball momentum 0.9, which stays constant; the paper's variant that raises momentum too is left out.",
     ),
     module=__name__,
 )

@@ -17,16 +17,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group,
 from experiments.lab.declare.config import Budget, Model, Norm, RunConfig
 from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
 
-# Deviation: the robustness to adversarial inputs, the paper's other half, is left out.
-# Deviation: `quick` trains an MLP with two hidden layers of 64 units on 2,000 images of Fashion-MNIST, `laptop` a small
-#   convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` Keskar's C1 on CIFAR-10, which is not the paper's.
-# Deviation: the paper trains for a fixed number of epochs; curvature scales with the cross-entropy, so the primary claim is
-#   about a second arm, which stops every run at the same training loss (0.1 nats), as keskar2017's does.
-# Deviation: plain SGD with one constant learning rate for all batch sizes; the paper's own rates are not known to us.
-# Deviation: spectra are stochastic Lanczos densities (2 probes of 40 steps) instead of the paper's top 20 eigenvalues, on the
-#   first 1,000 training examples (lambda_max and trace: see `measures`).
-# Deviation: one learning rate for all: lambda_max at batch sizes 320 and 1,000 is near 2 / LR = 20, which sets the ratio.
-
 TARGET = 0.1
 """training cross-entropy in nats of the matched arm"""
 
@@ -134,6 +124,18 @@ STUDY = Study(
         Figure("spectra", "spectra"),
         Figure("curvature_vs_batch", "values_vs_batch", (("values", ("lambda_max", "trace")), ("logarithmic", True),
                                                          ("arm", ("budget",)))),
+    ),
+    deviations=(
+        "The robustness to adversarial inputs, the paper's other half, is left out.",
+        "`quick` trains an MLP with two hidden layers of 64 units on 2,000 images of Fashion-MNIST, `laptop` a small "
+        "convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` Keskar's C1 on CIFAR-10, which is not the "
+        "paper's.",
+        "The paper trains for a fixed number of epochs; curvature scales with the cross-entropy, so the primary claim is about "
+        "a second arm, which stops every run at the same training loss (0.1 nats), as keskar2017's does.",
+        "Plain SGD with one constant learning rate for all batch sizes; the paper's own rates are not known to us.",
+        "Spectra are stochastic Lanczos densities (2 probes of 40 steps) instead of the paper's top 20 eigenvalues, on the "
+        "first 1,000 training examples (lambda_max and trace: see `measures`).",
+        "One learning rate for all: lambda_max at batch sizes 320 and 1,000 is near 2 / LR = 20, which sets the ratio.",
     ),
     module=__name__,
 )

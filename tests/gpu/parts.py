@@ -122,8 +122,7 @@ def study(job: Job) -> int:
     settings = Machine(device=job.device, data_dir=data_dir, fused=2 if job.rehearsal else None)
     stage = plan(wanted, request, store, settings.data_path)[0]
     launch.check_data(stage.runs or (), settings, store.root)
-    measured = stage.stage.measures
-    waiting = [Train(record.config, tuple(measured(record.config))) for record in stage.records if record is not None]
+    waiting = [Train(record.config, tuple(stage.measures(record.config))) for record in stage.records if record is not None]
     result, said = launch.Result(), "running"
     measuring = 1 if job.rehearsal else max(1, min(MEASURING, (os.cpu_count() or 1) - 2))
 
@@ -141,7 +140,7 @@ def study(job: Job) -> int:
             for group in rounds(stage.missing(), 2 if job.rehearsal else TOGETHER):
                 fused = [Fuse(group)] if len(group) > 1 else []
                 launch.execute(pool, [*fused, *waiting], f"{wanted.name} gpu", result, quiet=False)
-                waiting = [Train(config, tuple(measured(config))) for config in group]
+                waiting = [Train(config, tuple(stage.measures(config))) for config in group]
                 tell()
             launch.execute(pool, waiting, f"{wanted.name} gpu, measuring", result, quiet=False)
         said = "failed" if result.failures else "finished"

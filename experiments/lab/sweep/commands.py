@@ -332,7 +332,7 @@ def _tunes(study: Any, scale: str) -> bool:
     from experiments.lab.sweep.plan import check_scale
 
     check_scale(study, scale)
-    return any(config.seed in TUNING for config in study.stages[0].runs(Request(scale), ()))
+    return any(config.seed in TUNING for config in study.stages[0].runs_of(Request(scale), ()))
 
 
 def _limit_threads(threads: int) -> None:

@@ -1,0 +1,76 @@
+"""Claims in few words: groups of runs, contrasts of them, and sentences about these."""
+
+from __future__ import annotations
+
+import dataclasses
+from math import log
+from typing import Any
+
+from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, ValueScale
+from experiments.lab.declare.study import Scale
+
+GATES = (Gate("min_seeds", 8), Gate("status", 0.1))
+"""of a claim that names no others"""
+MARGIN = log(1.25)
+"""of a log ratio that names no other"""
+
+
+def group(name: str, **where: Any) -> Group:
+    """The runs whose config fields (or `stage`) equal those given."""
+    return Group(name, 1.0, tuple((field, getattr(value, "value", value)) for field, value in where.items()))
+
+
+def weighted(value: str, *groups: tuple[float, Group], unit: str = "percentage points", sign: int = 1, log: bool = False,
+             family: Family | None = None) -> Contrast:
+    """The sum of the groups' means of `value` (of its logarithm with `log`), each times its weight."""
+    scale = ValueScale.LOG if log else ValueScale.LINEAR
+    return Contrast(value, tuple(dataclasses.replace(g, weight=w) for w, g in groups), sign, unit, scale, family)
+
+
+def difference(value: str, first: Group, second: Group, *, unit: str = "percentage points", sign: int = 1) -> Contrast:
+    """First minus second; `sign` is -1 where the paper claims that the first is smaller."""
+    return weighted(value, (1.0, first), (-1.0, second), unit=unit, sign=sign)
+
+
+def log_ratio(value: str, first: Group, second: Group, *, sign: int = 1) -> Contrast:
+    """The logarithm of first over second."""
+    return weighted(value, (1.0, first), (-1.0, second), unit="log ratio", sign=sign, log=True)
+
+
+def directional(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
+    """The effect lies on the paper's side of 0."""
+    return _claim(Kind.DIRECTIONAL, id, sentence, contrast, margin, fields)
+
+
+def equivalent(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
+    """The effect lies within +-margin."""
+    return _claim(Kind.EQUIVALENCE, id, sentence, contrast, margin, fields)
+
+
+def non_inferior(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
+    """The effect lies above -margin."""
+    return _claim(Kind.NON_INFERIORITY, id, sentence, contrast, margin, fields)
+
+
+def _claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float | None, fields: dict[str, Any]) -> Claim:
+    if margin is None and contrast.scale is not ValueScale.LOG:
+        raise ValueError(f"the claim {id!r} is of no log ratio, so it needs a margin")
+    return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **({"gates": GATES} | fields))
+
+
+def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, ...] | None = None, source: str = "unchecked"
+             ) -> tuple[Claim, ...]:
+    """`claims` as those of one scale: its name before each id, `words` before each sentence, its power with the primary one.
+
+    `gates` come before those that a claim has of its own, in place of GATES; `source` is that of a claim which names none.
+    """
+    found = []
+    for claim in claims:
+        own = () if claim.gates == GATES else claim.gates
+        found.append(dataclasses.replace(
+            claim, id=f"{scale.name}-{claim.id}", sentence=f"{words}{claim.sentence}", scales=(scale.name,),
+            gates=claim.gates if gates is None else (*gates, *own),
+            paper_source=source if claim.paper_source == "unchecked" else claim.paper_source,
+            power=scale.power if claim.primary else None,
+        ))
+    return tuple(found)
