@@ -8,6 +8,7 @@ from experiments.lab.declare.contrasts import (
     difference,
     directional,
     equivalent,
+    figure,
     group,
     log_ratio,
     non_inferior,
@@ -26,7 +27,6 @@ from experiments.lab.declare.study import (
     Scale,
     Stage,
     Study,
-    figure,
     measure,
 )
 

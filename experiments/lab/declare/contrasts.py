@@ -1,4 +1,4 @@
-"""Claims in few words: groups of runs, contrasts of them, and sentences about these."""
+"""Claims and figures in few words: groups of runs, contrasts of them, sentences about these, and figures with options by name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import log
 from typing import Any
 
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, ValueScale
-from experiments.lab.declare.study import Scale
+from experiments.lab.declare.study import Figure, Scale
 
 GATES = (Gate("min_seeds", 8), Gate("status", 0.1))
 """of a claim that names no others"""
@@ -74,3 +74,13 @@ def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, .
             power=scale.power if claim.primary else None,
         ))
     return tuple(found)
+
+
+def figure(kind: str, *, name: str | None = None, scales: tuple[str, ...] = (), **options: Any) -> Figure:
+    """A figure of `kind` with its options by name. `where` and `arm` may be written as a dict and a string."""
+    return Figure(name or kind, kind, tuple((key, _paired(value)) for key, value in options.items()), scales)
+
+
+def _paired(value: Any) -> Any:
+    """Dicts, and dicts within, as (name, value) pairs."""
+    return tuple((key, _paired(of)) for key, of in value.items()) if isinstance(value, dict) else value

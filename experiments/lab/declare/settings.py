@@ -14,9 +14,10 @@ from typing import Any
 
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.config_checks import shown
+from experiments.lab.declare.enums import Augment, Model, Norm
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.study import Scale, Study
-from experiments.lab.declare.vocabulary import unknown
+from experiments.lab.declare.vocabulary import FIELDS, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,12 @@ class Settings:
     seeds: int
     """per group of runs that a claim compares"""
     dataset: str = "fashion-mini"
+    model: Model = Model.MLP
+    width: int | None = None
+    depth: int | None = None
+    norm: Norm = Norm.NONE
+    norm_batch: int | None = None
+    augment: Augment = Augment.NONE
 
     def __post_init__(self) -> None:
         if len(self.batch_sizes) < 2 or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
@@ -48,10 +55,9 @@ class Settings:
         return self.batch_sizes[-1]
 
     def run(self, **fields: Any) -> RunConfig:
-        """A run at the smallest batch size, with these settings and `fields`."""
-        own = {"batch_size": self.small, "lr": self.lr, "n_train": self.n_train, "n_validation": self.n_validation,
-               "dataset": self.dataset}
-        return RunConfig(**(own | fields))
+        """A run at the smallest batch size, with every setting that is a field of a run, and with `fields`."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in FIELDS}
+        return RunConfig(**({"batch_size": self.small} | own | fields))
 
 
 def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:

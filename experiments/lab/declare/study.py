@@ -185,16 +185,6 @@ class Figure:
     """the scales it is for (none: all of the study's)"""
 
 
-def figure(kind: str, *, name: str | None = None, scales: tuple[str, ...] = (), **options: Any) -> Figure:
-    """A figure of `kind` with its options by name. `where` and `arm` may be written as a dict and a string."""
-    return Figure(name or kind, kind, tuple((key, _paired(value)) for key, value in options.items()), scales)
-
-
-def _paired(value: Any) -> Any:
-    """Dicts, and dicts within, as (name, value) pairs."""
-    return tuple((key, _paired(of)) for key, of in value.items()) if isinstance(value, dict) else value
-
-
 @dataclass(frozen=True)
 class Study:
     """One paper. See `experiments/keskar2017.py` for a whole one."""

@@ -15,6 +15,7 @@ from experiments.lab.datasets import DataError
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
+from experiments.lab.declare.settings import listed
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
 from experiments.lab.store.files import StoreError
@@ -24,6 +25,7 @@ from experiments.lab.sweep import board, launch, terminal
 from experiments.lab.sweep.allocator import keep_freed_memory
 from experiments.lab.sweep.plan import (
     BrokenStudyError,
+    asked_for,
     check_names,
     check_runs,
     find_study,
@@ -149,7 +151,8 @@ def _planned(options: Any) -> dict[str, Any]:
         stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
     if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
         raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
-    return {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
+    scale = study.scale(request.scale)
+    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": listed(scale.settings), "stages": stages}
 
 
 def run(options: Any) -> tuple[int, Any]:
@@ -320,10 +323,8 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
         _check_dataset(options.dataset)
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
-    request = Request(options.scale, options.seeds, options.dataset, options.pilot)
-    from experiments.lab.sweep.plan import check_scale
-
-    check_scale(study, request.scale)
+    study, scale = asked_for(study, options.scale, options.set)
+    request = Request(scale, options.seeds, options.dataset, options.pilot)
     return study, request, Store(options.store, create=create)
 
 

@@ -15,6 +15,7 @@ from experiments.lab.declare.config import RunConfig, TrainDraw
 from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.finding import Broken, broken_by, file_of, line_of, search
+from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Stage, Study
 from experiments.lab.declare.study_checks import Wrong, wrong_names, wrong_runs
 from experiments.lab.declare.vocabulary import unknown
@@ -96,6 +97,16 @@ def check_scale(study: Study, scale: str) -> None:
         raise UsageError(f"study {study.name} has no scale {scale!r}{near}; its scales are {', '.join(names)}")
 
 
+def asked_for(study: Study, scale: str, given: Sequence[str]) -> tuple[Study, str]:
+    """`study` with the settings of `scale` except for every FIELD=VALUE given, and the name that these have."""
+    check_scale(study, scale)
+    found = with_settings(study, scale, given)
+    if found is study:
+        return study, scale
+    check_names(found)
+    return found, found.scales[0].name
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """One stage of a plan. `runs` is None while it waits for records of earlier stages."""
@@ -152,8 +163,8 @@ def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Re
         with declared_by(study):
             runs = list(stage.runs_of(request, tuple(earlier)))
     except BrokenStudyError as broken:
-        if request.dataset is not None and isinstance(broken.__cause__, ConfigError):
-            raise broken.__cause__ from None  # the data set is the user's choice, not the study's
+        if (request.dataset is not None or study.scale(request.scale).of) and isinstance(broken.__cause__, ConfigError):
+            raise broken.__cause__ from None  # the data set and the settings are the user's choice, not the study's
         raise
     if stray := [run for run in runs if not isinstance(run, RunConfig)]:
         _refuse(study, Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig"))
