@@ -7,7 +7,7 @@ from math import log
 from typing import Any
 
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, ValueScale
-from experiments.lab.declare.study import Figure, Scale
+from experiments.lab.declare.study import Figure, PaperRow, Scale
 
 GATES = (Gate("min_seeds", 8), Gate("status", 0.1))
 """of a claim that names no others"""
@@ -84,3 +84,8 @@ def figure(kind: str, *, name: str | None = None, scales: tuple[str, ...] = (), 
 def _paired(value: Any) -> Any:
     """Dicts, and dicts within, as (name, value) pairs."""
     return tuple((key, _paired(of)) for key, of in value.items()) if isinstance(value, dict) else value
+
+
+def paper_rows(table: str, quantity: str, value: str, **printed: tuple[float, ...]) -> tuple[PaperRow, ...]:
+    """Rows of one quantity: network -> the numbers under both conditions, and their standard deviations where printed."""
+    return tuple(PaperRow(table, network, quantity, value, *numbers) for network, numbers in printed.items())

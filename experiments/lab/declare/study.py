@@ -223,10 +223,9 @@ class Study:
         for name in ("claims", "figures", "comparisons"):
             made = getattr(self, f"{name}_of")
             if made is not None and not getattr(self, name):
-                object.__setattr__(self, name, tuple(self._of_scales(made)))
-
-    def _of_scales(self, made: Callable[..., Iterable[Any]]) -> Iterable[Any]:
-        return (one for scale in self.scales for one in called(made, scale=scale, settings=scale.settings))
+                found = [(scale.name, one) for scale in self.scales for one in called(made, scale=scale, settings=scale.settings)]
+                own = (dataclasses.replace(one, scales=(at,)) if isinstance(one, Figure) else one for at, one in found)
+                object.__setattr__(self, name, tuple(own))
 
     def scale(self, name: str) -> Scale:
         """Raises `KeyError` for a scale the study does not have."""
