@@ -8,8 +8,6 @@ under small-batch SGD it stays lower (Section 6).
 Run it:  python -m experiments run cohen2021 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

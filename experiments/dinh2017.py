@@ -7,8 +7,6 @@ without a choice of their scale, cannot explain how a network generalizes. Measu
 Run it:  python -m experiments run dinh2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

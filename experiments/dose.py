@@ -13,8 +13,6 @@ Wu et al. (ICML 2020, arXiv 1906.07405) inject such noise at single levels; this
 Run it:  python -m experiments run dose --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -13,8 +13,6 @@ every run by both.
 Run it:  python -m experiments run foret2021 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

@@ -7,8 +7,6 @@ over parts of the data (the explicit form of what SGD's steps do, Smith et al. 2
 Run it:  python -m experiments run geiping2022 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -7,8 +7,6 @@ further; without the warm-up, without scaling or with its square root the error 
 Run it:  python -m experiments run goyal2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

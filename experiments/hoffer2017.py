@@ -8,8 +8,6 @@ distance from the initial weights grows like the logarithm of the number of upda
 Run it:  python -m experiments run hoffer2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

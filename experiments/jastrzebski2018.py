@@ -7,8 +7,6 @@ Hessian's spectral norm), that a larger lr / B ends in wider ones, and that this
 Run it:  python -m experiments run jastrzebski2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

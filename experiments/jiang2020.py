@@ -14,8 +14,6 @@ Such a population is small: the worst of a few axes is an illustration, and a mi
 Run it:  python -m experiments run jiang2020 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

@@ -7,8 +7,6 @@ Metric 2.1) and that it lies nearer its starting point (Section 4, text).
 Run it:  python -m experiments run keskar2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log

@@ -8,8 +8,6 @@ directions scaled to the norm of each filter the large batch looks sharper eithe
 Run it:  python -m experiments run li2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

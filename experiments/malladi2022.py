@@ -7,8 +7,6 @@ k (1 - beta1) < 1. Rules that scale the learning rate by k, or nothing, change t
 Run it:  python -m experiments run malladi2022 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, sqrt

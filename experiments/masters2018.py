@@ -10,8 +10,6 @@ A learning rate is chosen by validation accuracy, the mean over the tuning seeds
 Run it:  python -m experiments run masters2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ Steps S and examples E = B S: perfect scaling is a constant E, maximal paralleli
 Run it:  python -m experiments run shallue2019 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -113,10 +111,6 @@ def cells_of(request: Request) -> int:
     return len(SETTINGS[request.scale].cells(None))
 
 
-def curve_of(request: Request) -> int:
-    return len(SETTINGS[request.scale].curve)
-
-
 def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
     """All of logarithms; margins ln 1.25. A contrast is of tuned runs with fresh seeds that reached the goal."""
     settings = SETTINGS[scale]
@@ -181,8 +175,8 @@ STUDY = Study(
         Stage("confirm", confirm, at_most=lambda request: 6 * cells_of(request)),
         Stage("final", partial(fresh, on_curve=False),
               at_most=lambda request: len(request.seed_range(SETTINGS[request.scale].seeds)) * cells_of(request)),
-        Stage("curve", partial(fresh, on_curve=True), measures=lambda config: (NOISE,),
-              at_most=lambda request: len(request.seed_range(SETTINGS[request.scale].curve_seeds)) * curve_of(request)),
+        Stage("curve", partial(fresh, on_curve=True), measures=lambda: (NOISE,), at_most=lambda request: (
+              len(request.seed_range(SETTINGS[request.scale].curve_seeds)) * len(SETTINGS[request.scale].curve))),
     ),
     claims=CLAIMS,
     figures=(

@@ -9,8 +9,6 @@ tenfold at the same two places; and, so that an equality says something, a const
 Run it:  python -m experiments run smith2018 --scale quick
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from experiments.lab.declare import Claim, Figure, Power, RunConfig, Scale, Settings, Stage, Study

@@ -16,8 +16,6 @@ and their intervals speak of seeds at the rates chosen, not of another tuning.
 Run it:  python -m experiments run smith2020 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -6,8 +6,6 @@ validation error with batch norm grows from 23.6 to 34.7% as its batches shrink,
 Run it:  python -m experiments run wu2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

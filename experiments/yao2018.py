@@ -6,8 +6,6 @@ larger top eigenvalue and a wider spectrum: large batches are attracted by sharp
 Run it:  python -m experiments run yao2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log, log2

@@ -10,8 +10,6 @@ Steps are updates until 1/2 w^T H w, the expected loss above its irreducible par
 Run it:  python -m experiments run zhang2019 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log

@@ -55,25 +55,25 @@ def non_inferior(id: str, sentence: str, contrast: Contrast, margin: float | Non
 def _claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float | None, fields: dict[str, Any]) -> Claim:
     if margin is None and contrast.scale is not ValueScale.LOG:
         raise ValueError(f"the claim {id!r} is of no log ratio, so it needs a margin")
-    return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **({"gates": GATES} | fields))
+    own: dict[str, Any] = {"gates": GATES, **fields}
+    return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **own)
 
 
-def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, ...] | None = None, source: str = "unchecked"
+def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, ...] = GATES, source: str = "unchecked"
              ) -> tuple[Claim, ...]:
     """`claims` as those of one scale: its name before each id, `words` before each sentence, its power with the primary one.
 
-    `gates` come before those that a claim has of its own, in place of GATES; `source` is that of a claim which names none.
+    `gates` are those of every claim, before what a claim names itself; `source` is that of a claim which names none.
     """
-    found = []
-    for claim in claims:
-        own = () if claim.gates == GATES else claim.gates
-        found.append(dataclasses.replace(
+    return tuple(
+        dataclasses.replace(
             claim, id=f"{scale.name}-{claim.id}", sentence=f"{words}{claim.sentence}", scales=(scale.name,),
-            gates=claim.gates if gates is None else (*gates, *own),
+            gates=gates if claim.gates is GATES else (*gates, *claim.gates),
             paper_source=source if claim.paper_source == "unchecked" else claim.paper_source,
             power=scale.power if claim.primary else None,
-        ))
-    return tuple(found)
+        )
+        for claim in claims
+    )
 
 
 def figure(kind: str, *, name: str | None = None, scales: tuple[str, ...] = (), **options: Any) -> Figure:
@@ -88,4 +88,6 @@ def _paired(value: Any) -> Any:
 
 def paper_rows(table: str, quantity: str, value: str, **printed: tuple[float, ...]) -> tuple[PaperRow, ...]:
     """Rows of one quantity: network -> the numbers under both conditions, and their standard deviations where printed."""
-    return tuple(PaperRow(table, network, quantity, value, *numbers) for network, numbers in printed.items())
+    names = ("first", "second", "first_sd", "second_sd")
+    given: dict[str, dict[str, Any]] = {network: dict(zip(names, of, strict=False)) for network, of in printed.items()}
+    return tuple(PaperRow(table, network, quantity, value, **numbers) for network, numbers in given.items())

@@ -56,8 +56,8 @@ class Settings:
 
     def run(self, **fields: Any) -> RunConfig:
         """A run at the smallest batch size, with every setting that is a field of a run, and with `fields`."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name in FIELDS}
-        return RunConfig(**({"batch_size": self.small} | own | fields))
+        own = {"batch_size": self.small, **{name: getattr(self, name) for name in FIELDS if hasattr(self, name)}}
+        return RunConfig(**(own | fields))
 
 
 def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
