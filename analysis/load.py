@@ -148,8 +148,9 @@ def check_families(study: Study) -> None:
 def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStage, ...]:
     """What `study` declares for `request`, with the records that `store` has of it; raises `UsageError` where there is none."""
     if not (store.root / "runs").is_dir():
+        asked = study.scale(request.scale).asked
         raise UsageError(
-            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {request.scale} "
+            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {asked} "
             f"--store {store.root}`, or read the published results with --published"
         )
     stages = plan(study, request, store)

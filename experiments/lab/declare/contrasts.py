@@ -59,15 +59,15 @@ def _claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float
     return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **own)
 
 
-def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, ...] = GATES, source: str = "unchecked"
-             ) -> tuple[Claim, ...]:
-    """`claims` as those of one scale: its name before each id, `words` before each sentence, its power with the primary one.
+def at_scale(scale: Scale, *claims: Claim, gates: tuple[Gate, ...] = GATES, source: str = "unchecked") -> tuple[Claim, ...]:
+    """`claims` as those of one scale, with its name before each id and its power in the primary one.
 
     `gates` are those of every claim, before what a claim names itself; `source` is that of a claim which names none.
     """
+    words = "analogue: " if scale.analogue else ""
     return tuple(
         dataclasses.replace(
-            claim, id=f"{scale.name}-{claim.id}", sentence=f"{words}{claim.sentence}", scales=(scale.name,),
+            claim, id=f"{scale.name}-{claim.id}", sentence=words + claim.sentence, scales=(scale.name,),
             gates=gates if claim.gates is GATES else (*gates, *claim.gates),
             paper_source=source if claim.paper_source == "unchecked" else claim.paper_source,
             power=scale.power if claim.primary else None,
@@ -77,12 +77,14 @@ def at_scale(scale: Scale, *claims: Claim, words: str = "", gates: tuple[Gate, .
 
 
 def figure(kind: str, *, name: str | None = None, scales: tuple[str, ...] = (), **options: Any) -> Figure:
-    """A figure of `kind` with its options by name. `where` and `arm` may be written as a dict and a string."""
+    """A figure of `kind` with its options by name; (name, value) pairs may be written as a dict, conditions as a group."""
     return Figure(name or kind, kind, tuple((key, _paired(value)) for key, value in options.items()), scales)
 
 
 def _paired(value: Any) -> Any:
-    """Dicts, and dicts within, as (name, value) pairs."""
+    """Dicts, and dicts within, as (name, value) pairs; a group as its conditions."""
+    if isinstance(value, Group):
+        return value.where
     return tuple((key, _paired(of)) for key, of in value.items()) if isinstance(value, dict) else value
 
 

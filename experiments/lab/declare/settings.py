@@ -16,7 +16,7 @@ from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.enums import Augment, Model, Norm
 from experiments.lab.declare.errors import ConfigError, UsageError
-from experiments.lab.declare.study import Scale, Study
+from experiments.lab.declare.study import PILOT, Study
 from experiments.lab.declare.vocabulary import FIELDS, unknown
 
 
@@ -39,12 +39,16 @@ class Settings:
     norm: Norm = Norm.NONE
     norm_batch: int | None = None
     augment: Augment = Augment.NONE
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    epochs: float | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.batch_sizes) < 2 or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
             raise ConfigError(f"batch_sizes is {shown(self.batch_sizes)}, but must be at least two, ascending, as in 16,256")
-        if self.seeds < 1:
-            raise ConfigError(f"seeds is {self.seeds}, but must be at least 1")
+        if not 1 <= self.seeds <= PILOT:
+            raise ConfigError(f"seeds is {shown(self.seeds)}, but must be from 1 to {PILOT}: pilots have the seeds above")
 
     @property
     def small(self) -> int:
@@ -76,7 +80,8 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         settings = dataclasses.replace(base.settings, **changes)
         if settings == base.settings:
             return study
-        made = Scale(f"{scale}-{digest(settings)}", f"`{scale}` with {words}", "not measured", settings, of=scale)
+        made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
+                                   settings=settings, power=None, of=scale, given=tuple(given))
         figures = () if study.figures_of else tuple(dataclasses.replace(f, scales=()) for f in study.figures_at(scale))
         compared = (dataclasses.replace(c, scale=made.name) for c in study.comparisons if c.scale == scale)
         claims = () if study.claims_of else tuple(dataclasses.replace(c, scales=(), power=None) for c in study.claims_at(scale))

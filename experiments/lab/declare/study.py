@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,17 @@ class Scale:
     """a frozen dataclass, best one of `Settings`: what the stages, claims and figures are made of"""
     power: Power | None = None
     """of the primary claim: what this scale's number of seeds was chosen for"""
+    analogue: bool = False
+    """whether network and data are none of the paper's: its claims then say so"""
     of: str = ""
     """the scale whose settings these are, except for what the user set (none: one of the study's own)"""
+    given: tuple[str, ...] = ()
+    """what the user set, as FIELD=VALUE"""
+
+    @property
+    def asked(self) -> str:
+        """What asks for it on a command line, after --scale."""
+        return shlex.join([self.of or self.name, *(word for given in self.given for word in ("--set", given))])
 
 
 @dataclass(frozen=True)
