@@ -34,7 +34,7 @@ from experiments.lab.store.records import Store
 from experiments.lab.sweep import terminal
 from experiments.lab.sweep.commands import MAX_SEEDS
 from experiments.lab.sweep.flags import OptionalFloat, OptionalInt, OptionalPath, Switch
-from experiments.lab.sweep.plan import BrokenStudyError, check_names, check_scale, find_study, folder_of_studies
+from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies
 
 if TYPE_CHECKING:
     from analysis.agree import Comparison
@@ -56,6 +56,8 @@ class Options:
     """folder of the runs, or of tables from elsewhere (study.json, measurements.csv); or set $BATCHLAB_STORE"""
     goal: OptionalFloat = None
     """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """another setting than the scale's own, as FIELD=VALUE, as given to `run`; may be repeated"""
     published: Switch = False
     """read what the project publishes instead of a store"""
     json: Switch = False
@@ -173,6 +175,8 @@ def _check(options: Options) -> bool:
         raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
     if getattr(options, "pilot", False) and options.published:
         raise UsageError("pilot runs are not published; leave out --published, and name their store with --store")
+    if options.set and (options.published or isinstance(options, Publish) or options.study == "all"):
+        raise UsageError("--set is for one study in a store of yours; results of other settings are not published")
     if (seeds := getattr(options, "seeds", None)) is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {seeds}, but must be from 1 to {MAX_SEEDS}")
     return foreign
@@ -196,7 +200,7 @@ def _foreign(options: Options) -> int:
         foreign.tables(searches, study, options.scale), foreign.verdicts(searches, study, options.scale), foreign.table(searches)
     )
     text, documents, drawn = [listed.title], [], []
-    folder = _folder(options, foreign.SOURCE, study.name) if isinstance(options, (Figures, Report)) else None
+    folder = _folder(options, foreign.SOURCE, study.name, options.scale) if isinstance(options, (Figures, Report)) else None
     if folder is not None:
         for figure in tables.study.figures:
             try:
@@ -233,9 +237,9 @@ def _export(options: Histories) -> int:
     for study in _studies(options):
         stages = ()
         with _alone(options):
-            stages = stages_in(study, Request(options.scale), store)
+            stages = stages_in(study, Request(_scale(options, study)), store)
         records = [record for stage in stages for record in stage.records if record is not None]
-        written += export(store, records, _folder(options, "store", study.name))
+        written += export(store, records, _folder(options, "store", study.name, _scale(options, study)))
         if absent := sum(stage.at_most for stage in stages) - len(records):
             missing += absent
             line = terminal.command_line("run", study.name, options)
@@ -266,8 +270,8 @@ def _tables(options: Options) -> Iterator[Tables]:
             else:
                 request = None
                 if isinstance(options, (Figures, Pilot)) and options.pilot:
-                    request = Request(options.scale, options.seeds, pilot=True)
-                yield from_store(study, options.scale, Store(options.store, create=False), request)
+                    request = Request(_scale(options, study), options.seeds, pilot=True)
+                yield from_store(study, _scale(options, study), Store(options.store, create=False), request)
 
 
 @contextlib.contextmanager
@@ -284,9 +288,7 @@ def _alone(options: Options) -> Iterator[None]:
 def _studies(options: Options) -> list[Study]:
     folder = folder_of_studies(options.studies)
     if options.study != "all":
-        study = find_study(options.study, folder)
-        check_scale(study, options.scale)
-        return [study]
+        return [asked_for(find_study(options.study, folder), options.scale, options.set)[0]]
     found, chosen = search(folder), []
     for broken in found.broken:
         terminal.complain(f"left out: {broken.sentence}")
@@ -323,13 +325,13 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
         case Figures():
             from analysis.draw import draw_all
 
-            drawn = draw_all(tables, _folder(options, tables.source, tables.study.name))
+            drawn = draw_all(tables, _folder(options, tables.source, tables.study.name, tables.scale))
             none = f"{tables.study.name} draws no figure at scale {tables.scale}"
             return "\n".join(_drawn_line(d) for d in drawn) or none, [vars(d) for d in drawn]
         case Report():
             from analysis.draw import draw_all
 
-            folder = _folder(options, tables.source, tables.study.name)
+            folder = _folder(options, tables.source, tables.study.name, tables.scale)
             drawn = draw_all(tables, folder)
             path = folder / "report.md"
             again = _again(options, tables)
@@ -407,9 +409,14 @@ def _compared(options: Options, tables: Tables, found: list[Verdict]) -> Compari
         return Comparison()
 
 
-def _folder(options: Options, source: str, study: str) -> Path:
+def _scale(options: Options, study: Study) -> str:
+    """The scale asked for, or the name of its settings where they are others."""
+    return study.scales[0].name if study.scales[0].of else options.scale
+
+
+def _folder(options: Options, source: str, study: str, scale: str) -> Path:
     """Where local figures and tables go: below the store, never into figures/."""
-    folder = options.store / "reports" / source / study / options.scale
+    folder = options.store / "reports" / source / study / scale
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

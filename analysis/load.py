@@ -148,8 +148,9 @@ def check_families(study: Study) -> None:
 def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStage, ...]:
     """What `study` declares for `request`, with the records that `store` has of it; raises `UsageError` where there is none."""
     if not (store.root / "runs").is_dir():
+        asked = study.scale(request.scale).asked
         raise UsageError(
-            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {request.scale} "
+            f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {asked} "
             f"--store {store.root}`, or read the published results with --published"
         )
     stages = plan(study, request, store)
@@ -198,20 +199,20 @@ def from_published(folder: Path, study: Study | None = None) -> Tables:
         raise UsageError(f"{folder} holds the study {name} instead of {study.name}; publish {study.name} again")
     study = study or find(name, scale)
     request = Request(scale)
-    stages = _published_stages(study, folder, Published(frames["runs"]))
+    stages = _published_stages(study, folder, request, Published(frames["runs"]))
     have = {(row["metric"], row["run_id"], row["run_id_b"]) for row in _rows(frames["measurements"])}
     declared = [(m.metric, ids[0], ids[1] if len(ids) > 1 else None) for m, ids in _declared(stages, request)]
     return _assemble(study, scale, "published", stages, sum(key not in have for key in declared), **frames)
 
 
-def _published_stages(study: Study, folder: Path, records: Published) -> tuple[PlannedStage, ...]:
+def _published_stages(study: Study, folder: Path, request: Request, records: Published) -> tuple[PlannedStage, ...]:
     """The stages as they were planned when `folder` was published, not as `study` would plan them today."""
     runs: dict[str, list[RunConfig]] = {}
     for name, config in settings.read(folder):
         runs.setdefault(name, []).append(config)
     declared = {stage.name: stage for stage in study.stages}
     return tuple(
-        PlannedStage(declared.get(name) or Stage(name, lambda *_: ()), tuple(of), tuple(records.records(of)), len(of))
+        PlannedStage(declared.get(name) or Stage(name, lambda: ()), request, tuple(of), tuple(records.records(of)), len(of))
         for name, of in runs.items()
     )
 
@@ -235,7 +236,7 @@ def _assemble(
     runs: Any, history: Any, measurements: Any, correct: Any,
 ) -> Tables:
     planned = tuple(
-        Planned(stage.stage.name, config, tuple(m.metric for m in stage.stage.measures(config)))
+        Planned(stage.stage.name, config, tuple(m.metric for m in stage.measures(config)))
         for stage in stages
         for config in stage.runs or ()
     )
@@ -274,7 +275,7 @@ def _declared(stages: Sequence[PlannedStage], request: Request) -> list[tuple[Me
         usable = {c.run_id for c, record in _cells(stage) if record is not None and record.status != "diverged"}
         for config in stage.runs or ():
             if config.run_id in usable:
-                found |= dict.fromkeys((measure, (config.run_id,)) for measure in stage.stage.measures(config))
+                found |= dict.fromkeys((measure, (config.run_id,)) for measure in stage.measures(config))
         for pair in stage.pairs(request):
             if {pair.first.run_id, pair.second.run_id} <= usable:
                 found[pair.measure, (pair.first.run_id, pair.second.run_id)] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from analysis.figures import Drawn
@@ -11,26 +10,12 @@ from analysis.replication import Replication
 from analysis.tables import Table, cell_table, effect_text, paper_table, render, verdict_table
 from analysis.verdicts import Verdict
 from experiments.lab.declare.claims import Claim, Kind
-from experiments.lab.declare.finding import file_of
 from experiments.lab.declare.study import Study
-
-_DEVIATION = re.compile(r"^# Deviation: (.*(?:\n#   .*)*)", flags=re.MULTILINE)
-
 
 FURTHER = (
     "Seeds beyond the declared ones, asked for later. The verdicts above are of the declared seeds alone; these answer the "
     "claims again by the same rule, gates included, and are never pooled with them."
 )
-
-
-def deviations(study: Study) -> list[str]:
-    """The `# Deviation:` comments of the study's module, one sentence each; continued lines are indented by three."""
-    file = file_of(study)
-    if file is None:
-        return []
-    found = _DEVIATION.findall(file.read_text(encoding="utf-8"))
-    sentences = [" ".join(line.removeprefix("#").strip() for line in text.splitlines()) for text in found]
-    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def tried_at(study: Study, scale: str) -> list[str]:
@@ -76,7 +61,7 @@ def markdown(
     if drawn:
         parts.append("## Figures")
     parts += [f"![{d.name}]({d.name}.png)" if d.files else f"{d.name}: {d.reason}" for d in drawn]
-    if listed := deviations(study):
+    if listed := study.deviations:
         parts += ["## Where this departs from the paper", "\n".join(f"- {text}" for text in listed)]
     return "\n\n".join(parts) + "\n"
 

@@ -65,6 +65,8 @@ class OfStudy(Common):
     """seeds from 1000 up, which no verdict uses: to size a study before its claims are fixed"""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """only runs whose field equals a value, as FIELD=VALUE"""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """another setting than the scale's own, as FIELD=VALUE (`plan` lists them)"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,6 @@ without a choice of their scale, cannot explain how a network generalizes. Measu
 Run it:  python -m experiments run dinh2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -16,13 +14,6 @@ from math import log
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import Budget, Model, Optimizer, RunConfig
 from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: the paper proves its claims and trains nothing; here they are measured at minimisers of small and large batches, as
-#   Keskar et al. (2017) compare them, at matched training loss (0.01 nats).
-# Deviation: one factor, 16, on the first layer instead of factors without bound. A power of two moves exponents alone, so that
-#   outputs are the same bits.
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 2,000 images of Fashion-MNIST, `laptop` a small
-#   convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` Keskar et al.'s F1 without batch norm on MNIST.
 
 FACTOR = 16.0
 
@@ -132,6 +123,15 @@ STUDY = Study(
     ),
     tried=(
         "The claims on rescaling follow from algebra: they check the measurements, and could fail through an error alone.",
+    ),
+    deviations=(
+        "The paper proves its claims and trains nothing; here they are measured at minimisers of small and large batches, as "
+        "Keskar et al. (2017) compare them, at matched training loss (0.01 nats).",
+        "One factor, 16, on the first layer instead of factors without bound. A power of two moves exponents alone, so that "
+        "outputs are the same bits.",
+        "`quick` trains an MLP with two hidden layers of 128 units on 2,000 images of Fashion-MNIST, `laptop` a small "
+        "convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` Keskar et al.'s F1 without batch norm on "
+        "MNIST.",
     ),
     module=__name__,
 )

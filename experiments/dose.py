@@ -13,8 +13,6 @@ Wu et al. (ICML 2020, arXiv 1906.07405) inject such noise at single levels; this
 Run it:  python -m experiments run dose --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +21,6 @@ from math import log, log2
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: the study is our own; Wu et al. inject such noise at one level for each network, with other noise models beside it.
-# Deviation: one learning rate for all arms, at `quick` the one of pilots at which the small batch gains most on the large one;
-#   the dose is the small batch size at which it does. `laptop` takes the rate over; its batch size and updates were chosen after
-#   a pilot in which noise of 64 had no time to train. Tuned learning rates are the subject of `smith2020`.
-# Deviation: `quick` trains an MLP on 4,096 images of Fashion-MNIST with B = 512, a quarter of the B of `overnight`.
-# Deviation: the radius of SAM is matched on lambda_max in pilots at `quick` alone; elsewhere a gate says whether it is.
 
 
 @dataclass(frozen=True)
@@ -206,6 +197,14 @@ STUDY = Study(
         "the curvature of cross-entropy vanishes with the residuals: lambda_max is smaller without noise, not larger. At "
         "equal steps it compares unlike losses, so that no radius of SAM was sought that meets it; at 0.03 SAM fits as "
         "closely and tests as badly as the plain large batch.",
+    ),
+    deviations=(
+        "The study is our own; Wu et al. inject such noise at one level for each network, with other noise models beside it.",
+        "One learning rate for all arms, at `quick` the one of pilots at which the small batch gains most on the large one; "
+        "the dose is the small batch size at which it does. `laptop` takes the rate over; its batch size and updates were "
+        "chosen after a pilot in which noise of 64 had no time to train. Tuned learning rates are the subject of `smith2020`.",
+        "`quick` trains an MLP on 4,096 images of Fashion-MNIST with B = 512, a quarter of the B of `overnight`.",
+        "The radius of SAM is matched on lambda_max in pilots at `quick` alone; elsewhere a gate says whether it is.",
     ),
     module=__name__,
 )

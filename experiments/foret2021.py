@@ -13,8 +13,6 @@ accuracy. The figure shows every run by both.
 Run it:  python -m experiments run foret2021 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -22,18 +20,6 @@ from math import log
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Comparison, Figure, Measure, PaperRow, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: learning rates and radii are those of each method that do best on held-out training images in pilots (`quick`; SGD
-#   of twice the epochs has SGD's). At `laptop` and `paper` all have one learning rate, rho = 0.05 and Kwon et al.'s 0.5.
-# Deviation: in the matched arms, which are not the paper's, both methods have SAM's learning rate, constant.
-# Deviation: the ascent is of the whole batch; the paper averages ascents of parts of it, one an accelerator.
-# Deviation: ASAM without the constant that Kwon et al. add to |w|: weights of exactly 0 stay.
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 2,000 images of Fashion-MNIST without augmentation,
-#   `laptop` a small conv net on 8,192 images of CIFAR-10 (JPEG copy).
-# Deviation: at scale `paper` crops and flips replace the paper's stronger augmentations beside them (cutout, AutoAugment).
-# Deviation: sharpness is measured on the first 2,000 training examples (`laptop`: 500).
-# Deviation: learning rates and radii are those of pilots, on small grids of pairs: SGD's 0.08, SAM's 0.2 and ASAM's 4 at `quick`
-#   are the largest tried there.
 
 
 @dataclass(frozen=True)
@@ -187,6 +173,19 @@ STUDY = Study(
         "At equal epochs SAM and SGD end at training losses that differ several times, each at its own best learning "
         "rate, and flatness falls with the loss: hence the two claims at equal training loss and learning rate, added "
         "after a pilot had shown it, in which SAM is flatter in both measures.",
+    ),
+    deviations=(
+        "Learning rates and radii are those of each method that do best on held-out training images in pilots (`quick`; SGD of "
+        "twice the epochs has SGD's). At `laptop` and `paper` all have one learning rate, rho = 0.05 and Kwon et al.'s 0.5.",
+        "In the matched arms, which are not the paper's, both methods have SAM's learning rate, constant.",
+        "The ascent is of the whole batch; the paper averages ascents of parts of it, one an accelerator.",
+        "ASAM without the constant that Kwon et al. add to |w|: weights of exactly 0 stay.",
+        "`quick` trains an MLP with two hidden layers of 128 units on 2,000 images of Fashion-MNIST without augmentation, "
+        "`laptop` a small conv net on 8,192 images of CIFAR-10 (JPEG copy).",
+        "At scale `paper` crops and flips replace the paper's stronger augmentations beside them (cutout, AutoAugment).",
+        "Sharpness is measured on the first 2,000 training examples (`laptop`: 500).",
+        "Learning rates and radii are those of pilots, on small grids of pairs: SGD's 0.08, SAM's 0.2 and ASAM's 4 at `quick` "
+        "are the largest tried there.",
     ),
     module=__name__,
 )

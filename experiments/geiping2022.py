@@ -7,8 +7,6 @@ over parts of the data (the explicit form of what SGD's steps do, Smith et al. 2
 Run it:  python -m experiments run geiping2022 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +14,6 @@ from typing import Any
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
-
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 1,024 images of Fashion-MNIST, SGD at batch size 32;
-#   `laptop` a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` a ResNet-20 in place of a ResNet-18.
-# Deviation: learning rates, clipping and penalty are chosen on pilots at `quick`, each arm's for itself, not taken from it;
-#   those of `laptop` and `paper` are untried.
-# Deviation: one learning-rate schedule for all arms, cosine behind warm-up; the paper's strongest arms have others.
-# Deviation: at `paper` groups of 125 examples share their normalisation in every arm, as those of a batch of SGD do.
 
 
 @dataclass(frozen=True)
@@ -157,6 +148,15 @@ STUDY = Study(
         "Full batches that only train longer are 0.2 points behind SGD, inside the margin already: the primary claim "
         "holds without "
         "the means that the paper needs, and says little of them.",
+    ),
+    deviations=(
+        "`quick` trains an MLP with two hidden layers of 128 units on 1,024 images of Fashion-MNIST, SGD at batch size 32; "
+        "`laptop` a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), `paper` a ResNet-20 in place of a "
+        "ResNet-18.",
+        "Learning rates, clipping and penalty are chosen on pilots at `quick`, each arm's for itself, not taken from it; those "
+        "of `laptop` and `paper` are untried.",
+        "One learning-rate schedule for all arms, cosine behind warm-up; the paper's strongest arms have others.",
+        "At `paper` groups of 125 examples share their normalisation in every arm, as those of a batch of SGD do.",
     ),
     module=__name__,
 )

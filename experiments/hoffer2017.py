@@ -8,8 +8,6 @@ The distance from the initial weights grows like the logarithm of the number of 
 Run it:  python -m experiments run hoffer2017 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,18 +26,6 @@ from experiments.lab.declare.study import (
     Study,
     measure,
 )
-
-# Deviation: `quick` trains an MLP with batch norm, F1 in small, on 2,048 images of Fashion-MNIST at batch sizes 32 and 512;
-#   `laptop` a small convolutional network with batch norm on 4,096 images of CIFAR-10 (JPEG copy), cropped and flipped.
-# Deviation: at `quick` the small batch is trained for 10 epochs, not to the end (train loss 0.2 nats in pilots), because with 20
-#   or more both batch sizes fit these few images and test within half a point: no gap would be left to close. At `laptop` it is
-#   not trained to the end either: 60% of the training images after 20 epochs, where the adapted large batch has 96% after 320.
-# Deviation: learning rate 0.1 with momentum 0.9, divided by 10 at 1/2 and at 3/4 of the budget; the paper's own schedules
-#   differ between networks and are not known to us in full.
-# Deviation: batch-norm statistics are recomputed on training examples before evaluation; the paper uses running averages.
-# Deviation: the paper clips gradients at first and tries multiplicative noise; neither is here.
-# Deviation: the walk of the weights is that of the small batch alone, at a constant learning rate, without the schedule.
-# Deviation: WResNet16-4, VGG and the ImageNet runs are left out.
 
 
 @dataclass(frozen=True)
@@ -237,6 +223,20 @@ STUDY = Study(
         "fits have two parameters and minimise the same squared distances.",
         "`laptop`, scaled learning rate and ghost batch norm at equal epochs: no gain is seen, and 8 seeds do not exclude one "
         "of 0.4 points.",
+    ),
+    deviations=(
+        "`quick` trains an MLP with batch norm, F1 in small, on 2,048 images of Fashion-MNIST at batch sizes 32 and 512; "
+        "`laptop` a small convolutional network with batch norm on 4,096 images of CIFAR-10 (JPEG copy), cropped and flipped.",
+        "At `quick` the small batch is trained for 10 epochs, not to the end (train loss 0.2 nats in pilots), because with 20 "
+        "or more both batch sizes fit these few images and test within half a point: no gap would be left to close. At "
+        "`laptop` it is not trained to the end either: 60% of the training images after 20 epochs, where the adapted large "
+        "batch has 96% after 320.",
+        "Learning rate 0.1 with momentum 0.9, divided by 10 at 1/2 and at 3/4 of the budget; the paper's own schedules differ "
+        "between networks and are not known to us in full.",
+        "Batch-norm statistics are recomputed on training examples before evaluation; the paper uses running averages.",
+        "The paper clips gradients at first and tries multiplicative noise; neither is here.",
+        "The walk of the weights is that of the small batch alone, at a constant learning rate, without the schedule.",
+        "WResNet16-4, VGG and the ImageNet runs are left out.",
     ),
     module=__name__,
 )

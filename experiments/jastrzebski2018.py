@@ -7,8 +7,6 @@ Hessian's spectral norm), that a larger lr / B ends in wider ones, and that this
 Run it:  python -m experiments run jastrzebski2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -16,15 +14,6 @@ from math import log
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig
 from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 2,048 images of Fashion-MNIST, `laptop` a small
-#   convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-56 on CIFAR-10.
-# Deviation: no batch norm (`paper`: group norm), because its noise depends on the batch size and its scale moves the curvature.
-# Deviation: the width is the largest eigenvalue of the Hessian over the first 2,000 training examples (`laptop`: 500).
-# Deviation: the claim of width is also asked at equal training loss, because curvature falls with the loss: an arm of its own
-#   stops at 0.1 nats.
-# Deviation: the claims of a larger LR / B change the learning rate at one batch size: they do not tell LR / B from the learning
-#   rate. Those of equal LR / B do.
 
 TARGET = 0.1
 """training cross-entropy in nats of the matched arm"""
@@ -178,6 +167,16 @@ STUDY = Study(
         "about that of (0.08, 16), 8.0, at four times its LR / B. Learning rates were chosen small enough that the "
         "equation may "
         "hold (pilots).",
+    ),
+    deviations=(
+        "`quick` trains an MLP with two hidden layers of 128 units on 2,048 images of Fashion-MNIST, `laptop` a small "
+        "convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-56 on CIFAR-10.",
+        "No batch norm (`paper`: group norm), because its noise depends on the batch size and its scale moves the curvature.",
+        "The width is the largest eigenvalue of the Hessian over the first 2,000 training examples (`laptop`: 500).",
+        "The claim of width is also asked at equal training loss, because curvature falls with the loss: an arm of its own "
+        "stops at 0.1 nats.",
+        "The claims of a larger LR / B change the learning rate at one batch size: they do not tell LR / B from the learning "
+        "rate. Those of equal LR / B do.",
     ),
     module=__name__,
 )

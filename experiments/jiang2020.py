@@ -14,8 +14,6 @@ Such a population is small: the worst of a few axes is an illustration, and a mi
 Run it:  python -m experiments run jiang2020 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,14 +22,6 @@ from typing import Any
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
 from experiments.lab.declare.config import Budget, Model, Norm, Optimizer, RunConfig
 from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: batch size and learning rate, with width and depth (`quick`) or weight decay, replace the seven hyper-parameters of
-#   Jiang et al.; an MLP (`quick`), a small convolutional network (`laptop`) or a ResNet-20 (`paper`) their network in network.
-# Deviation: AdamW with a constant learning rate in place of three optimizers, because every combination must reach the target.
-# Deviation: training stops at cross-entropy 0.02 (`quick`, `laptop`) or 0.01 (`paper`, theirs); no run is chosen by its fit.
-# Deviation: intervals by a bootstrap of clusters; the papers give tau without one, or resample runs.
-# Deviation: the measures are those of `sharpness`: their sharpness magnitude is `pac_bayes_sigma_magnitude`, of no claim here.
-# Deviation: `quick` has 2,000 training images of Fashion-MNIST, `laptop` 4,000 of CIFAR-10 (JPEG copy).
 
 Axes = tuple[tuple[str, tuple[Any, ...]], ...]
 
@@ -183,6 +173,16 @@ STUDY = Study(
         "and no other measure orders these runs either, as Dziugaite et al. find of some environments; 27 settings of two "
         "seeds cannot tell a small tau from none. The distance from the start, a control, orders the population as closely as "
         "lambda_max does, the other way (-0.77 and 0.72): both follow the learning rate and the batch size.",
+    ),
+    deviations=(
+        "Batch size and learning rate, with width and depth (`quick`) or weight decay, replace the seven hyper-parameters of "
+        "Jiang et al.; an MLP (`quick`), a small convolutional network (`laptop`) or a ResNet-20 (`paper`) their network in "
+        "network.",
+        "AdamW with a constant learning rate in place of three optimizers, because every combination must reach the target.",
+        "Training stops at cross-entropy 0.02 (`quick`, `laptop`) or 0.01 (`paper`, theirs); no run is chosen by its fit.",
+        "Intervals by a bootstrap of clusters; the papers give tau without one, or resample runs.",
+        "The measures are those of `sharpness`: their sharpness magnitude is `pac_bayes_sigma_magnitude`, of no claim here.",
+        "`quick` has 2,000 training images of Fashion-MNIST, `laptop` 4,000 of CIFAR-10 (JPEG copy).",
     ),
     module=__name__,
 )

@@ -8,8 +8,6 @@ weights. Along directions scaled to the norm of each filter the large batch look
 Run it:  python -m experiments run li2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -17,17 +15,6 @@ from math import log
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Figure, Measure, Pair, Record, Request, Scale, Stage, Study, measure
-
-# Deviation: how sharp a minimum looks is a number here: the mean rise of the training loss at a fixed distance along six random
-#   directions and their opposites. The paper shows curves along one, and where it finds the flip it is the line between the two
-#   minimisers (Figure 2; here a figure without a claim): claims along raw directions are analogues.
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units and batch norm on 4,000 images of Fashion-MNIST at batch
-#   sizes 32 and 640 (16% of the data, as the paper's 8,192 of CIFAR-10), `laptop` a small convolutional network on CIFAR-10 (JPEG
-#   copy), `paper` a ResNet-20 instead of VGG-9.
-# Deviation: weight decay is 0.005 at `quick` and `laptop`, ten times the paper's: the sum of learning rate times weight decay
-#   over the updates, which is what shrinks the weights, is then nearer to the paper's.
-# Deviation: the learning rate is divided by 10 at 1/2 and 3/4 of the epochs; the paper divides it three times. Heavy ball instead
-#   of Nesterov's momentum.
 
 
 @dataclass(frozen=True)
@@ -160,6 +147,18 @@ STUDY = Study(
         "The test accuracies with decay differ by 0.2 points at a standard deviation of 0.2: 8 seeds see that with a "
         "probability of 46%; sizes of data and decay at which the small batch is far ahead were not found in pilots.",
         "The primary claim is weaker than the paper's flip, which pilots did not show along random directions.",
+    ),
+    deviations=(
+        "How sharp a minimum looks is a number here: the mean rise of the training loss at a fixed distance along six random "
+        "directions and their opposites. The paper shows curves along one, and where it finds the flip it is the line between "
+        "the two minimisers (Figure 2; here a figure without a claim): claims along raw directions are analogues.",
+        "`quick` trains an MLP with two hidden layers of 128 units and batch norm on 4,000 images of Fashion-MNIST at batch "
+        "sizes 32 and 640 (16% of the data, as the paper's 8,192 of CIFAR-10), `laptop` a small convolutional network on "
+        "CIFAR-10 (JPEG copy), `paper` a ResNet-20 instead of VGG-9.",
+        "Weight decay is 0.005 at `quick` and `laptop`, ten times the paper's: the sum of learning rate times weight decay "
+        "over the updates, which is what shrinks the weights, is then nearer to the paper's.",
+        "The learning rate is divided by 10 at 1/2 and 3/4 of the epochs; the paper divides it three times. Heavy ball instead "
+        "of Nesterov's momentum.",
     ),
     module=__name__,
 )

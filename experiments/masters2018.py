@@ -10,8 +10,6 @@ A learning rate is chosen by validation accuracy, the mean over the tuning seeds
 Run it:  python -m experiments run masters2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,16 +17,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group,
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Schedule
 from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 from experiments.lab.declare.tuning import best_candidates, tuned, tuning_seed, validation_accuracy, winners
-
-# Deviation: `quick` trains an MLP with two hidden layers of 64 units on 2,048 images of Fashion-MNIST at batch sizes 4 to 256,
-#   `laptop` a small convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-32 on CIFAR-10.
-# Deviation: no batch normalisation (`paper`: group norm), for its noise depends on the batch size too; the paper has both.
-# Deviation: the learning rate is divided by 10 at one half and at three quarters of the epochs at every scale.
-# Deviation: base learning rates by factors of 2, as many for every batch size; the windows follow eta ~ sqrt(B), so that both of
-#   their ends lie beyond what trains well.
-# Deviation: the range is of learning rates whose accuracy lies within a stated number of points of the best, per tuning seed.
-# Deviation: at `quick` 8 epochs, where `paper` has 82: batch size 256 makes 64 updates and ends at 75% training accuracy, so that
-#   most of the gap is unfinished training.
 
 SMALL = 32
 """the paper's best batch sizes are at most this"""
@@ -185,6 +173,17 @@ STUDY = Study(
         Figure("learning_rates", "lr_grid", (("where", (("stage", "tune"),)),)),
         Figure("test_accuracy", "values_vs_batch",
                (("arm", ("budget",)), ("values", ("test_accuracy", "gap_accuracy")), ("where", (("stage", ("best", "final")),)))),
+    ),
+    deviations=(
+        "`quick` trains an MLP with two hidden layers of 64 units on 2,048 images of Fashion-MNIST at batch sizes 4 to 256, "
+        "`laptop` a small convolutional network on 4,096 images of CIFAR-10 (JPEG copy), `paper` a ResNet-32 on CIFAR-10.",
+        "No batch normalisation (`paper`: group norm), for its noise depends on the batch size too; the paper has both.",
+        "The learning rate is divided by 10 at one half and at three quarters of the epochs at every scale.",
+        "Base learning rates by factors of 2, as many for every batch size; the windows follow eta ~ sqrt(B), so that both of "
+        "their ends lie beyond what trains well.",
+        "The range is of learning rates whose accuracy lies within a stated number of points of the best, per tuning seed.",
+        "At `quick` 8 epochs, where `paper` has 82: batch size 256 makes 64 updates and ends at 75% training accuracy, so that "
+        "most of the gap is unfinished training.",
     ),
     module=__name__,
 )

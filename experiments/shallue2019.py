@@ -11,8 +11,6 @@ Steps S and examples E = B S: perfect scaling is a constant E, maximal paralleli
 Run it:  python -m experiments run shallue2019 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +20,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group,
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig
 from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study, measure
 from experiments.lab.declare.tuning import contenders, extension, fewest_steps, grid, tuned, tuning_seed, winners
-
-# Deviation: the goal is a training cross-entropy, judged every eighth of an epoch where it is near, not a validation error.
-# Deviation: learning rates by factors of 2 around sqrt scaling, five per batch size, and one extension beyond an edge; momentum
-#   is 0 or 0.9, the learning rate constant. The paper tunes all of them by a quasi-random search. Where a claim looks, the best
-#   three rates are tried with two further seeds.
-# Deviation: the largest batch is a quarter of the training set, so that the plateau may lie beyond it.
-# Deviation: `quick` trains an MLP with two hidden layers of 128 units on 8,192 images of Fashion-MNIST, `laptop` a small
-#   convolutional network on 8,192 images of CIFAR-10 (JPEG copy), `paper` a ResNet-8 with group norm on CIFAR-10.
 
 
 @dataclass(frozen=True)
@@ -184,9 +174,9 @@ STUDY = Study(
         Stage("extend", extend, at_most=lambda request: 2 * cells_of(request)),
         Stage("confirm", confirm, at_most=lambda request: 6 * cells_of(request)),
         Stage("final", partial(fresh, on_curve=False),
-              at_most=lambda r: len(r.seed_range(SETTINGS[r.scale].seeds)) * cells_of(r)),
-        Stage("curve", partial(fresh, on_curve=True), measures=lambda config: (NOISE,),
-              at_most=lambda r: len(r.seed_range(SETTINGS[r.scale].curve_seeds)) * len(SETTINGS[r.scale].curve)),
+              at_most=lambda request: len(request.seed_range(SETTINGS[request.scale].seeds)) * cells_of(request)),
+        Stage("curve", partial(fresh, on_curve=True), measures=lambda: (NOISE,), at_most=lambda request: (
+              len(request.seed_range(SETTINGS[request.scale].curve_seeds)) * len(SETTINGS[request.scale].curve))),
     ),
     claims=CLAIMS,
     figures=(
@@ -211,6 +201,15 @@ STUDY = Study(
         "more steps: 2.45 times [2.18, 2.75] is a lower bound of what tuning finds.",
         "`laptop`, power: 12 seeds were chosen for a standard deviation of 0.13 of the logarithm, from three pilot seeds a "
         "rate; at batch size 4 it is 0.15.",
+    ),
+    deviations=(
+        "The goal is a training cross-entropy, judged every eighth of an epoch where it is near, not a validation error.",
+        "Learning rates by factors of 2 around sqrt scaling, five a batch size, and one extension beyond an edge; momentum is "
+        "0 or 0.9, the learning rate constant. The paper tunes all of them by a quasi-random search. Where a claim looks, the "
+        "best three rates are tried with two further seeds.",
+        "The largest batch is a quarter of the training set, so that the plateau may lie beyond it.",
+        "`quick` trains an MLP with two hidden layers of 128 units on 8,192 images of Fashion-MNIST, `laptop` a small "
+        "convolutional network on 8,192 images of CIFAR-10 (JPEG copy), `paper` a ResNet-8 with group norm on CIFAR-10.",
     ),
     module=__name__,
 )

@@ -6,8 +6,6 @@ validation error with batch norm grows from 23.6 to 34.7% as its batches shrink,
 Run it:  python -m experiments run wu2018 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,16 +13,6 @@ from typing import Any
 from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
 from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
-
-# Deviation: evaluation does not use running averages: the statistics of batch norm are computed anew from training images
-#   in batches of one fixed size (250). What the paper's error owes to averages of tiny batches is not part of ours; that a
-#   network trained on statistics of 2 examples is evaluated with those of many is part of both, on training images too.
-# Deviation: the batch that normalises is the batch of the update; the paper has 8 workers, and an update of 8 such batches.
-# Deviation: `quick` trains a small convolutional network on 1,024 images of Fashion-MNIST. It normalises its 64 hidden units
-#   too, of which a batch of 2 leaves little but signs; ResNet-50 normalises feature maps only, over many pixels.
-# Deviation: `laptop` trains ResNet-8 on 2,000 images of CIFAR-10 (JPEG copy), `paper` ResNet-20 on all of it; no ImageNet.
-# Deviation: groups of at least 16 channels, as in the paper's Table 3, where the paper's default is 32 groups.
-# Deviation: the learning rate is divided by 10 at 1/2 and 3/4 of the run; the paper divides at 30, 60 and 90 of 100 epochs.
 
 
 @dataclass(frozen=True)
@@ -152,6 +140,17 @@ STUDY = Study(
         "to 48% of them, batch norm 54 to 68%. At batch size 2 it is therefore still behind, though batch norm has lost 6.4 "
         "points by then, and it gains from the 16 times as many updates. One base learning rate, 0.1, was tried; more epochs "
         "or a rate of its own for group norm were not.",
+    ),
+    deviations=(
+        "Evaluation does not use running averages: the statistics of batch norm are computed anew from training images in "
+        "batches of one fixed size (250). What the paper's error owes to averages of tiny batches is not part of ours; that a "
+        "network trained on statistics of 2 examples is evaluated with those of many is part of both, on training images too.",
+        "The batch that normalises is the batch of the update; the paper has 8 workers, and an update of 8 such batches.",
+        "`quick` trains a small convolutional network on 1,024 images of Fashion-MNIST. It normalises its 64 hidden units too, "
+        "of which a batch of 2 leaves little but signs; ResNet-50 normalises feature maps only, over many pixels.",
+        "`laptop` trains ResNet-8 on 2,000 images of CIFAR-10 (JPEG copy), `paper` ResNet-20 on all of it; no ImageNet.",
+        "Groups of at least 16 channels, as in the paper's Table 3, where the paper's default is 32 groups.",
+        "The learning rate is divided by 10 at 1/2 and 3/4 of the run; the paper divides at 30, 60 and 90 of 100 epochs.",
     ),
     module=__name__,
 )

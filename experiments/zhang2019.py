@@ -10,8 +10,6 @@ Steps are updates until 1/2 w^T H w, the expected loss above its irreducible par
 Run it:  python -m experiments run zhang2019 --scale quick
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import log
@@ -21,17 +19,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, P
 from experiments.lab.declare.config import Augment, Budget, Model, Norm, Optimizer, Precision, RunConfig
 from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
 from experiments.lab.declare.tuning import extension, fewest_steps, grid, tuning_seed, winners
-
-# Deviation: 256 dimensions instead of 10,000, so that the condition number is 256; the target risk is 0.05 instead of 0.01.
-# Deviation: gradients are those of batches of random signs, drawn without replacement from 16,384 examples, instead of the
-#   gradient plus Gaussian noise; both have the covariance H / B while B is small against 16,384.
-# Deviation: only the learning rate is tuned (factor 2, by the slowest of three seeds); momentum is 0.9 and the average's
-#   decay 0.99 everywhere. The paper tunes them too.
-# Deviation: the preconditioner is Adam's without its momentum (beta1 = 0), which has to estimate it; the paper's is H^-p.
-# Deviation: a run stops where bisection finds its risk in [0.9, 1] times the target; the paper takes the first step below it.
-# Deviation: `paper` counts steps to a training loss of 0.5 of a ResNet-8 with group norm, not to a validation accuracy.
-# Deviation: the average starts at the initial weights and is not debiased, so that it needs some 280 updates at any large batch;
-#   the paper tunes the decay.
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "SGD": {"optimizer": Optimizer.SGD, "momentum": 0.0, "ema": 0.0},
@@ -197,7 +184,7 @@ STUDY = Study(
     stages=(
         Stage("tune", tune),
         Stage("extend", extend, at_most=lambda request: 2 * TUNING_SEEDS * cells_of(request)),
-        Stage("final", final, at_most=lambda r: len(r.seed_range(SETTINGS[r.scale].seeds)) * cells_of(r)),
+        Stage("final", final, at_most=lambda request: len(request.seed_range(SETTINGS[request.scale].seeds)) * cells_of(request)),
     ),
     claims=(*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper")),
     figures=(
@@ -213,6 +200,18 @@ STUDY = Study(
         "just above the noise floor (slow modes sped up by h^(-1/2), the floor grown to lr sum h^(1/2)) gives 3 in 256 "
         "dimensions. Grids of factor 2 around the optima of pilots, the slowest of three tuning seeds, no winner on an "
         "edge.",
+    ),
+    deviations=(
+        "256 dimensions instead of 10,000, so that the condition number is 256; the target risk is 0.05 instead of 0.01.",
+        "Gradients are those of batches of random signs, drawn without replacement from 16,384 examples, instead of the "
+        "gradient plus Gaussian noise; both have the covariance H / B while B is small against 16,384.",
+        "Only the learning rate is tuned (factor 2, by the slowest of three seeds); momentum is 0.9 and the average's decay "
+        "0.99 everywhere. The paper tunes them too.",
+        "The preconditioner is Adam's without its momentum (beta1 = 0), which has to estimate it; the paper's is H^-p.",
+        "A run stops where bisection finds its risk in [0.9, 1] times the target; the paper takes the first step below it.",
+        "`paper` counts steps to a training loss of 0.5 of a ResNet-8 with group norm, not to a validation accuracy.",
+        "The average starts at the initial weights and is not debiased, so that it needs some 280 updates at any large batch; "
+        "the paper tunes the decay.",
     ),
     module=__name__,
 )

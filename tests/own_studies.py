@@ -10,7 +10,6 @@ from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group,
 from experiments.lab.declare.config import Budget, RunConfig
 from experiments.lab.declare.study import Figure, Pair, Scale, Stage, Study, measure
 
-# Deviation: a made-up study.
 BASE = RunConfig(n_train=64, width=4, depth=1, batch_size=16, lr=0.1, budget=Budget.STEPS, steps=2)
 
 
@@ -22,8 +21,8 @@ def measures(config):
     return (measure("lambda_max", examples=8),)
 
 
-def pairs(request, configs):
-    return [Pair(configs[0], configs[1], measure("slice", examples=8, points=4))]
+def pairs(runs):
+    return [Pair(runs[0], runs[1], measure("slice", examples=8, points=4))]
 
 
 LARGE = Group("B 32", 1.0, (("batch_size", 32),))
@@ -40,6 +39,7 @@ STUDY = Study(
     stages=(Stage("train", runs, measures=measures, pairs=pairs),),
     claims=(CLAIM,),
     figures=(Figure("values", "values_vs_batch", (("values", ("test_accuracy",)),)),),
+    deviations=("A made-up study.",),
     module=__name__,
 )
 '''

@@ -44,7 +44,7 @@ def runs(request: Request, records: object) -> list[RunConfig]:
     return [config(size, seed) for size in SIZES for seed in range(SEEDS)]
 
 
-def pairs(request: Request, configs: object) -> list[Pair]:
+def pairs(request: Request) -> list[Pair]:
     return [Pair(config(SIZES[0], seed), config(SIZES[-1], seed), SLICE) for seed in range(3)]
 
 
@@ -76,7 +76,7 @@ def study(claims: tuple[Claim, ...] = CLAIMS, stages: tuple[Stage, ...] | None =
         title="A toy",
         citation="Nobody, never",
         scales=(Scale("quick", "numpy", "nothing"),),
-        stages=stages or (Stage("train", runs, measures=lambda c: (LAMBDA, *PHI.values()), pairs=pairs),),
+        stages=stages or (Stage("train", runs, measures=lambda: (LAMBDA, *PHI.values()), pairs=pairs),),
         claims=claims,
         figures=tuple(Figure(kind, kind) for kind in
                       ("generalization_gap", "sharpness_vs_batch", "parametric_slice", "training_curves")),
@@ -85,11 +85,9 @@ def study(claims: tuple[Claim, ...] = CLAIMS, stages: tuple[Stage, ...] | None =
             PaperRow("Table 3", "F1", "phi, full space, 1e-3", "phi_full", 1.23, 205.14),
         ),
         comparisons=(Comparison("quick", "F1", "the toy", SMALL, LARGE),),
+        deviations=("This study is not about anything.",),
         module=__name__,
     )
-
-
-# Deviation: this study is not about anything.
 
 
 @dataclass(frozen=True)
@@ -113,16 +111,16 @@ def write(root: Path, declared: Study, truth: Truth = Truth(), scale: str = "qui
     store = Store(root)
     request = Request(scale)
     for stage in declared.stages:
-        configs = list(stage.runs(request, ()))
+        configs = list(stage.runs_of(request, ()))
         done = {c for c in configs if _write_run(store, c, truth)}
         for c in configs:
-            for m in stage.measures(c):
+            for m in stage.measures_of(request, c):
                 if c in done and (status := truth.measured(m.metric, c)) is not None:
                     value = _sharpness(m.metric, c, truth)
                     details = _along(value) if m.metric.endswith("_along") else {}
                     details |= {"value_origin": value / 3} if m.metric.startswith("phi") else {}
                     store.write_measurement(m, [c.run_id], _certificate(value, status, details))
-        for pair in stage.pairs(request, configs):
+        for pair in stage.pairs_of(request, configs):
             if {pair.first, pair.second} <= done:
                 ids = [pair.first.run_id, pair.second.run_id]
                 store.write_measurement(pair.measure, ids, _certificate(0.5, "ok", _of_pair(pair)))

@@ -41,8 +41,8 @@ def measures(config: RunConfig) -> list[Measure]:
     return [measure("lambda_max", examples=50, tol=1e-1)] if config.seed % 4 == 0 else []
 
 
-def pairs(request: Request, configs: Sequence[RunConfig]) -> list[Pair]:
-    return [Pair(configs[0], other, measure("slice", examples=50, points=4)) for other in configs[1:3]]
+def pairs(runs: Sequence[RunConfig]) -> list[Pair]:
+    return [Pair(runs[0], other, measure("slice", examples=50, points=4)) for other in runs[1:3]]
 
 
 STUDY = Study(

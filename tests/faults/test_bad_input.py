@@ -106,7 +106,7 @@ def test_a_damaged_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     from experiments.keskar2017 import STUDY
     from experiments.lab.declare.study import Request
 
-    store, config = Store(tmp_path), STUDY.stages[0].runs(Request("quick"), ())[0]
+    store, config = Store(tmp_path), STUDY.stages[0].runs_of(Request("quick"), ())[0]
     store.folder(config.run_id).mkdir()
     for content in (b'{"status": "do', b"{}"):
         write_atomic(store.folder(config.run_id) / "summary.json", content)

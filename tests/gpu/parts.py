@@ -105,7 +105,8 @@ def speed(job: Job) -> int:
 def study(job: Job) -> int:
     """Train and measure scale `gpu`, program by program; what is finished is exported after each."""
     from experiments.lab.declare.study import Request
-    from experiments.lab.store.records import Store, transfer
+    from experiments.lab.store import transfer
+    from experiments.lab.store.records import Store
     from experiments.lab.sweep import launch, pool
     from experiments.lab.sweep.plan import find_study, plan
     from experiments.lab.sweep.tasks import Train, TrainTogether
@@ -122,8 +123,7 @@ def study(job: Job) -> int:
     settings = Machine(device=job.device, data_dir=data_dir, fused=2 if job.rehearsal else None)
     stage = plan(wanted, request, store, settings.data_path)[0]
     launch.check_data(stage.runs or (), settings, store.root)
-    measured = stage.stage.measures
-    waiting = [Train(record.config, tuple(measured(record.config))) for record in stage.records if record is not None]
+    waiting = [Train(record.config, tuple(stage.measures(record.config))) for record in stage.records if record is not None]
     result, said = launch.Result(), "running"
     measuring = 1 if job.rehearsal else max(1, min(MEASURING, (os.cpu_count() or 1) - 2))
 
@@ -141,7 +141,7 @@ def study(job: Job) -> int:
             for group in rounds(stage.missing(), 2 if job.rehearsal else TOGETHER):
                 fused = [TrainTogether(group)] if len(group) > 1 else []
                 launch.execute(workers, [*fused, *waiting], f"{wanted.name} gpu", result, quiet=False)
-                waiting = [Train(config, tuple(measured(config))) for config in group]
+                waiting = [Train(config, tuple(stage.measures(config))) for config in group]
                 tell()
             launch.execute(workers, waiting, f"{wanted.name} gpu, measuring", result, quiet=False)
         said = "failed" if result.failures else "finished"

@@ -22,7 +22,7 @@ from synthetic import Truth, write
 
 from analysis import publish
 from analysis.load import from_store
-from experiments.keskar2017 import train_runs
+from experiments.keskar2017 import STUDY
 from experiments.lab.declare.study import Request
 from experiments.lab.store.records import Store
 from experiments.lab.store.transfer import import_runs
@@ -174,7 +174,7 @@ def test_bits_that_differ_are_counted() -> None:
 
 def test_rounds_compare_both_batch_sizes_from_the_start() -> None:
     """Time that runs out would leave all seeds of one batch size, and no comparison."""
-    runs = train_runs(Request("gpu"), ())
+    runs = STUDY.stages[0].runs_of(Request("gpu"), ())
     found = parts.rounds(runs, parts.TOGETHER)
     told = [({c.batch_size for c in group}, [c.seed for c in group]) for group in found]
     assert told == [({256}, [0, 1, 2]), ({5000}, [0, 1, 2]), ({256}, [3, 4, 5]), ({5000}, [3, 4, 5])]

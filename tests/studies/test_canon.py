@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from analysis.load import SUMMARY
-from analysis.report import deviations
 from analysis.stats import power, power_within
 from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.claims import Claim, Kind
@@ -39,9 +38,9 @@ def unrolled(study: Study, request: Request) -> dict[str, list[RunConfig]]:
     found: dict[str, list[RunConfig]] = {}
     records: list[Record] = []
     for stage in study.stages:
-        runs = list(dict.fromkeys(stage.runs(request, tuple(records))))
+        runs = list(dict.fromkeys(stage.runs_of(request, tuple(records))))
         if stage.at_most is not None:
-            assert len(runs) <= stage.at_most(request), f"stage {stage.name} has more runs than it says"
+            assert len(runs) <= stage.bound(request), f"stage {stage.name} has more runs than it says"
         found[stage.name] = runs
         records += [record(c) for c in runs]
     return found
@@ -52,7 +51,7 @@ def test_stages_and_groups(study: Study, scale: str) -> None:
     """A claim about runs that the study does not declare, or about a value that they do not have, would never be answered."""
     stages = unrolled(study, Request(scale))
     assert stages[study.stages[0].name], "the first stage declares no run"
-    measured = {(s.name, c): {m.metric for m in s.measures(c)} for s in study.stages for c in stages[s.name]}
+    measured = {(s.name, c): {m.metric for m in s.measures_of(Request(scale), c)} for s in study.stages for c in stages[s.name]}
     for claim in study.claims_at(scale):
         value = claim.contrast.value.partition(".")[0]
         for group in claim.contrast.groups:
@@ -71,7 +70,7 @@ def test_measures_exist(study: Study, scale: str) -> None:
     known = metrics().keys()
     for name, configs in unrolled(study, Request(scale)).items():
         stage = next(s for s in study.stages if s.name == name)
-        assert {m.metric for c in configs for m in stage.measures(c)} <= known
+        assert {m.metric for c in configs for m in stage.measures_of(Request(scale), c)} <= known
 
 
 @pytest.mark.parametrize("study", STUDIES.values(), ids=list(STUDIES))
@@ -112,6 +111,6 @@ def test_file(study: Study) -> None:
     assert spec is not None and spec.origin is not None
     text = Path(spec.origin).read_text()
     assert study.module == f"experiments.{study.name}" and f'run_study("{study.name}")' in text
-    assert deviations(study), "no `# Deviation:` comment"
+    assert study.deviations
     assert study.figures and {s.name for s in study.scales} <= MINUTES and study.scales[0].name == "quick"
     assert all(word not in text for word in ("import torch", "import numpy", "matplotlib", "scipy"))

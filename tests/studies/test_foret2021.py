@@ -12,7 +12,7 @@ from experiments.lab.training.batch_schedule import total_steps
 @pytest.mark.parametrize("scale", foret2021.SETTINGS)
 def test_equal_gradients(scale: str) -> None:
     """SGD would be given fewer gradients than SAM takes."""
-    runs = {stage.name: stage.runs(Request(scale), ())[0] for stage in foret2021.STUDY.stages}
+    runs = {stage.name: stage.runs_of(Request(scale), ())[0] for stage in foret2021.STUDY.stages}
     n = runs["sgd"].n_train or 50000
     steps = {name: total_steps(config, n) or 0 for name, config in runs.items()}
     assert steps["sam"] == steps["asam"] == steps["sgd"]

@@ -56,7 +56,7 @@ def test_masters_windows_are_equally_wide(scale: str) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_smith_arms_see_the_same_examples(scale: str) -> None:
     """The arm that grows would train for more or fewer epochs, or change elsewhere than the schedule does."""
-    decay, grown, constant = smith2018.train(Request(scale), ())[:3]
+    decay, grown, constant = smith2018.STUDY.stages[0].runs_of(Request(scale), ())[:3]
     n = constant.n_train or 0
     steps = [total_steps(c, n) or 0 for c in (decay, grown, constant)]
     seen = [batch_schedule(c, n).seen(s) for c, s in zip((decay, grown, constant), steps, strict=True)]

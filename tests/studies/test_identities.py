@@ -80,11 +80,11 @@ def test_published_loads_after_a_default_changed(field: str, default: Any, monke
     """Old results would be lost, or counted as runs that they are not."""
     folder = ROOT / "figures" / "keskar2017" / "quick"
     before = from_published(folder)
-    plain = before.planned[0].config.to_dict()
     defaults = tuple((name, default if name == field else value) for name, value in config_module._DEFAULTS)
     monkeypatch.setattr(config_module, "_DEFAULTS", defaults)
     monkeypatch.setitem(RunConfig.__init__.__kwdefaults__, field, default)
-    assert getattr(RunConfig(**plain), field) == default and declared(folder) != PINNED[name(folder)]  # other runs today
+    today = find("keskar2017", "quick").stages[0].runs_of(Request("quick"), ())[0]
+    assert getattr(today, field) == default != getattr(before.planned[0].config, field)  # other runs today
     after = from_published(folder)
     assert after.planned == before.planned and (after.missing_runs, after.missing_measurements) == (0, 0)
     assert [run.config.run_id for run in after.planned] == [run.config.run_id for run in before.planned]

@@ -19,7 +19,7 @@ def played(study: Study, request: Request, score: Score) -> dict[str, list[RunCo
     found: dict[str, list[RunConfig]] = {}
     records: list[Record] = []
     for stage in study.stages:
-        found[stage.name] = list(stage.runs(request, tuple(records)))
+        found[stage.name] = list(stage.runs_of(request, tuple(records)))
         records += [Record(c, "done", {"validation_accuracy": score(c), "steps": 1000 - score(c)}) for c in found[stage.name]]
     return found
 

@@ -47,7 +47,7 @@ def tune(request: Request, records: object) -> list[RunConfig]:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
     study = synthetic.study(
         (synthetic.claim("worse", primary=True),),
-        (Stage("train", train, measures=lambda c: (LAMBDA, *PHI.values())), Stage("tune", tune)),
+        (Stage("train", train, measures=lambda: (LAMBDA, *PHI.values())), Stage("tune", tune)),
     )
     truth = Truth(status=lambda c: "diverged" if c.lr == 0.04 and c.batch_size == 16 else "done")
     found = from_store(study, "quick", synthetic.write(tmp_path_factory.mktemp("store"), study, truth))

@@ -282,7 +282,7 @@ def test_a_small_study_is_answered_like_any(
     (stage,) = whole.stages
     stage = replace(
         stage, runs=lambda request, records: [c for c in synthetic.runs(request, records) if c.seed < seeds],
-        pairs=lambda request, configs: [p for p in synthetic.pairs(request, configs) if p.first.seed < seeds],
+        pairs=lambda request: [p for p in synthetic.pairs(request) if p.first.seed < seeds],
     )
     options = {"bars": (), "along_training": (("metric", "sharpness_along"), ("y", ("lambda_max",)))}
     kinds = tuple(Figure(kind, kind, options.get(kind, ())) for kind in drawn)

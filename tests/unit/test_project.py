@@ -92,10 +92,10 @@ def test_commands_after_reproduce_are_understood(tmp_path: Path) -> None:
         options = parsed(words)
         said.append(words[3])
         if words[3] == "measure":
-            assert store.resolve(options.run) in {c.run_id for c in STUDY.stages[0].runs(Request("quick"), ())}
+            assert store.resolve(options.run) in {c.run_id for c in STUDY.stages[0].runs_of(Request("quick"), ())}
             assert set(options.metrics) <= set(names_of_one_run())
         elif words[3] == "run":
-            runs = STUDY.stages[0].runs(Request("quick", options.seeds), ())
+            runs = STUDY.stages[0].runs_of(Request("quick", options.seeds), ())
             assert len([c for c in select(runs, options.where) if not store.finished(c.run_id)]) == 2 * 8
         else:
             main = experiments.main if words[2] == "experiments" else analysis.main

@@ -29,7 +29,7 @@ def study(seeds: int = DECLARED, first: int = 0, gates: tuple[Gate, ...] = synth
         return [synthetic.config(size, seed) for size in SIZES for seed in request.seed_range(seeds) if seed >= first]
 
     claims = (synthetic.claim("tests-worse", primary=True, gates=gates), synthetic.claim("sharper", "lambda_max", 1))
-    declared = synthetic.study(claims, (Stage("train", runs, measures=lambda c: (synthetic.LAMBDA,)),))
+    declared = synthetic.study(claims, (Stage("train", runs, measures=lambda: (synthetic.LAMBDA,)),))
     return replace(declared, figures=())
 
 

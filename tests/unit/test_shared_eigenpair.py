@@ -64,8 +64,8 @@ def test_the_eigenpair_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None
 def test_measures_of_the_study_can_be_made() -> None:
     """A metric or an option that the study declares and `measure` does not know: every run would fail at its end."""
     one = subject()
-    first = [(stage, stage.runs(Request(scale.name), ())[:1]) for scale in STUDY.scales for stage in STUDY.stages]
-    for wanted in {wanted for stage, configs in first for config in configs for wanted in stage.measures(config)}:
+    first = [(r, s, s.runs_of(r, ())[:1]) for r in (Request(scale.name) for scale in STUDY.scales) for s in STUDY.stages]
+    for wanted in {wanted for asked, stage, runs in first for config in runs for wanted in stage.measures_of(asked, config)}:
         options = dict(wanted.options) | {"examples": 20}
         if wanted.metric != "sharpness_along":  # lives a finished run again
             found = METRICS[wanted.metric].of(one, **options)

@@ -129,7 +129,7 @@ def test_unknown_names_are_refused() -> None:
 
 
 def runs_of(scale: str, **options: Any) -> list[RunConfig]:
-    return [c for stage in keskar2017.STUDY.stages for c in stage.runs(Request(scale, **options), ())]
+    return [c for stage in keskar2017.STUDY.stages for c in stage.runs_of(Request(scale, **options), ())]
 
 
 def test_studies_are_found() -> None:
@@ -140,13 +140,13 @@ def test_studies_are_found() -> None:
 def test_keskar_quick_runs() -> None:
     """Seeds a batch size as the claims' power needs them, at a tenth of the data."""
     train = keskar2017.STUDY.stages[0]
-    runs = train.runs(QUICK, ())
+    runs = train.runs_of(QUICK, ())
     assert len(runs) == len(set(runs))
     assert Counter(c.batch_size for c in runs) == {32: 12, 500: 12, 16: 4, 64: 4, 128: 4, 256: 4}
     assert {(c.dataset, c.n_train, c.train_loss, c.optimizer) for c in runs} == {("fashion-mini", 5000, 0.01, "adam")}
     later = set(runs_of("quick")) - set(runs)
     assert later and all(c.budget == "epochs" for c in later)  # no claim's group holds them
-    single = Counter(c.batch_size for c in train.runs(Request("quick", seeds=1), ()))
+    single = Counter(c.batch_size for c in train.runs_of(Request("quick", seeds=1), ()))
     assert single == dict.fromkeys((16, 32, 64, 128, 256, 500), 1)
 
 
@@ -170,7 +170,7 @@ def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | 
     if dataset is not None and dataset.startswith("cifar-bin:"):
         runs = [c.replace(data_sha256="0" * 64) for c in runs]  # as `plan` identifies them
     request = Request(scale, dataset=dataset)
-    pairs = [p for stage in keskar2017.STUDY.stages for p in stage.pairs(request, runs)]
+    pairs = [p for stage in keskar2017.STUDY.stages for p in stage.pairs_of(request, runs)]
     assert pairs or scale == "gpu"  # minutes of a GPU measure no slices
     for pair in pairs:
         assert pair.first in runs and pair.second in runs

@@ -248,7 +248,7 @@ def _wrong_runs(study: Study, request: Request, runs: Runs) -> Iterator[Wrong]:
         measured.append([])
         alone: set[Measure] = set()
         for config in configs:
-            found = stage.measures(config)
+            found = stage.measures_of(request, config)
             if not isinstance(found, (tuple, list)) or not all(isinstance(one, Measure) for one in found):
                 yield Wrong(f"stage {stage.name}: measures gives {shown(found)}, but must give a tuple of Measure")
                 return
@@ -258,7 +258,7 @@ def _wrong_runs(study: Study, request: Request, runs: Runs) -> Iterator[Wrong]:
             except TypeError:  # unhashable
                 yield Wrong(f"stage {stage.name}: an option of {found[0].metric} can change, as a list can; write a tuple")
                 return
-        pairs = stage.pairs(request, configs)
+        pairs = stage.pairs_of(request, configs)
         if not isinstance(pairs, (tuple, list)) or not all(isinstance(pair, Pair) for pair in pairs):
             yield Wrong(f"stage {stage.name}: pairs gives {shown(pairs)}, but must give a list of Pair")
             return

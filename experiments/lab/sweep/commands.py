@@ -16,6 +16,7 @@ from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
+from experiments.lab.declare.settings import listed
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
 from experiments.lab.store import check, transfer
@@ -25,9 +26,9 @@ from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
 from experiments.lab.sweep.plan import (
     BrokenStudyError,
+    asked_for,
     check_names,
     check_runs,
-    check_scale,
     find_study,
     folder_of_studies,
     identified,
@@ -152,7 +153,8 @@ def _planned(options: Any) -> dict[str, Any]:
         stages.append({"stage": stage.stage.name, "known": known, "at_most": len(runs) if known else stage.at_most, "runs": runs})
     if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
         raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
-    return {"study": study.name, "scale": request.scale, "cost": study.scale(request.scale).cost, "stages": stages}
+    scale = study.scale(request.scale)
+    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": listed(scale.settings), "stages": stages}
 
 
 def run(options: Any) -> tuple[int, Any]:
@@ -169,7 +171,8 @@ def run(options: Any) -> tuple[int, Any]:
     )
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
     if result.chosen == 0 and options.where:
-        raise UsageError(f"--where {' '.join(options.where)} keeps no known run; see plan {study.name} --scale {request.scale}")
+        asked = f"plan {study.name} --scale {study.scale(request.scale).asked}"
+        raise UsageError(f"--where {' '.join(options.where)} keeps no known run; see {asked}")
     for sentence in result.failures:
         print(f"failed: {sentence}", file=sys.stderr)
     if result.left_out:
@@ -312,24 +315,24 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     study = find_study(options.study, folder_of_studies(options.studies))
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
-    if (options.seeds or 0) > TUNING.start and not options.pilot and _tunes(study, options.scale):
+    study, scale = asked_for(study, options.scale, options.set)
+    seeds = options.seeds or getattr(study.scale(scale).settings, "seeds", 0)
+    if seeds > TUNING.start and not options.pilot and _tunes(study, scale):
         raise UsageError(
-            f"--seeds is {options.seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
+            f"seeds is {seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
             f"from {TUNING.start} to {TUNING.stop - 1}"
         )
     if options.dataset is not None:
         _check_dataset(options.dataset)
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
-    request = Request(options.scale, options.seeds, options.dataset, options.pilot)
-    check_scale(study, request.scale)
+    request = Request(scale, options.seeds, options.dataset, options.pilot)
     return study, request, Store(options.store, create=create)
 
 
 def _tunes(study: Any, scale: str) -> bool:
     """Whether the first stage trains on the seeds that settings are chosen with."""
-    check_scale(study, scale)
-    return any(config.seed in TUNING for config in study.stages[0].runs(Request(scale), ()))
+    return any(config.seed in TUNING for config in study.stages[0].runs_of(Request(scale), ()))
 
 
 def _limit_threads(threads: int) -> None:

@@ -174,7 +174,7 @@ def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, s
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
     return [
-        Train(config, tuple(stage.stage.measures(config)), trained=config.run_id not in missing)
+        Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
         for config in chosen
         if config.run_id in missing or config.run_id in unmeasured
     ]

@@ -67,7 +67,7 @@ def look_ahead(whole: Sweep, ended: int, stage: PlannedStage, later: Sequence[Pl
         missing = [config for config in stage.missing() if config.run_id in kept]
         whole.total += len(kept)
         whole.done += len(kept) - len(missing)
-        whole.pending.update(kind_of(Train(config, tuple(stage.stage.measures(config)))) for config in missing)
+        whole.pending.update(kind_of(Train(config, tuple(stage.measures(config)))) for config in missing)
 
 
 def kind_of(task: Task) -> Kind:

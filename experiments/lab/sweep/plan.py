@@ -15,6 +15,7 @@ from experiments.lab.declare.config import RunConfig, TrainDraw
 from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.finding import Broken, broken_by, file_of, line_of, search
+from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Stage, Study
 from experiments.lab.declare.study_checks import Wrong, wrong_names, wrong_runs
 from experiments.lab.declare.vocabulary import unknown
@@ -96,11 +97,22 @@ def check_scale(study: Study, scale: str) -> None:
         raise UsageError(f"study {study.name} has no scale {scale!r}{near}; its scales are {', '.join(names)}")
 
 
+def asked_for(study: Study, scale: str, given: Sequence[str]) -> tuple[Study, str]:
+    """`study` with the settings of `scale` except for every FIELD=VALUE given, and the name that these have."""
+    check_scale(study, scale)
+    found = with_settings(study, scale, given)
+    if found is study:
+        return study, scale
+    check_names(found)
+    return found, found.scales[0].name
+
+
 @dataclass(frozen=True)
 class PlannedStage:
     """One stage of a plan. `runs` is None while it waits for records of earlier stages."""
 
     stage: Stage
+    request: Request
     runs: tuple[RunConfig, ...] | None
     records: tuple[Record | None, ...]
     """one per run, None where it is not finished"""
@@ -113,8 +125,11 @@ class PlannedStage:
     def missing(self) -> tuple[RunConfig, ...]:
         return tuple(c for c, record in zip(self.runs or (), self.records, strict=True) if record is None)
 
+    def measures(self, config: RunConfig) -> Sequence[Measure]:
+        return self.stage.measures_of(self.request, config)
+
     def pairs(self, request: Request) -> Sequence[Pair]:
-        return self.stage.pairs(request, self.runs) if self.runs is not None else ()
+        return self.stage.pairs_of(request, self.runs) if self.runs is not None else ()
 
 
 def plan(study: Study, request: Request, store: Store, data_dir: Path | None = None) -> tuple[PlannedStage, ...]:
@@ -131,14 +146,14 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     for stage in study.stages:
         if stages and not stages[-1].complete:
             with declared_by(study):
-                bound = int(stage.at_most(request)) if stage.at_most else len(stage.runs(request, ()))
-            stages.append(PlannedStage(stage, None, (), bound))
+                bound = stage.bound(request)
+            stages.append(PlannedStage(stage, request, None, (), bound))
             continue
         with _no_collections():
             declared = _declared(study, stage, request, earlier)
             runs = tuple(dict.fromkeys(_recorded_as(c, data_dir, store, hashes, ids) for c in declared))
             records = tuple(store.records(runs))
-        stages.append(PlannedStage(stage, runs, records, len(runs)))
+        stages.append(PlannedStage(stage, request, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
     return tuple(stages)
 
@@ -146,10 +161,10 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
 def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Record]) -> list[RunConfig]:
     try:
         with declared_by(study):
-            runs = list(stage.runs(request, tuple(earlier)))
+            runs = list(stage.runs_of(request, tuple(earlier)))
     except BrokenStudyError as broken:
-        if request.dataset is not None and isinstance(broken.__cause__, ConfigError):
-            raise broken.__cause__ from None  # the data set is the user's choice, not the study's
+        if (request.dataset is not None or study.scale(request.scale).of) and isinstance(broken.__cause__, ConfigError):
+            raise broken.__cause__ from None  # the data set and the settings are the user's choice, not the study's
         raise
     if stray := [run for run in runs if not isinstance(run, RunConfig)]:
         _refuse(study, Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig"))
@@ -198,7 +213,7 @@ def measurements_due(stage: PlannedStage, request: Request, store: Store) -> lis
         (measure, (config.run_id,))
         for config, record in zip(stage.runs or (), stage.records, strict=True)
         if record is not None and record.status != "diverged"
-        for measure in stage.stage.measures(config)
+        for measure in stage.measures(config)
     ]
     diverged = {
         c.run_id for c, r in zip(stage.runs or (), stage.records, strict=True) if r is None or r.status == "diverged"

@@ -75,6 +75,7 @@ def command_line(command: str, study: str, options: Any, *more: str) -> str:
     program = f"python -m {'analysis' if command in ANALYSIS else 'experiments'}"
     words = [command, study, "--scale", options.scale, "--store", str(options.store)]
     own = [] if options.studies is None else ["--studies", str(options.studies)]
+    own += [word for given in options.set for word in ("--set", given)]
     return f"{'batchlab' if Path(sys.argv[0]).stem == 'batchlab' else program} {shlex.join([*words, *own, *more])}"
 
 
