@@ -5,8 +5,6 @@ would divide the learning rate by it, and reports the same curves of loss and ac
 
 Three arms: a learning rate divided by 10 at half and at three quarters of the budget; a constant one with a batch that grows
 tenfold at the same two places; and, so that an equality says something, a constant one with a constant batch.
-
-Run it:  python -m experiments run smith2018 --scale quick
 """
 
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ FACTOR = 10
 class Growth(Settings):
     """The batch grows twice, from the first of the three batch sizes to the last."""
 
+    momentum: float = 0.9
     margin: float = 0.5
     """of test accuracy, in percentage points: less than half of what the decay gains at `quick`"""
 
@@ -33,7 +32,7 @@ class Growth(Settings):
 
 
 def train(settings: Growth, seeds: range) -> list[RunConfig]:
-    base = settings.run(momentum=0.9, budget=Budget.EPOCHS)
+    base = settings.run(budget=Budget.EPOCHS)
     arms = base.replace(schedule=Schedule.STEP), base.replace(batch_growth=FACTOR), base
     return [arm.replace(seed=seed) for seed in seeds for arm in arms]
 

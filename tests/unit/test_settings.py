@@ -29,6 +29,7 @@ WRONG = {
     ("batch_sizes=500,32",): "batch_sizes is (500, 32), but must be at least two, ascending",
     ("batch_sizes=32",): "batch_sizes is (32,), but must be at least two, ascending",
     ("n_train=100",): "batch_size 500 exceeds the 100 training examples",
+    ("patience=9",): "no run of keskar2017 at scale quick hangs on patience",
     ("networks=F1",): "it cannot be set on a command line",
 }
 

@@ -12,6 +12,7 @@ from experiments.lab.declare.contrasts import (
     group,
     log_ratio,
     non_inferior,
+    of_paper,
     paper_rows,
     weighted,
 )
@@ -35,5 +36,5 @@ __all__ = [
     "GATES", "Augment", "Budget", "Claim", "Comparison", "Contrast", "Family", "Figure", "Gate", "Group", "Kind",
     "Measure", "Model", "Norm", "Optimizer", "Pair", "PaperRow", "Power", "Precision", "Record", "Request", "RunConfig",
     "Scale", "Scaling", "Schedule", "Settings", "Stage", "Study", "TrainDraw", "ValueScale", "at_scale", "difference",
-    "directional", "equivalent", "figure", "group", "log_ratio", "measure", "non_inferior", "paper_rows", "weighted",
+    "directional", "equivalent", "figure", "group", "log_ratio", "measure", "non_inferior", "of_paper", "paper_rows", "weighted",
 ]

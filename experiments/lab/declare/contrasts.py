@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from math import log
+import math
 from typing import Any
 
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, ValueScale
@@ -11,7 +11,7 @@ from experiments.lab.declare.study import Figure, PaperRow, Scale
 
 GATES = (Gate("min_seeds", 8), Gate("status", 0.1))
 """of a claim that names no others"""
-MARGIN = log(1.25)
+MARGIN = math.log(1.25)
 """of a log ratio that names no other"""
 
 
@@ -93,3 +93,11 @@ def paper_rows(table: str, quantity: str, value: str, **printed: tuple[float, ..
     names = ("first", "second", "first_sd", "second_sd")
     given: dict[str, dict[str, Any]] = {network: dict(zip(names, of, strict=False)) for network, of in printed.items()}
     return tuple(PaperRow(table, network, quantity, value, **numbers) for network, numbers in given.items())
+
+
+def of_paper(row: PaperRow | None, *, log: bool = False) -> dict[str, Any]:
+    """What a claim says of its printed effect: first minus second, or with `log` the logarithm of second over first."""
+    if row is None:
+        return {}
+    effect = math.log(row.second / row.first) if log else row.first - row.second
+    return {"paper_value": round(effect, 4), "paper_source": f"{row.source}: {row.table}, {row.network}"}

@@ -16,7 +16,7 @@ from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.enums import Augment, Model, Norm
 from experiments.lab.declare.errors import ConfigError, UsageError
-from experiments.lab.declare.study import PILOT, Study
+from experiments.lab.declare.study import PILOT, Request, Study
 from experiments.lab.declare.vocabulary import FIELDS, unknown
 
 
@@ -87,12 +87,19 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         claims = () if study.claims_of else tuple(dataclasses.replace(c, scales=(), power=None) for c in study.claims_at(scale))
         found = dataclasses.replace(study, scales=(made,), tried=(), claims=claims, figures=figures,
                                     comparisons=() if study.comparisons_of else tuple(compared))
+        if changes.keys() <= set(FIELDS) and _runs(study, scale) == _runs(found, made.name):
+            raise UsageError(f"--set: no run of {study.name} at scale {scale} hangs on {' or '.join(changes)}")
         named = ((c, c.id if c.id.startswith(made.name) else f"{made.name}-{c.id}") for c in found.claims)
         return dataclasses.replace(found, claims=tuple(dataclasses.replace(claim, id=name) for claim, name in named))
     except UsageError:
         raise
     except Exception as error:  # the study's functions are made for sensible settings
         raise UsageError(f"{study.name} cannot be asked with {words}: {' '.join(str(error).split())}") from error
+
+
+def _runs(study: Study, scale: str) -> set[RunConfig]:
+    """Those of the first stage."""
+    return set(study.stages[0].runs_of(Request(scale), ()))
 
 
 def digest(settings: Any) -> str:
