@@ -59,7 +59,7 @@ def train(settings: Minima, seeds: range) -> list[RunConfig]:
 
 def warm(settings: Minima, seeds: range) -> list[RunConfig]:
     """Small-batch runs that end early: where the large batch will start from, four seeds."""
-    base = next(arms(settings))[1].replace(budget=Budget.EPOCHS, epochs=1, train_loss=None, max_epochs=None)
+    base = next(arms(settings))[1].replace(budget=Budget.EPOCHS, epochs=1, train_loss=None, patience=None, max_epochs=None)
     return [base.replace(seed=seed, epochs=epochs) for seed in seeds[:4] for epochs in settings.warm]
 
 
