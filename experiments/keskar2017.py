@@ -94,7 +94,7 @@ def pairs(settings: Minima, seeds: range, runs: Sequence[RunConfig]) -> list[Pai
     through both and their common start, two seeds."""
     large = {(base.model, base.dataset, base.budget): large for _, base, large in arms(settings)}
     small = [run for run in runs if settings.slices and run.batch_size == settings.small and run.seed in seeds[:4]]
-    ends = [(run, run.replace(batch_size=large[run.model, run.dataset, run.budget])) for run in small]
+    ends = [(run, run.replace(batch_size=large[of])) for run in small if (of := (run.model, run.dataset, run.budget)) in large]
     line, plane = measure("slice", examples=2000, points=25), measure("plane", examples=2000, points=15)
     return [Pair(*two, drawn) for two in ends for drawn in (line, plane) if drawn is line or two[0].seed in seeds[:2]]
 
