@@ -196,7 +196,7 @@ def feed(config: RunConfig, data: Data, updates: int) -> Block:
     for first in (0, updates):
         cpu, wall = time.process_time(), time.perf_counter()
         for step in range(first, first + updates, moving.block_steps):
-            block = moving.stream.block(step, min(moving.block_steps, first + updates - step))
+            block = moving.streams[0].block(step, min(moving.block_steps, first + updates - step))
             assert block.draws is not None
             for positions, draws in zip(block.positions.unbind(), block.draws.unbind(), strict=True):
                 total += data.train.at(positions, draws)[0][0, 0, 0, 0]

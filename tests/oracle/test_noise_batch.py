@@ -74,7 +74,7 @@ def run(config: RunConfig, size: int = 10, **machine: Any) -> tuple[Tensor, Tens
     data = toy_data(config, size)
     engine = SingleEngine(config, Machine(**machine), data, initial_model(config, Machine(), data))
     engine.advance(3)
-    return torch.cat([p.detach().flatten() for p in engine.model().parameters()]), torch.cat(engine.losses())
+    return torch.cat([p.detach().flatten() for p in engine.model().parameters()]), torch.cat(engine.losses[0])
 
 
 def test_no_noise_is_the_plain_run() -> None:

@@ -37,7 +37,7 @@ def by_the_papers(config: RunConfig, steps: int) -> Tensor:
     """SGD at w on the gradient at w + e; e = rho g / ||g|| (Foret et al. 2021) or rho T (T g) / ||T g||, T = diag |w| (Kwon et
     al. 2021); decay is coupled and at w."""
     engine, data = single(config)
-    model, order = engine.model(), engine.stream
+    model, order = engine.model(), engine.streams[0]
     with torch.no_grad():
         flat = nn.utils.parameters_to_vector(model.parameters())
 

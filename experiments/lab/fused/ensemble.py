@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from experiments.lab.declare.config import Machine, Optimizer, RunConfig
 from experiments.lab.fused.cuda_graphs import Graph
-from experiments.lab.training.batch_stream import BatchStream, Block, stack
+from experiments.lab.training.batch_stream import Block, stack
 from experiments.lab.training.data import Data
 from experiments.lab.training.engine import Engine, SingleEngine
 from experiments.lab.training.gradient import Gradient
@@ -103,9 +103,7 @@ class Ensemble(Engine):
     """M runs as one program; member i of `configs` is row i of everything."""
 
     def __init__(self, configs: Sequence[RunConfig], machine: Machine, data: Data, models: Sequence[nn.Module]) -> None:
-        super().__init__(configs[0], machine, data)
-        self.configs = tuple(configs)
-        self.streams = [BatchStream(config, len(data.train)) for config in configs]
+        super().__init__(configs, machine, data)
         self.scratch = models[0]
         flat = [torch.cat([p.detach().reshape(-1) for p in model.parameters()]) for model in models]
         self.optimizer = StackedUpdate(configs, torch.stack(flat), [p.shape for p in self.scratch.parameters()])
@@ -114,7 +112,6 @@ class Ensemble(Engine):
             replays=self.device.type == "cpu",
         )
         self.descent = descent(configs[0], self.gradient)
-        self._losses: list[list[Tensor]] = [[] for _ in configs]
 
     def block(self, count: int) -> Block:
         return stack([stream.block(self.step, count) for stream in self.streams])
@@ -129,11 +126,6 @@ class Ensemble(Engine):
         losses, gradients = self.descent(counter, *batch) if weights is None else self.descent(counter, *batch, weights)
         self.optimizer(torch.cat([g.reshape(len(g), -1) for g in gradients], 1), lr[:, None])
         return losses
-
-    def keep(self, losses: Tensor) -> None:
-        for kept, own in zip(self._losses, losses.unbind(1), strict=True):
-            if len(own):
-                kept.append(own)
 
     def model(self, member: int = 0) -> nn.Module:
         """The shared network with the member's present weights, or their average: for evaluation, until the next call."""
@@ -153,16 +145,10 @@ class Ensemble(Engine):
         for name, flat in self.optimizer.slots.items():
             for index, rows in enumerate(self.optimizer.parts(flat)):
                 tensors[f"optimizer.{index}.{name}"] = torch.empty_like(parameters[index]).detach().copy_(rows[member])
-        if self.config_counts:
+        if "step" in slot_names(self.configs[0]):
             for index in range(len(parameters)):
                 tensors[f"optimizer.{index}.step"] = self.optimizer.count.float()
-        if self._losses[member]:
-            tensors["losses"] = torch.cat(self._losses[member])
-        return Snapshot(self.step, tensors)
-
-    @property
-    def config_counts(self) -> bool:
-        return "step" in slot_names(self.configs[0])
+        return self.snapshot(member, tensors)
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
         """Continue from states of the same step, one per member."""
@@ -175,15 +161,8 @@ class Ensemble(Engine):
                 for slot, flat in self.optimizer.slots.items():
                     for index, rows in enumerate(self.optimizer.parts(flat)):
                         rows[member].copy_(tensors[f"optimizer.{index}.{slot}"])
-                self._losses[member] = [tensors["losses"].to(self.device)] if "losses" in tensors else []
-        self.step = snapshots[0].step
+        self.go_on_from(snapshots)
         self.optimizer.count.fill_(self.step)
-
-    def losses(self, member: int = 0) -> list[Tensor]:
-        return self._losses[member]
-
-    def forget_losses(self, member: int = 0) -> None:
-        self._losses[member] = []
 
     def only(self, members: Sequence[int]) -> Engine:
         configs = [self.configs[member] for member in members]

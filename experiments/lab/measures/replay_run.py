@@ -37,7 +37,7 @@ def states(subject: Subject, steps: Sequence[int]) -> Iterator[tuple[int, nn.Mod
     engine = SingleEngine(config, machine, data, model)
     for step in steps:
         engine.advance(step)
-        engine.forget_losses()
+        engine.losses[0].clear()
         shown.load_state_dict(engine.model().state_dict())
         calibrate_on(shown, data.train.inputs)
         if step == facts.steps and facts.exact:

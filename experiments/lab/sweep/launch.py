@@ -24,17 +24,16 @@ from experiments.lab.sweep.plan import PlannedStage, check_runs, measurements_du
 from experiments.lab.sweep.pool import Worker, Workers
 from experiments.lab.sweep.progress import Progress, Sweep, known_steps, names_among
 from experiments.lab.sweep.tasks import (
-    AtStep,
     Busy,
     Failed,
     Finished,
     MeasurePair,
-    Measuring,
     Signalled,
     Task,
     Train,
     TrainAlone,
     TrainTogether,
+    Underway,
 )
 
 BUSY_SECONDS = 2.0
@@ -211,10 +210,8 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                 worker.give(waiting.popleft()[1])
             for worker, task, report in pool.reports(0.25):
                 match report:
-                    case AtStep(step):
+                    case Underway(step):
                         worker.step = step
-                    case Measuring():
-                        worker.step = None
                     case Busy():
                         waiting.append((time.monotonic() + BUSY_SECONDS, task))
                         worker.task = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.lab.declare.config import RunConfig
@@ -19,7 +18,7 @@ class Train:
     """whether only measurements were missing when the task was made"""
 
     @property
-    def configs(self) -> Sequence[RunConfig]:
+    def configs(self) -> tuple[RunConfig, ...]:
         return (self.config,)
 
 
@@ -43,15 +42,10 @@ Task = Train | TrainTogether | MeasurePair
 
 
 @dataclass(frozen=True)
-class AtStep:
-    """Training goes on."""
+class Underway:
+    """The step that training is at; None: training is over, and measurements are made."""
 
-    step: int
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """Training is over, and measurements are made."""
+    step: int | None
 
 
 @dataclass(frozen=True)
@@ -85,4 +79,4 @@ class Signalled:
     why: str = "stopped from outside"
 
 
-Report = AtStep | Measuring | Busy | Finished | TrainAlone | Failed | Signalled
+Report = Underway | Busy | Finished | TrainAlone | Failed | Signalled

@@ -22,18 +22,17 @@ from experiments.lab.store.run_folder import Interrupted, Watch
 from experiments.lab.sweep.process import Stopper
 from experiments.lab.sweep.runner import BUSY, train_runs
 from experiments.lab.sweep.tasks import (
-    AtStep,
     Busy,
     Failed,
     Finished,
     MeasurePair,
-    Measuring,
     Report,
     Signalled,
     Task,
     Train,
     TrainAlone,
     TrainTogether,
+    Underway,
 )
 
 
@@ -77,7 +76,7 @@ def run_task(task: Task, store: Store, machine: Machine, stopper: Stopper, pipe:
         stopper.measuring = True
         if not stopper.asked:
             if pipe is not None:
-                pipe.send(Measuring())
+                pipe.send(Underway(None))
             perform(store, machine, measures, run_ids)
         stopper.measuring = False
         return Finished(status)
@@ -100,6 +99,6 @@ def train(configs: Sequence[RunConfig], store: Store, machine: Machine, stopper:
         nonlocal told
         if pipe is not None and time.monotonic() - told > 0.5:
             told = time.monotonic()
-            pipe.send(AtStep(step))
+            pipe.send(Underway(step))
 
     return train_runs(configs, store, machine, lambda: stopper.asked, report, watch)

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.training.batch_schedule import batch_schedule
 from experiments.lab.training.batch_stream import BatchStream, Block, block_steps
 from experiments.lab.training.data import Data
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.optimizers import AVERAGE, Update
 from experiments.lab.training.sam import descent
-from experiments.lab.training.state import Snapshot, State
+from experiments.lab.training.state import Snapshot, Tensors
 
 Due = Callable[[int], bool]
 """whether something must be done before update `step`"""
@@ -38,18 +37,21 @@ class Graph(Protocol):
 
 
 class Engine:
-    """Blocks of updates of one run or of several. A subclass has `block` and `update`, and its members' states."""
+    """Blocks of updates of one run, or of several members as one program. A subclass has updates and states."""
 
     gradient: Gradient
     graph: Graph | None = None
     """takes the updates of a block where there is one; the same bits as without"""
 
-    def __init__(self, config: RunConfig, machine: Machine, data: Data) -> None:
+    def __init__(self, configs: Sequence[RunConfig], machine: Machine, data: Data) -> None:
         self.step = 0
+        self.losses: list[list[Tensor]] = [[] for _ in configs]
+        """of each member the online losses since the last row of its history: tensors [k] of k batches"""
         self.latest: list[Tensor] = []
         """losses of the block under way; a graph's are known at its end"""
-        self.machine, self.data, self.batches = machine, data, batch_schedule(config, len(data.train))
-        self.block_steps = block_steps(config.batch_size)
+        self.configs, self.machine, self.data = tuple(configs), machine, data
+        self.streams = [BatchStream(config, len(data.train)) for config in configs]
+        self.block_steps = block_steps(configs[0].batch_size)
         self.device = data.train.targets.device
 
     def advance(self, until: int, due: Due = never) -> None:
@@ -59,13 +61,14 @@ class Engine:
             run = self._run if self.graph is None else self.graph.run
             losses = run(block, self.step, due)
             self.step += len(losses)
-            self.keep(losses)
+            for kept, own in zip(self.losses, losses.reshape(len(losses), len(self.losses)).unbind(1), strict=True):
+                kept.extend([own] if len(own) else [])
             if len(losses) < len(block):
                 return
 
     def count(self, until: int) -> int:
         """Steps of the next block on the way to `until`: all of one batch size."""
-        phase = self.batches.at(self.step)
+        phase = self.streams[0].batches.at(self.step)
         most = min(self.block_steps, block_steps(phase.size))
         return min(until - self.step, most if phase.end is None else min(most, phase.end - self.step))
 
@@ -84,7 +87,7 @@ class Engine:
         """Mean online loss of some last updates, to be shown; None before the first."""
         if self.latest:
             return torch.stack(self.latest[-RECENT:]).mean(0).reshape(-1)[member].item()
-        kept = self.losses(member)
+        kept = self.losses[member]
         return kept[-1].mean().item() if kept else None
 
     def block(self, count: int) -> Block:
@@ -103,17 +106,6 @@ class Engine:
         """
         raise NotImplementedError
 
-    def keep(self, losses: Tensor) -> None:
-        """Add a block's losses to the states."""
-        raise NotImplementedError
-
-    def losses(self, member: int = 0) -> list[Tensor]:
-        """Online losses since `forget_losses`: tensors [k], one loss per batch."""
-        raise NotImplementedError
-
-    def forget_losses(self, member: int = 0) -> None:
-        raise NotImplementedError
-
     def model(self, member: int = 0) -> nn.Module:
         """The network at the member's present weights (with `ema` at their average), for evaluation, until the next call."""
         raise NotImplementedError
@@ -122,8 +114,17 @@ class Engine:
         raise NotImplementedError
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
-        """Continue from states of the same step, one per member."""
+        """Continue from states of the same step, one per member, bitwise."""
         raise NotImplementedError
+
+    def snapshot(self, member: int, tensors: Tensors) -> Snapshot:
+        """Weights and optimizer with what every engine keeps beside them."""
+        kept = self.losses[member]
+        return Snapshot(self.step, tensors | ({"losses": torch.cat(kept)} if kept else {}))
+
+    def go_on_from(self, snapshots: Sequence[Snapshot]) -> None:
+        self.step = snapshots[0].step
+        self.losses = [[s.tensors["losses"].to(self.device)] if "losses" in s.tensors else [] for s in snapshots]
 
     def only(self, members: Sequence[int]) -> Engine:
         """An engine of these members alone, in this order, at their present states."""
@@ -134,17 +135,16 @@ class SingleEngine(Engine):
     """One run: eager at first, then on a CPU replayed (`replay`), which gives the same bits."""
 
     def __init__(self, config: RunConfig, machine: Machine, data: Data, model: nn.Module) -> None:
-        super().__init__(config, machine, data)
-        parameters = list(model.parameters())
-        self.state = State(model, Update(config, parameters))
+        super().__init__([config], machine, data)
+        self.trained, parameters = model, list(model.parameters())
         self.averaged = copy.deepcopy(model) if config.ema else None
-        self.stream = BatchStream(config, len(data.train))
+        self.optimizer = Update(config, parameters)
         replays = self.device.type == "cpu"
         self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, replays=replays)
         self.descent = descent(config, self.gradient)
 
     def block(self, count: int) -> Block:
-        return self.stream.block(self.step, count)
+        return self.streams[0].block(self.step, count)
 
     def rates(self, lr: Tensor) -> Sequence[float | Tensor]:
         return lr.tolist()
@@ -153,34 +153,35 @@ class SingleEngine(Engine):
                weights: Tensor | None = None) -> Tensor:
         batch = self.data.train.at(positions, draws)
         loss, gradients = self.descent(counter, *batch) if weights is None else self.descent(counter, *batch, weights)
-        self.state.optimizer(gradients, lr)
+        self.optimizer(gradients, lr)
         return loss
-
-    def keep(self, losses: Tensor) -> None:
-        if len(losses):
-            self.state.losses.append(losses)
 
     def model(self, member: int = 0) -> nn.Module:
         if self.averaged is None:
-            return self.state.model
-        self.averaged.load_state_dict(self.state.model.state_dict())  # buffers of what is not calibrated are the run's
+            return self.trained
+        self.averaged.load_state_dict(self.trained.state_dict())  # buffers of what is not calibrated are the run's
         with torch.no_grad():
-            for p, average in zip(self.averaged.parameters(), self.state.optimizer.slots[AVERAGE], strict=True):
+            for p, average in zip(self.averaged.parameters(), self.optimizer.slots[AVERAGE], strict=True):
                 p.copy_(average)
         return self.averaged
 
     def copy(self, member: int = 0) -> Snapshot:
-        return self.state.copy(self.step)
+        tensors = {f"model.{name}": value.detach().clone() for name, value in self.trained.state_dict().items()}
+        for slot, values in self.optimizer.slots.items():
+            for index, value in enumerate(values):
+                tensors[f"optimizer.{index}.{slot}"] = value.clone()
+        return self.snapshot(member, tensors)
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
-        self.state.restore(snapshots[0])
-        self.step = snapshots[0].step
-
-    def losses(self, member: int = 0) -> list[Tensor]:
-        return self.state.losses
-
-    def forget_losses(self, member: int = 0) -> None:
-        self.state.losses = []
+        """Everything is copied in place: replays hold on to these tensors."""
+        (snapshot,) = snapshots
+        prefix = "model."
+        weights = {n.removeprefix(prefix): v for n, v in snapshot.tensors.items() if n.startswith(prefix)}
+        self.trained.load_state_dict(weights)
+        for slot, values in self.optimizer.slots.items():
+            for index, value in enumerate(values):
+                value.copy_(snapshot.tensors[f"optimizer.{index}.{slot}"])
+        self.go_on_from(snapshots)
 
     def only(self, members: Sequence[int]) -> SingleEngine:
         return self

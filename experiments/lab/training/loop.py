@@ -188,7 +188,7 @@ class Run:
 
     def write_losses(self) -> int | None:
         """Write the mean online loss since the last row; returns the first step whose loss was not finite."""
-        kept = self.engine.losses(self.member)
+        kept = self.engine.losses[self.member]
         if not kept:
             return None
         losses = torch.cat(kept).double().cpu()
@@ -198,7 +198,7 @@ class Run:
             return first + int((~finite).nonzero()[0, 0])
         lr = lr_of(self.config, self.batches, self.step - 1, self.rule.total)
         self.log.row({"kind": "train", **position(self.step, self.config, self.n), "loss": losses.mean().item(), "lr": lr})
-        self.engine.forget_losses(self.member)
+        self.engine.losses[self.member] = []
         return None
 
     def write_curve_point(self) -> None:
