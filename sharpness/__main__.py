@@ -358,7 +358,7 @@ def _table(entries: Sequence[Measured]) -> str:
 
 def _listed(chosen: Sequence[Metric], *, as_json: bool) -> str:
     if as_json:
-        names = ("name", "family", "about", "examples")
+        names = ("name", "family", "about", "examples", "options", "version")
         rows = [{name: getattr(metric, name) for name in names} | metric.work._asdict() for metric in chosen]
         return json.dumps(rows, indent=1)
     width = max(len(metric.name) for metric in chosen)

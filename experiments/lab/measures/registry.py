@@ -114,6 +114,6 @@ def names_of_one_run() -> tuple[str, ...]:
     return tuple(name for name, metric in METRICS.items() if metric.examples is not None)
 
 
-def standard(name: str) -> Measure:
+def standard(name: str, examples: int | None = None) -> Measure:
     """The measurement that a bare name stands for, with every option written out."""
-    return measure(name, **METRICS[name].filled({"examples": METRICS[name].examples}))
+    return measure(name, **METRICS[name].filled({"examples": examples or METRICS[name].examples}))

@@ -238,10 +238,12 @@ def measure(options: Any) -> tuple[int, Any]:
     known = names_of_one_run()
     if unknown := [metric for metric in options.metrics if metric != "all" and metric not in known]:
         raise UsageError(f"there is no metric {unknown[0]!r} of one run; the metrics are all, {', '.join(known)}")
+    if options.examples is not None and options.examples < 1:
+        raise UsageError(f"--examples is {options.examples}, but must be at least 1")
     store = Store(options.store, create=False)
     run_id = store.resolve(options.run)
     machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
-    measures = [standard(metric) for metric in (known if "all" in options.metrics else options.metrics)]
+    measures = [standard(metric, options.examples) for metric in (known if "all" in options.metrics else options.metrics)]
     if not all(store.measured(asked, [run_id]) for asked in measures):
         store = Store(options.store)
     started = time.monotonic()
