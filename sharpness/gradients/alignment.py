@@ -120,7 +120,7 @@ def gradient_hessian_overlap(
             problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total)
         )
     gradient, d, c = spread.gradient, spread.deviations, spread.projections
-    meter = Meter(progress, "gradient_hessian_overlap: products", len(basis) + 1 + mixtures)
+    meter = Meter(progress, "gradient_hessian_overlap: HVPs", len(basis) + 1 + mixtures)
     product, nan = product_of(op, meter), float("nan")
     along = np.vstack([gradient[None], spread.mixtures / np.sqrt(total - 1)])
     image = product(along.T)
@@ -179,7 +179,7 @@ class BatchSharpness(Result):
         standard_error: by the delete-one jackknife over batches; None with fewer than 2.
         curvatures: [m] g_B^T H_B g_B of each batch. squares: [m] ||g_B||^2.
         batch: examples in each (the largest, where data came in batches). batches: m.
-        matvecs: products, each over one batch. evaluations: passes of loss and gradient, in parts of N.
+        matvecs: Hessian-vector products (HVPs), each over one batch. evaluations: passes of loss and gradient, in parts of N.
         examples: N. n, dtype, mode: as in `hessian`; seed: as asked, None where data came in batches.
         status: "ok"; "undefined" (all gradients exactly zero); "nonfinite".
     """

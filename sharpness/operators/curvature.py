@@ -122,7 +122,7 @@ def fisher(
 ) -> CurvatureOperator:
     """The Fisher matrix (1/N) sum_i E_y[g_i(y) g_i(y)^T], g_i the gradient of example i's loss at target y.
 
-    kind "true": y from the model's own distribution, in closed form; "sampled": one y an example from there
+    kind "true": y from the model's own distribution, in closed form; "sampled": one y per example from there
     (a Monte Carlo estimate of "true"); "empirical": y as in the data. The empirical one misleads as an
     approximation of the others: it vanishes where the data are fitted (Kunstner et al. 2019, section 3). For
     cross-entropy and squared error the true Fisher equals the GGN.

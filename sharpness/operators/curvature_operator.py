@@ -31,8 +31,8 @@ class CurvatureOperator:
     in float64: each batch's product is computed in the parameters' precision and accumulated over batches
     in float64.
 
-    Attributes: `shape` (n, n); `dtype`, the precision of the products' arithmetic; `matvecs`, products so
-        far; `kind`; `examples`, `mode`, `names` of the parameters; `route`, None before the first product, then
+    Attributes: `shape` (n, n); `dtype`, the precision of the products' arithmetic; `matvecs`, Hessian-vector products (HVPs)
+        so far; `kind`; `examples`, `mode`, `names` of the parameters; `route`, None before the first product, then
         "graph" (the gradient's graph is kept), after thirty products "replay" (recorded once and replayed),
         "rebuilt" (batch by batch, anew each time), or "differences" (asked for by `method`); `retained_bytes`, the most
         that is kept between products.
