@@ -140,7 +140,7 @@ def epsilon_sharpness(
     if vector is None and "eigenvector" in starts:
         vector, num_hvps = _leading_eigenvector(problem, seed)
 
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         at_x = problem.mean_loss()
         if not (np.isfinite(at_x) and at_x > -1):
             raise ValueError(f"loss is {at_x} at the weights given: the metric needs a finite loss above -1")

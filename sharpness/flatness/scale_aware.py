@@ -91,7 +91,7 @@ def fisher_rao_norm(
     check_choice("labels", labels, ("data", "model"))
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight)
     meter = Meter(progress, "fisher_rao_norm: examples", problem.examples)
-    with problem.guard():
+    with problem.untouched():
         if labels == "data":
             squares = example_slopes(problem, problem.weights(), meter)[1] ** 2
         else:

@@ -50,7 +50,7 @@ def measure_points(
     problem = mover.problem
     done: list[Point] = []
     name, probe = "", float("nan")
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         if checkpoint is not None:
             name = _fingerprint(mover, [*parts, list(where)])
             probe = _probe(mover, weights(where[0]), where[0][0])
@@ -125,7 +125,7 @@ def _head(body: str) -> str:
 
 
 def _fingerprint(mover: WeightMover, parts: Sequence[Any]) -> str:
-    """SHA-256 of all that decides the values and can be hashed; inside the guard."""
+    """SHA-256 of all that decides the values and can be hashed; inside `untouched`."""
     problem, sha = mover.problem, hashlib.sha256()
     facts = [problem.mode, problem.seed, mover.bn_mode, _name(problem.criterion), _name(mover.hook), problem.names]
     _digest(sha, [_MAGIC, type(problem.model).__qualname__, *facts, *parts])

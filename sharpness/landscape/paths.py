@@ -168,7 +168,7 @@ def connect(
     if not spread > 0:
         raise ValueError("start and end are the same weights: pass two different minima")
     ts = np.linspace(0.0, 1.0, points)
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         bend, fit_losses = _fit(mover, a, b, steps, learning_rate * spread, seed, meter)
         curve = np.array([_measure(mover, _bezier(t, a, bend, b), t, meter) for t in ts])
         inner = [_measure(mover, (1 - t) * a + t * b, t, meter) for t in ts[1:-1]]

@@ -151,7 +151,7 @@ def fisher(
 
 def _require_plain_mean(problem: Problem) -> None:
     """Raise ValueError where a batch's loss is not the mean of its examples' own."""
-    with problem.guard(), problem.without_gradients():
+    with problem.untouched(), problem.without_gradients():
         for inputs, targets, _ in problem.passes():
             outputs = problem.outputs(inputs)
             rules = rules_of(problem.loss, outputs, targets, length_of(inputs, targets))
@@ -171,5 +171,5 @@ def _likelihood(problem: Problem) -> str | None:
             raise ValueError("model returns something else than one tensor with the batch first: use hessian instead")
         return likelihood_of(problem.loss, outputs, targets)
 
-    with problem.guard(), problem.without_gradients():
+    with problem.untouched(), problem.without_gradients():
         return problem.on_first(of_batch)
