@@ -75,7 +75,7 @@ def cost_estimate(
     )
     problem = subject_of(min(_TIMED, examples or _TIMED)).problem
     op, v = CurvatureOperator(problem), np.random.default_rng(seed).standard_normal(problem.n)
-    with problem.guard():
+    with problem.untouched():
         seconds = [_timed(problem.mean_loss), _timed(problem.mean_loss_and_gradient)]
     try:
         seconds.append(_timed(lambda: op @ v))

@@ -191,7 +191,7 @@ def _worst(**options: Any) -> Callable[[Subject], Result]:
 
 
 def _require_classes(problem: Problem) -> None:
-    with problem.guard(), problem.without_gradients():
+    with problem.untouched(), problem.without_gradients():
         outputs, targets = problem.on_first(lambda inputs, targets: (problem.outputs(inputs), targets))
     if (
         not isinstance(outputs, Tensor)

@@ -114,7 +114,7 @@ def average_case_sharpness(
     several = 1 if m is None else -(-problem.examples // m)
     meter = Meter(progress, "average_case_sharpness: passes over a batch", several * draws)
     rows, shares, losses = list[Vector](), list[float](), list[float]()
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         w = problem.flatten(problem.parameters)
         spread = rho * w.abs() if adaptive else float(rho)
         for index, batch in enumerate(batches_of(problem, m, seed)):

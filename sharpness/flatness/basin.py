@@ -104,7 +104,7 @@ def local_entropy(
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     w, rng = problem.weights(), np.random.default_rng(seed)
     losses = np.empty((samples // 2, 2))
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         here = problem.mean_loss()
         for j in range(samples // 2):
             step = rng.standard_normal(problem.n) / np.sqrt(gamma)
@@ -228,7 +228,7 @@ def basin_radius(
     moving = int(np.count_nonzero(s))
     if not moving:
         raise ValueError(f"all weights are zero, and scale {scale!r} is relative to them: use 'unit'")
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         here = problem.mean_loss()
         if not np.isfinite(here) or rise < 100 * np.finfo(problem.dtype).eps * abs(here):
             raise ValueError(f"rise is {rise} over a loss of {here}: too small for {problem.dtype.name}")

@@ -124,7 +124,7 @@ def epsilon_sharpness(
             the CPU, and takes 4 n p bytes on the model's device (8 n p for float64 models).
         starts: a choice of the names above.
         eigenvector: [n], the leading eigenvector of the Hessian or something near it, such as `vectors[0]` of
-            `top_eigenvalues`: only its signs are used. None: found here, by at most 12 products.
+            `top_eigenvalues`: only its signs are used. None: found here, by at most 12 HVPs.
         params, batch_size, mode, data, loss: as in `hessian`.
         seed: of A, of the random starts and of dropout in train mode.
         progress: True for lines on stderr, a function of (done, total, what), or None.
@@ -136,11 +136,11 @@ def epsilon_sharpness(
     meter = Meter(progress, "epsilon_sharpness: gradients")
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     x = problem.weights()
-    vector, products = _checked(eigenvector, problem.n), 0
+    vector, num_hvps = _checked(eigenvector, problem.n), 0
     if vector is None and "eigenvector" in starts:
-        vector, products = _leading_eigenvector(problem, seed)
+        vector, num_hvps = _leading_eigenvector(problem, seed)
 
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         at_x = problem.mean_loss()
         if not (np.isfinite(at_x) and at_x > -1):
             raise ValueError(f"loss is {at_x} at the weights given: the metric needs a finite loss above -1")
@@ -189,7 +189,7 @@ def epsilon_sharpness(
         n=problem.n,
         examples=problem.examples,
         evaluations=1 + sum(s.evaluations for s in facts),
-        hessian_products=products,
+        hessian_products=num_hvps,
         dtype=problem.dtype.name,
         status=status,
     )

@@ -18,7 +18,7 @@ _SMALLEST_NORM = 1e-10  # of centred logits
 
 
 def batches_of(problem: Problem, m: int | None, seed: int) -> Iterator[Problem]:
-    """The problem of each batch of m examples, lazily; the whole one if m is None. Inside `guard` only.
+    """The problem of each batch of m examples, lazily; the whole one if m is None. Inside `untouched` only.
 
     A pair of tensors is shuffled by `seed` first: data sorted by class would give batches of one class each.
     Other data must come in batches of m; the last batch may be shorter. Raises ValueError otherwise.

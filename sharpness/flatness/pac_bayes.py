@@ -133,7 +133,7 @@ def pac_bayes_sigma(
     tried: dict[float, Vector] = {}
     meter = Meter(progress, "pac_bayes_sigma: passes")
 
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         w = problem.flatten(problem.parameters)
         origin = evaluate(problem, finite=True)
         if quantity == "accuracy" and math.isnan(origin[1]):

@@ -117,7 +117,7 @@ def random_perturbation(
     check_scaling(scaling, epsilon)
     meter = Meter(progress, "random_perturbation: passes", draws)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         w = problem.flatten(problem.parameters)
         origin = evaluate(problem, finite=True)
         spread = standard_deviations(w, sigma, scaling, epsilon)
@@ -158,7 +158,7 @@ def sample(
     """Rises of the loss and drops of the accuracy [units] at w + spread * z, z ~ N(0, I) from `entropy`.
 
     The same entropy gives the same z whatever the spread (common random numbers). A unit is a draw, or the
-    mean of an antithetic pair. Inside the problem's `guard` and `movable` only; leaves the weights moved.
+    mean of an antithetic pair. Inside the problem's `untouched` and `movable` only; leaves the weights moved.
     """
     signs = (1.0, -1.0) if antithetic else (1.0,)
     units = draws // len(signs)

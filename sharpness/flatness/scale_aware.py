@@ -91,7 +91,7 @@ def fisher_rao_norm(
     check_choice("labels", labels, ("data", "model"))
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight)
     meter = Meter(progress, "fisher_rao_norm: examples", problem.examples)
-    with problem.guard():
+    with problem.untouched():
         if labels == "data":
             squares = example_slopes(problem, problem.weights(), meter)[1] ** 2
         else:
@@ -222,7 +222,7 @@ def relative_trace(
     check_count("probes", probes, "32", least=2)
     check_choice("scale", scale, ("element", "filter", "tensor"))
     check_seed(seed)
-    meter = Meter(progress, "relative_trace: products", probes)
+    meter = Meter(progress, "relative_trace: HVPs", probes)
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)
     s, rng = weight_scales(problem, scale), np.random.default_rng(seed)
     op = hessian(model, loss, data, params=params, batch_size=batch_size, mode=mode, weight=weight, seed=seed)

@@ -144,7 +144,7 @@ def worst_case_sharpness(
     meter = Meter(progress, "worst_case_sharpness: evaluations of a batch", several * (2 if steps == 1 else starts * (steps + 1)))
     values, shares, losses, evaluations = list[float](), list[float](), list[float](), 0.0
     statuses = set[str]()
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         w = problem.flatten(problem.parameters)
         c = w.abs() if adaptive else None
         for index, batch in enumerate(batches_of(problem, m, seed)):

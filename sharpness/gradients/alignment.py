@@ -115,12 +115,12 @@ def gradient_hessian_overlap(
     if total < 3 or not is_whole(mixtures) or mixtures < 2:
         raise ValueError(f"{total} examples and mixtures = {shown(mixtures)}: at least 3 and 2 are needed")
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(mixtures, total))
-    with problem.guard():
+    with problem.untouched():
         spread = gradient_spread(
             problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total)
         )
     gradient, d, c = spread.gradient, spread.deviations, spread.projections
-    meter = Meter(progress, "gradient_hessian_overlap: products", len(basis) + 1 + mixtures)
+    meter = Meter(progress, "gradient_hessian_overlap: HVPs", len(basis) + 1 + mixtures)
     product, nan = product_of(op, meter), float("nan")
     along = np.vstack([gradient[None], spread.mixtures / np.sqrt(total - 1)])
     image = product(along.T)
@@ -179,7 +179,7 @@ class BatchSharpness(Result):
         standard_error: by the delete-one jackknife over batches; None with fewer than 2.
         curvatures: [m] g_B^T H_B g_B of each batch. squares: [m] ||g_B||^2.
         batch: examples in each (the largest, where data came in batches). batches: m.
-        matvecs: products, each over one batch. evaluations: passes of loss and gradient, in parts of N.
+        matvecs: Hessian-vector products (HVPs), each over one batch. evaluations: passes of loss and gradient, in parts of N.
         examples: N. n, dtype, mode: as in `hessian`; seed: as asked, None where data came in batches.
         status: "ok"; "undefined" (all gradients exactly zero); "nonfinite".
     """
@@ -251,7 +251,7 @@ def batch_sharpness(
     expected = batches or (32 if pair else problem.batches)
     meter = Meter(progress, "batch_sharpness: batches", expected if pair else min(expected, problem.batches))
     curvatures, squares, sizes = [], [], []
-    with problem.guard():
+    with problem.untouched():
         for part in _parts(problem, data, batch, batches, seed):
             gradient, product = _gradient_and_product(part)
             curvatures.append(float(gradient @ product))
@@ -308,7 +308,7 @@ def _parts(
 def _gradient_and_product(problem: Problem) -> tuple[Vector, Vector]:
     """g and H g [n] of a problem of one batch, through one graph (Pearlmutter 1994)."""
     gradient, product = np.zeros(problem.n), np.zeros(problem.n)
-    with problem.guard(), twice_differentiable():
+    with problem.untouched(), twice_differentiable():
         for inputs, targets, _ in problem.passes():
             loss = problem.batch_loss(inputs, targets)
             if not loss.requires_grad:

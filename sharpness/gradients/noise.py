@@ -102,7 +102,7 @@ def gradient_noise(
     total = problem.examples
     if total < 3:
         raise ValueError(f"data has {total} examples: an interval needs at least 3")
-    with problem.guard():
+    with problem.untouched():
         spread = gradient_spread(problem, meter=Meter(progress, "gradient_noise: examples", total))
     d, p, squared = spread.deviations, spread.slopes, float(spread.gradient @ spread.gradient)
     trace = float(d.sum()) / (total - 1)

@@ -54,7 +54,7 @@ def gradient_spread(
     where the mean is much larger than the spread. Holds N (2 + k) + m n numbers, and gradients of
     CHUNK_BYTES at a time. vectors: v_j, [k, n]; signs: s, [m, N]; the meter counts examples.
 
-    Inside `guard` only. Raises ValueError as `example_gradients`.
+    Inside `untouched` only. Raises ValueError as `example_gradients`.
     """
     loss, mean = problem.mean_loss_and_gradient()
     device = problem.parameters[0].device
@@ -89,7 +89,7 @@ def example_gradients(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
     maps over examples; models it cannot map (control flow that depends on data, custom functions, a list of
     inputs of various shapes) are differentiated one example at a time, with the same result.
 
-    Inside `guard` only. Raises ValueError where no such gradient exists: batch statistics, or a batch loss
+    Inside `untouched` only. Raises ValueError where no such gradient exists: batch statistics, or a batch loss
     that is not the mean of its examples' losses.
     """
     size = max(1, min(_CHUNK_EXAMPLES, CHUNK_BYTES // (16 * problem.n)))
@@ -105,7 +105,7 @@ def example_gradients(problem: Problem) -> Iterator[tuple[Tensor, Tensor]]:
 def example_slopes(problem: Problem, v: Vector, meter: Meter = SILENT) -> tuple[Vector, Vector]:
     """Losses [N] and directional derivatives g_i . v [N] of all examples, in order, by one forward-mode pass.
 
-    Inside `guard` only. Raises ValueError as `example_gradients`.
+    Inside `untouched` only. Raises ValueError as `example_gradients`.
     """
     direction = torch.from_numpy(v)
     tangents = dict(zip(problem.names, problem.split(direction), strict=True))

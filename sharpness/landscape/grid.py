@@ -112,7 +112,7 @@ def slice_2d(
         params: names of the parameters that move; None means all with `requires_grad`.
         checkpoint: path of a file in which each point is kept as soon as it is finished. A later call with
             the same model, data and options reads it and measures only what is missing, to the same bits on
-            the same machine. Points that the file has torn or changed are measured again. What is compared: a
+            the same machine; a damaged file counts as none. What is compared: a
             hash of weights, buffers, directions, grid, modes, data and the names of loss and hook, and the
             loss of the first batch.
         progress: True for lines on stderr, a function of (done, total, what), or None.

@@ -1,14 +1,14 @@
-"""Points of a grid, kept in a file as they are finished, so that a killed measurement goes on where it was.
+"""The points of a grid in a file, kept as they are finished, so that a killed measurement goes on where it was.
 
-The file is text: a header with a hash of everything that decides the values, then a line per point, each with
-its own checksum, bound to that hash. It is rewritten whole and renamed into place. A line that is torn or
-flipped is as good as absent: its point is computed again.
+The file has two lines: what it is and the hash of the second one, then in JSON a hash of everything that decides the values, the
+loss of the first batch, and the points so far. It is rewritten whole and renamed into place. A damaged file is as good as absent.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from sharpness.problem.parameters import Weights
 from sharpness.problem.problem import Problem, Vector
 from sharpness.problem.progress import SILENT, Meter
 
-_MAGIC = "sharpness-grid-1"
+_MAGIC = "sharpness-grid-2"
 Point = tuple[float, float]
 
 
@@ -48,23 +48,24 @@ def measure_points(
     if not (checkpoint is None or isinstance(checkpoint, (str, os.PathLike))):
         raise ValueError(f"checkpoint is {shown(checkpoint)}: it must be the path of a file, or None")
     problem = mover.problem
-    done: dict[int, Point] = {}
+    done: list[Point] = []
     name, probe = "", float("nan")
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         if checkpoint is not None:
             name = _fingerprint(mover, [*parts, list(where)])
             probe = _probe(mover, weights(where[0]), where[0][0])
-            done = _read(Path(checkpoint), name, probe, len(where), float(np.finfo(problem.dtype).eps))
+            done = _read(Path(checkpoint), name, probe, float(np.finfo(problem.dtype).eps))
             _write(Path(checkpoint), name, probe, done)  # says now, not in an hour, that it cannot be written
         resumed = len(done)
-        for i, at in enumerate(where):
-            if i not in done:
-                mover.move(weights(at), at[0])
-                done[i] = evaluate(problem)
-                if checkpoint is not None:
-                    _write(Path(checkpoint), name, probe, done)
+        for _ in done:
             meter.tick()
-    found = np.array([done[i] for i in range(len(where))])
+        for at in where[resumed:]:
+            mover.move(weights(at), at[0])
+            done.append(evaluate(problem))
+            if checkpoint is not None:
+                _write(Path(checkpoint), name, probe, done)
+            meter.tick()
+    found = np.array(done)
     return found[:, 0].copy(), found[:, 1].copy(), resumed
 
 
@@ -75,48 +76,38 @@ def _probe(mover: WeightMover, w: Vector, fraction: float) -> float:
         return mover.problem.on_first(lambda inputs, targets: float(mover.problem.batch_loss(inputs, targets)))
 
 
-def _read(path: Path, name: str, probe: float, points: int, eps: float) -> dict[int, Point]:
+def _read(path: Path, name: str, probe: float, eps: float) -> list[Point]:
+    """The points of this grid that the file holds, in order."""
     if not path.exists():
-        return {}
+        return []
     text = path.read_bytes().decode("ascii", errors="replace")
     if not text.startswith(_MAGIC) and not _MAGIC.startswith(text):
         raise ValueError(f"checkpoint {path} is not a file of grid points: pass another path")
-    lines = text.splitlines()
-    head = lines[0].split(" ") if lines else []
-    if len(head) == 4 and head[3] == _checksum("head", " ".join(head[:3])):
-        if head[1] != name:
-            raise ValueError(
-                f"checkpoint {path} holds points of another grid (other weights, directions, points, modes, "
-                "loss or data): pass another path, or delete it"
-            )
-        if not np.isclose(float.fromhex(head[2]), probe, rtol=1e4 * eps, atol=0, equal_nan=True):
-            raise ValueError(
-                f"checkpoint {path} was made where the loss of the first batch was "
-                f"{float.fromhex(head[2]):.6g} and it is {probe:.6g} now (another model, loss or hook under "
-                "the same name): pass another path"
-            )
-    found: dict[int, Point] = {}
-    for line in lines[1:]:
-        body, _, check = line.rpartition(" ")
-        if body and check == _checksum(name, body):
-            index, loss, accuracy = body.split(" ")
-            if int(index) < points:
-                found[int(index)] = float.fromhex(loss), float.fromhex(accuracy)
-    return found
+    head, _, body = text.partition("\n")
+    if head != _head(body):
+        return []  # damaged
+    grid, first, points = json.loads(body)
+    if grid != name:
+        raise ValueError(
+            f"checkpoint {path} holds points of another grid (other weights, directions, points, modes, "
+            "loss or data): pass another path, or delete it"
+        )
+    if not np.isclose(first, probe, rtol=1e4 * eps, atol=0, equal_nan=True):
+        raise ValueError(
+            f"checkpoint {path} was made where the loss of the first batch was {first:.6g} and it is {probe:.6g} now "
+            "(another model, loss or hook under the same name): pass another path"
+        )
+    return [(loss, accuracy) for loss, accuracy in points]
 
 
-def _write(path: Path, name: str, probe: float, points: Mapping[int, Point]) -> None:
-    head = f"{_MAGIC} {name} {probe.hex()}"
-    lines = [f"{head} {_checksum('head', head)}"]
-    for index, (loss, accuracy) in sorted(points.items()):
-        body = f"{index} {loss.hex()} {accuracy.hex()}"
-        lines.append(f"{body} {_checksum(name, body)}")
+def _write(path: Path, name: str, probe: float, points: Sequence[Point]) -> None:
     if not path.parent.is_dir():
         raise ValueError(f"checkpoint {path} is in a folder that does not exist: create it")
+    body = json.dumps([name, probe, points]) + "\n"
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write("\n".join(lines) + "\n")
+            file.write(f"{_head(body)}\n{body}")
             file.flush()
             try:
                 os.fsync(file.fileno())
@@ -129,12 +120,12 @@ def _write(path: Path, name: str, probe: float, points: Mapping[int, Point]) -> 
         raise
 
 
-def _checksum(name: str, body: str) -> str:
-    return hashlib.sha256(f"{name}\n{body}".encode()).hexdigest()[:16]
+def _head(body: str) -> str:
+    return f"{_MAGIC} {hashlib.sha256(body.encode()).hexdigest()}"
 
 
 def _fingerprint(mover: WeightMover, parts: Sequence[Any]) -> str:
-    """SHA-256 of all that decides the values and can be hashed; inside the guard."""
+    """SHA-256 of all that decides the values and can be hashed; inside `untouched`."""
     problem, sha = mover.problem, hashlib.sha256()
     facts = [problem.mode, problem.seed, mover.bn_mode, _name(problem.criterion), _name(mover.hook), problem.names]
     _digest(sha, [_MAGIC, type(problem.model).__qualname__, *facts, *parts])

@@ -134,7 +134,7 @@ def connect(
 
     x(t) = (1 - t)^2 start + 2 t (1 - t) bend + t^2 end; the bend starts at the midpoint, where the curve is
     the line, and minimises E_{t ~ U(0, 1)} f(x(t)) (Garipov et al. 2018, equation 2) by `steps` steps of Adam
-    (betas 0.9, 0.999) on the full gradient 2 t (1 - t) grad f(x(t)), one seeded t a step. Adam's step size is
+    (betas 0.9, 0.999) on the full gradient 2 t (1 - t) grad f(x(t)), one seeded t per step. Adam's step size is
     `learning_rate` times the root mean square of end - start, falling linearly to 0: a choice of this
     library, for few steps (the paper trains for tens of epochs). Statistics of batch normalisation count as
     constants in the gradient. Every parameter moves.
@@ -168,7 +168,7 @@ def connect(
     if not spread > 0:
         raise ValueError("start and end are the same weights: pass two different minima")
     ts = np.linspace(0.0, 1.0, points)
-    with problem.guard(), problem.movable():
+    with problem.untouched(), problem.movable():
         bend, fit_losses = _fit(mover, a, b, steps, learning_rate * spread, seed, meter)
         curve = np.array([_measure(mover, _bezier(t, a, bend, b), t, meter) for t in ts])
         inner = [_measure(mover, (1 - t) * a + t * b, t, meter) for t in ts[1:-1]]

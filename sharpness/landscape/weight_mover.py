@@ -42,7 +42,7 @@ class WeightMover:
         return self.ends is not None and all(name in end for end in self.ends)
 
     def move(self, w: Vector, fraction: float = 0.0) -> None:
-        """Weights w [n], buffers at `fraction` of the way between the ends; inside the problem's `guard` and
+        """Weights w [n], buffers at `fraction` of the way between the ends; inside the problem's `untouched` and
         `movable`."""
         problem, model = self.problem, self.problem.model
         problem.move_to(w)
@@ -72,7 +72,7 @@ def make_weight_mover(
     ends: tuple[Weights, Weights] | None,
     batch_size: int | None,
 ) -> WeightMover:
-    """Check that the buffers' mode, hook and calibration fit together; outside the problem's guard.
+    """Check that the buffers' mode, hook and calibration fit together; outside the problem's `untouched`.
 
     Without a hook, "recalibrate" uses `calibration`, or else `data`. A pair of tensors is split by
     `batch_size`, or into equal batches of at most 256 examples, whatever chunks the loss is measured in:

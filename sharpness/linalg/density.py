@@ -35,7 +35,8 @@ class SpectralDensity(Result):
         sigma: as given or chosen, in units of eigenvalue.
         nodes, weights: of each probe, Ritz values [k], ascending, and the mass each stands for, sum 1.
         probes, steps: as asked; a probe whose Krylov space is invariant has fewer nodes.
-        matvecs: products used. n, examples, dtype, mode, curvature_check: as in the operator. seed: as given.
+        matvecs: Hessian-vector products (HVPs) used. n, examples, dtype, mode, curvature_check: as in the operator.
+        seed: as given.
         status: "ok"; "nonfinite" (a product held NaN or infinity: values, errors, sigma unless given, and
             all integrals are NaN; no nodes; the grid is the one given or NaN); "impossible" (op cannot have negative
             eigenvalues, as a Fisher matrix, and nodes are negative beyond rounding: its products are wrong); "coarse"
@@ -114,7 +115,7 @@ def spectral_density(
     Args:
         op: symmetric, with `shape` and `@` on [n, k] arrays.
         probes: at least 2, for a standard error.
-        steps: products per probe, at most n are made.
+        steps: HVPs per probe, at most n are made.
         grid: points of the density; None means 1024 equal steps from 4 sigma below the least node to 4
             sigma above the greatest.
         sigma: standard deviation of the smoothing; None means the range of the nodes over steps (where that
@@ -128,7 +129,7 @@ def spectral_density(
     """
     facts = facts_of(op)
     points = _check(probes, steps, grid, sigma, seed)
-    meter = Meter(progress, "spectral_density: products", probes * min(steps, facts.n))
+    meter = Meter(progress, "spectral_density: HVPs", probes * min(steps, facts.n))
     lanczos = _Lanczos(op, facts, min(steps, facts.n), meter)
     rng, nodes, weights = np.random.default_rng(seed), [], []
     together = max(1, _BASIS_BYTES // (8 * facts.n * lanczos.steps))

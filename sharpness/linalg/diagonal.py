@@ -48,7 +48,7 @@ class Diagonal(Result):
 def diagonal(
     op: Operator, *, matvecs: int = 100, exact: bool = False, seed: int = 0, progress: Progress = None
 ) -> Diagonal:
-    """The diagonal of an operator [n, n]: mean of z * (M z) over random sign vectors z, or exactly by n products.
+    """The diagonal of an operator [n, n]: mean of z * (M z) over random sign vectors z, or exactly by n products (HVPs).
 
     E[z_i (M z)_i] = M_ii (Bekas, Kokiopoulou & Saad 2007). The variance of entry i over probes is the sum of M_ij^2 over
     j != i: with few probes a small entry beside large ones off the diagonal is all noise, of either sign: read
@@ -57,8 +57,8 @@ def diagonal(
 
     Args:
         op: symmetric, with `shape` and `@` on [n, k] arrays.
-        matvecs: products, at least 2; n or more give the exact diagonal.
-        exact: n products, whatever `matvecs` is.
+        matvecs: HVPs, at least 2; n or more give the exact diagonal.
+        exact: n HVPs, whatever `matvecs` is.
         seed: of the probes.
         progress: as in `trace`.
 

@@ -33,7 +33,7 @@ class Eigenvalues(Result):
         values: [k] float64; LA: largest algebraic first, SA: smallest first, LM: largest magnitude first.
         vectors: [k, n] unit Ritz vectors, or None when a product was not finite.
         residuals: [k] ||H v_i - lambda_i v_i||: some eigenvalue lies within residuals[i] of values[i].
-        matvecs: products used, the second look included.
+        matvecs: Hessian-vector products (HVPs) used, the second look included.
         converged: status is "converged".
         status: "converged"; "precision" (as exact as the products' dtype allows, which is less than `tol`
             asks); "max_matvecs" (budget spent before convergence or before the second look ended);
@@ -113,7 +113,7 @@ def top_eigenvalues(
         tol: relative error of each eigenvalue. An eigenvalue so small that tol times it is below the
             rounding error of the products (8 eps ||H||, or four times the asymmetry seen among the
             products) gets status "precision".
-        max_matvecs: most products; None means 300 + 20 k.
+        max_matvecs: most HVPs; None means 300 + 20 k.
         start: [n] or [j, n], where to begin; None: at random, or at the gradient plus a tenth of noise where
             `op` offers it (which saves a product or two; the second look starts at random in any case).
         block: number of chains to begin with; random ones are added to `start`.
@@ -129,11 +129,11 @@ def top_eigenvalues(
         raise ValueError(f"max_matvecs is {shown(max_matvecs)}: it must be a positive integer, or None")
     n, budget = facts.n, 300 + 20 * k if max_matvecs is None else max_matvecs
     if budget < min(k, n):
-        raise ValueError(f"max_matvecs is {budget} and k is {k}: at least k products are needed")
+        raise ValueError(f"max_matvecs is {budget} and k is {k}: at least k Hessian-vector products are needed")
     rng = np.random.default_rng(seed)
     starts = _starts(start, n) if start is not None else _hinted(op, n, rng)
     limit = min(n, max(3 * k + 20 + block + len(starts), min(200, _BASIS_BYTES // (8 * n))))
-    space = KrylovSpace(product_of(op, Meter(progress, "top_eigenvalues: products")), n, limit, rng)
+    space = KrylovSpace(product_of(op, Meter(progress, "top_eigenvalues: HVPs")), n, limit, rng)
     for direction in starts:
         space.start_along(direction)
     while space.chains < min(block, n):
@@ -151,7 +151,7 @@ def top_eigenvalues(
         if facts.semidefinite and space.ritz()[0].min() < -np.sqrt(facts.eps) * space.scale:
             status = "impossible"
     return Eigenvalues(
-        values, vectors, residuals, space.products, status == "converged", status, which, tol, seed,
+        values, vectors, residuals, space.num_hvps, status == "converged", status, which, tol, seed,
         n, facts.dtype, facts.examples, facts.mode, facts.curvature_check,
     )
 
@@ -165,7 +165,7 @@ class _Search:
         self.space, self.k, self.key, self.tol, self.eps = space, k, key, tol, eps
         self.looking = False  # a second look is under way
         self.looked = False  # one has ended without a find
-        self.steps = 0  # products since the last fresh start
+        self.steps = 0  # HVPs since the last fresh start
         self.first_run = 0  # most products that a run needed until all wanted pairs stood
         self.reference = np.zeros(0)  # the wanted values when the second look began
 

@@ -28,7 +28,7 @@ class KrylovSpace:
     def __init__(
         self, product: Callable[[Vector], Vector], n: int, limit: int, rng: np.random.Generator
     ) -> None:
-        self.n, self.limit, self.products = n, limit, 0
+        self.n, self.limit, self.num_hvps = n, limit, 0
         self.scale = 0.0  # largest ||H v|| seen, a lower bound of ||H||
         self.asymmetry = 0.0  # largest difference between V H u and (H V)^T u: rounding
         self.exhausted = False  # the last expansion's tail vanished: that chain's space is invariant
@@ -88,7 +88,7 @@ class KrylovSpace:
         self._tails -= np.outer(coupling, direction)
         self._basis[m] = direction
         image = self._product(direction)
-        self.products += 1
+        self.num_hvps += 1
         if not np.isfinite(image).all():
             raise NonFiniteProductError
         self.scale = max(self.scale, float(np.linalg.norm(image)))

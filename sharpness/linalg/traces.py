@@ -45,7 +45,7 @@ class Trace(_Estimate):
         standard_error: of value, over probes, without rounding of the products; 0 where exact.
         degrees_of_freedom: of standard_error; None where exact or not finite.
         method: as asked, or "unit vectors" where `matvecs` sufficed for the exact trace.
-        matvecs: products used. n, examples, dtype, mode, curvature_check: as in the operator (see `Eigenvalues`). seed: as given.
+        matvecs: HVPs used. n, examples, dtype, mode, curvature_check: as in the operator (see `Eigenvalues`). seed: as given.
         status: "ok"; "exact" (unit vectors); "nonfinite" (NaN or infinity met: value and error are NaN);
             "impossible" (op cannot have negative eigenvalues, as a Fisher matrix, and a product shows one beyond
             rounding: its products are wrong).
@@ -68,7 +68,7 @@ class Trace(_Estimate):
 def trace(
     op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed: int = 0, progress: Progress = None
 ) -> Trace:
-    """tr(H) of an operator [n, n], with a standard error, from at most m = `matvecs` products.
+    """tr(H) of an operator [n, n], with a standard error, from at most m = `matvecs` Hessian-vector products (HVPs).
 
     - m >= n: exact, from the n unit vectors.
     - "hutchinson": mean of z^T H z over m random sign vectors z (Hutchinson 1989). Its error falls like
@@ -87,7 +87,7 @@ def trace(
     Args:
         op: symmetric, with `shape` and `@` on [n, k] arrays.
         method: of the above. Memory, in vectors of 8 n bytes: m for "hutch++", 3 m for "xtrace".
-        matvecs: budget of products; at least 2 for "hutchinson", 4 for the others, or n.
+        matvecs: budget of HVPs; at least 2 for "hutchinson", 4 for the others, or n.
         seed: of the probes; the global generators are never used.
         progress: True for lines on stderr, a function of (done, total, what), or None.
 
@@ -210,7 +210,7 @@ class Probes:
         if not is_whole(budget) or budget < min(n, minimum):
             raise ValueError(f"matvecs is {shown(budget)}: {what} needs an integer of {min(n, minimum)} or more")
         self.exact = budget >= n  # unit vectors give all of H
-        self._product = product_of(op, Meter(progress, f"{name}: products", min(budget, n)))
+        self._product = product_of(op, Meter(progress, f"{name}: HVPs", min(budget, n)))
         self.rng = np.random.default_rng(seed)
         self._scale, self._impossible = 0.0, False
 

@@ -122,7 +122,7 @@ def fisher(
 ) -> CurvatureOperator:
     """The Fisher matrix (1/N) sum_i E_y[g_i(y) g_i(y)^T], g_i the gradient of example i's loss at target y.
 
-    kind "true": y from the model's own distribution, in closed form; "sampled": one y an example from there
+    kind "true": y from the model's own distribution, in closed form; "sampled": one y per example from there
     (a Monte Carlo estimate of "true"); "empirical": y as in the data. The empirical one misleads as an
     approximation of the others: it vanishes where the data are fitted (Kunstner et al. 2019, section 3). For
     cross-entropy and squared error the true Fisher equals the GGN.
@@ -151,7 +151,7 @@ def fisher(
 
 def _require_plain_mean(problem: Problem) -> None:
     """Raise ValueError where a batch's loss is not the mean of its examples' own."""
-    with problem.guard(), problem.without_gradients():
+    with problem.untouched(), problem.without_gradients():
         for inputs, targets, _ in problem.passes():
             outputs = problem.outputs(inputs)
             rules = rules_of(problem.loss, outputs, targets, length_of(inputs, targets))
@@ -171,5 +171,5 @@ def _likelihood(problem: Problem) -> str | None:
             raise ValueError("model returns something else than one tensor with the batch first: use hessian instead")
         return likelihood_of(problem.loss, outputs, targets)
 
-    with problem.guard(), problem.without_gradients():
+    with problem.untouched(), problem.without_gradients():
         return problem.on_first(of_batch)

@@ -31,8 +31,8 @@ class CurvatureOperator:
     in float64: each batch's product is computed in the parameters' precision and accumulated over batches
     in float64.
 
-    Attributes: `shape` (n, n); `dtype`, the precision of the products' arithmetic; `matvecs`, products so
-        far; `kind`; `examples`, `mode`, `names` of the parameters; `route`, None before the first product, then
+    Attributes: `shape` (n, n); `dtype`, the precision of the products' arithmetic; `matvecs`, Hessian-vector products (HVPs)
+        so far; `kind`; `examples`, `mode`, `names` of the parameters; `route`, None before the first product, then
         "graph" (the gradient's graph is kept), after thirty products "replay" (recorded once and replayed),
         "rebuilt" (batch by batch, anew each time), or "differences" (asked for by `method`); `retained_bytes`, the most
         that is kept between products.
@@ -68,7 +68,7 @@ class CurvatureOperator:
         self._symmetry = Symmetry(problem.dtype, by_differences=method == "differences")
         self._check: CurvatureCheck | None = None
         if devices is not None:
-            with self._guard():
+            with self._untouched():
                 require_same_gradients(problem, self._replicas)
 
     @property
@@ -96,7 +96,7 @@ class CurvatureOperator:
         vanishes. That gradients lie mostly in the leading eigenspace is Gur-Ari et al. 2018's observation.
         """
         if self.route is None:
-            with self._guard():
+            with self._untouched():
                 self._prepare()
         gradient = self._routes.gradient
         return gradient if gradient is not None and np.any(gradient) else None
@@ -108,7 +108,7 @@ class CurvatureOperator:
         Raises ValueError where they are not those of the matrix: see `hessian`.
         """
         if self._check is None and self.method == "exact":
-            with self._guard():
+            with self._untouched():
                 self._verify()
         return self._check
 
@@ -122,7 +122,7 @@ class CurvatureOperator:
 
         Nothing of the model moves, batch-norm statistics neither; a loader that only shuffles passes.
         """
-        with self._guard():
+        with self._untouched():
             return check_operator(self._problem, self._product, self._routes.anew, seed)
 
     def _apply(self, v: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ class CurvatureOperator:
         return torch.stack(columns, dim=1) if columns else torch.zeros_like(v)
 
     def _checked_product(self, v: Tensor) -> Tensor:
-        with self._guard():
+        with self._untouched():
             product = self._product(v)
         self._symmetry.require(v, product)
         return product
@@ -156,7 +156,7 @@ class CurvatureOperator:
             self._check = verified(self._problem, self.kind, self._sampled)
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _untouched(self) -> Iterator[None]:
         """The context in which everything is computed, at the weights of before."""
         self._state.require_same()
         if self._state.rewritten():
@@ -164,6 +164,6 @@ class CurvatureOperator:
             self._symmetry.forget()
         with ExitStack() as stack:
             for problem in {id(p): p for p in (self._problem, *self._replicas)}.values():
-                stack.enter_context(problem.guard())
+                stack.enter_context(problem.untouched())
             stack.enter_context(twice_differentiable())
             yield

@@ -21,7 +21,7 @@ _STEP = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 3e-3}
 
 
 def difference_product(kind: Kind, problem: Problem, v: Tensor, sampled: bool) -> Tensor:
-    """M v [n] in float64 by central differences along v. Inside the operator's guard.
+    """M v [n] in float64 by central differences along v. Inside the operator's `untouched`.
 
     hessian: (grad f(w + h v) - grad f(w - h v)) / 2h; the others: J v from outputs at w + h v and w - h v, the loss's part
     as in `products` (ggn: by differences too), and J^T by one backward pass. h ||v|| is 1e-8 ||w|| in float64, to which the

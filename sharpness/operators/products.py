@@ -137,7 +137,7 @@ def drawn_targets(z: Tensor, targets: Any) -> Tensor:
 
 def likelihood_of(loss: Loss, outputs: Any, targets: Any) -> str | None:
     """Which negative log likelihood (up to constants) `loss` is on this batch: "categorical" for the
-    cross-entropy of logits [b, c] at indices [b], "gaussian" for the mean squared error, None otherwise. Inside `guard`."""
+    cross-entropy of logits [b, c] at indices [b], "gaussian" for the mean squared error, None otherwise. Inside `untouched`."""
     if not isinstance(outputs, Tensor) or outputs.ndim < 2 or not isinstance(targets, Tensor):
         return None
     steps = torch.linspace(-1, 1, outputs.numel(), dtype=outputs.dtype, device=outputs.device)

@@ -40,7 +40,7 @@ def replicas_of(problem: Problem, devices: Sequence[str] | None) -> list[Problem
 
 def require_same_gradients(problem: Problem, replicas: Sequence[Problem]) -> None:
     """Raise ValueError for a loss that reads the model's weights: it sees the original's, not those of the
-    copies. Inside the operator's guard."""
+    copies. Inside the operator's `untouched`."""
 
     def gradients(inputs: Any, targets: Any) -> list[NDArray[np.float64]]:
         found = []

@@ -35,7 +35,7 @@ _PARTS = 4  # of a batch, where nothing is kept: a product's peak is 2 to 4 time
 
 
 class Routes:
-    """M v by one route, which is chosen before the first product. Everything happens inside the operator's guard.
+    """M v by one route, which is chosen before the first product. Everything happens inside the operator's `untouched`.
 
     Attributes: `route`, None until it is chosen; `retained_bytes`, the most that is kept between products; `gradient` [n], where
     it came for nothing; `num_hvps`, products so far.

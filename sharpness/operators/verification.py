@@ -50,7 +50,7 @@ class OperatorCheck(Result):
 
 
 def verified(problem: Problem, kind: Kind, sampled: bool) -> CurvatureCheck:
-    """Products and gradients of the first batch, compared with differences. Inside the operator's guard.
+    """Products and gradients of the first batch, compared with differences. Inside the operator's `untouched`.
 
     Raises ValueError where derivatives are wrong, or do not exist.
     """
@@ -127,7 +127,7 @@ def check_operator(
     problem: Problem, product: Callable[[Tensor], Tensor], anew: Callable[[Tensor], Tensor], seed: int
 ) -> OperatorCheck:
     """Whether passes over the data repeat themselves, and `product` is symmetric and the same as one computed `anew`. Inside
-    the operator's guard."""
+    the operator's `untouched`."""
     rng, n, tolerance = np.random.default_rng(seed), problem.n, 10 * AGREEMENT[problem.dtype]
     u, v = rng.standard_normal((2, n)) / np.sqrt(n)
     mu, mv = (product(torch.from_numpy(x)).numpy() for x in (u, v))

@@ -82,7 +82,7 @@ def make_problem(
 
 def in_chunks(problem: Problem, parts: int) -> Problem:
     """The same function with each batch of a pair of tensors in that many parts, where that is allowed: inside
-    `guard`, in eval mode, and without changing the loss. Else the problem itself."""
+    `untouched`, in eval mode, and without changing the loss. Else the problem itself."""
     data = problem.data
     if problem.mode != "eval" or not isinstance(data, TensorBatches) or data.batch_size < 2 * parts:
         return problem

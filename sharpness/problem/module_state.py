@@ -20,7 +20,7 @@ _OWN = frozenset(
         "_non_persistent_buffers_set",
     }
 )
-"""attributes of torch's own, kept by the guard or by `Buffers`"""
+"""attributes of torch's own, kept by `untouched` or by `Buffers`"""
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _FIXED = (*_PLAIN, type, FunctionType, MethodType, ModuleType, nn.Module, nn.Parameter)
 _MISSING = object()

@@ -14,7 +14,7 @@ from sharpness.problem.problem import Problem
 
 @contextmanager
 def in_double(problem: Problem) -> Iterator[Problem]:
-    """The problem with parameters and buffers of model and loss in float64, inside `guard`.
+    """The problem with parameters and buffers of model and loss in float64, inside `untouched`.
 
     The modules get other parameters meanwhile: the caller's own, their place in graphs and what hangs on it stay untouched.
     """

@@ -45,7 +45,7 @@ class Problem:
     in order, and s_b the share of batch b: its number of examples, unless the loss or the caller says otherwise.
 
     A pass is a deterministic function of w: each one starts from the same seed of the global generators (which
-        the guard restores), so that dropout masks and a shuffling DataLoader without its own generator
+        `untouched` restores), so that dropout masks and a shuffling DataLoader without its own generator
         repeat themselves, and each batch meets the model with the buffers and attributes that it came with.
     """
 
@@ -84,7 +84,7 @@ class Problem:
         return self.parameters[0].device
 
     @contextlib.contextmanager
-    def guard(self) -> Iterator[None]:
+    def untouched(self) -> Iterator[None]:
         """The context in which everything is computed, and after which the model is as before.
 
         Raises ValueError, in one sentence, for what torch or the model raises inside.
@@ -98,7 +98,7 @@ class Problem:
             raise refusal(error, "model or loss fails while it is measured") from error
 
     def movable(self) -> AbstractContextManager[None]:
-        """The context, inside `guard`, in which `move_to` may be called."""
+        """The context, inside `untouched`, in which `move_to` may be called."""
         return movable_weights(self.parameters)
 
     def without_gradients(self) -> AbstractContextManager[Any]:
@@ -129,7 +129,7 @@ class Problem:
         )
 
     def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Any, float]]:
-        """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `guard` only. A batch without
+        """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `untouched` only. A batch without
         share is left out.
 
         With `restore`, what forward writes to buffers and attributes is dropped after each batch.
@@ -185,7 +185,7 @@ class Problem:
             )
 
     def on_first(self, function: Callable[[Any, Any], Found]) -> Found:
-        """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `guard` only."""
+        """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `untouched` only."""
         for inputs, targets, _ in self.passes():
             return function(inputs, targets)
         raise ValueError("data have no batch with a share in the mean: pass at least one")
@@ -203,7 +203,7 @@ class Problem:
         return scalar(self.loss(self.outputs(inputs), targets))
 
     def mean_loss(self) -> float:
-        """f(w) at the present weights, accumulated in float64. Inside `guard` only."""
+        """f(w) at the present weights, accumulated in float64. Inside `untouched` only."""
         value = 0.0
         with self.without_gradients():
             for inputs, targets, weight in self.passes():
@@ -211,7 +211,7 @@ class Problem:
         return value
 
     def mean_loss_and_gradient(self) -> tuple[float, Vector]:
-        """f(w) and its gradient [n] at the present weights, accumulated in float64. Inside `guard` only."""
+        """f(w) and its gradient [n] at the present weights, accumulated in float64. Inside `untouched` only."""
         value = 0.0
         gradient = torch.zeros(self.n, dtype=torch.float64, device=self.device)
         for inputs, targets, weight in self.passes():

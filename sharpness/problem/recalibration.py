@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -61,16 +61,36 @@ def recalibrate(model: nn.Module, inputs: Iterable[Any], forward: Callable[[Any]
         seen[layer] += values
         layer.momentum = values / seen[layer]
 
-    with torch.no_grad(), _training_only(model, layers):
-        hooks = [layer.register_forward_pre_hook(weigh) for layer in layers]
-        try:
+    momenta = [(layer, layer.momentum) for layer in layers]
+    try:
+        with torch.no_grad(), watched_statistics(model, layers, weigh):
             for layer in layers:
                 layer.reset_running_stats()
             for given in inputs:
                 forward(given)
-        finally:
-            for hook in hooks:
-                hook.remove()
+    finally:
+        for layer, momentum in momenta:
+            layer.momentum = momentum
+
+
+@contextmanager
+def watched_statistics(
+    model: nn.Module, layers: Sequence[nn.Module], watch: Callable[[nn.Module, tuple[Any, ...]], None]
+) -> Iterator[None]:
+    """A pass for statistics: `layers` in train mode and everything else in eval mode, so that each normalises with what it sees
+    and dropout is off. `watch` gets each layer and its inputs before it runs. Flags are as before on exit."""
+    flags = [(module, module.training) for module in model.modules()]
+    hooks = [layer.register_forward_pre_hook(watch) for layer in layers]
+    try:
+        model.eval()
+        for layer in layers:
+            layer.train()
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, flag in flags:
+            module.training = flag
 
 
 def refuse_unknown_statistics(model: nn.Module) -> None:
@@ -103,20 +123,3 @@ def _inputs(batches: Iterable[tuple[Any, Any]]) -> Iterator[Any]:
         yield batch[0]
     if empty:
         raise ValueError("calibration has no batch: pass at least one")
-
-
-@contextmanager
-def _training_only(model: nn.Module, layers: list[_NormBase]) -> Iterator[None]:
-    """`layers` in train mode and everything else in eval mode; flags and momenta as before on exit."""
-    flags = [(module, module.training) for module in model.modules()]
-    momenta = [(layer, layer.momentum) for layer in layers]
-    try:
-        model.eval()
-        for layer in layers:
-            layer.train()
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-        for layer, momentum in momenta:
-            layer.momentum = momentum

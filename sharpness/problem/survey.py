@@ -27,7 +27,7 @@ _ROUNDING = 1e-5  # relative, of weights that a model normalises again
 
 def met(draft: Problem, whole: bool, originals: Sequence[Tensor]) -> Problem:
     """How model and loss take the first batch, and what the model writes to on the way. With `whole` a few rows of it will
-    do, if the model takes them. Inside a guard that shields the parameters, which were `originals` outside.
+    do, if the model takes them. Inside `untouched` that shields the parameters, which were `originals` outside.
 
     Raises ValueError where they do not fit, or where forward changes the weights.
     """
@@ -121,7 +121,7 @@ def chunks(draft: Problem, whole: TensorBatches) -> TensorBatches:
 
 
 def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> Problem | None:
-    """The problem with its examples, shares and number of batches, from one pass forward. Inside a guard. With `apart`: None
+    """The problem with its examples, shares and number of batches, from one pass forward. Inside `untouched`. With `apart`: None
     where the parts, for whatever reason, do not make up the whole.
 
     Raises ValueError for a loss that is not finite, that is summed, or whose batches cannot be averaged without being told

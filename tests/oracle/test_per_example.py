@@ -14,7 +14,7 @@ from sharpness.problem.make_problem import make_problem
 
 
 def streamed(problem):
-    with problem.guard():
+    with problem.untouched():
         return torch.cat([rows for _, rows in per_example.example_gradients(problem)]).cpu().numpy()
 
 
@@ -53,7 +53,7 @@ def test_slopes(make_case, name, monkeypatch):
     problem = make_problem(case.model, case.loss, case.data, batch_size=5)
     v = np.random.default_rng(0).standard_normal(problem.n)
     expected = loop(case.model, case.loss, *case.data) @ v
-    with problem.guard():
+    with problem.untouched():
         np.testing.assert_allclose(per_example.example_slopes(problem, v)[1], expected, rtol=0, atol=1e-12)
         monkeypatch.setattr(per_example, "vmap", no_map)
         np.testing.assert_allclose(per_example.example_slopes(problem, v)[1], expected, rtol=0, atol=1e-12)

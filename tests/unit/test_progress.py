@@ -116,15 +116,15 @@ def test_lines_on_stderr(monkeypatch, capsys):
     """The first as soon as the first step shows that it is long: not after it."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    meter = module.Meter(True, "trace: products", 100)
+    meter = module.Meter(True, "trace: HVPs", 100)
     for _ in range(100):
         now[0] += 2
         meter.tick()
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert out == "" and lines[0] == "trace: products: 1 of 100, 2 s, about 198 s left"
-    assert lines[-1] == "trace: products: 100 of 100, 200 s" and 15 < len(lines) < 20
-    short = module.Meter(True, "trace: products", 100)
+    assert out == "" and lines[0] == "trace: HVPs: 1 of 100, 2 s, about 198 s left"
+    assert lines[-1] == "trace: HVPs: 100 of 100, 200 s" and 15 < len(lines) < 20
+    short = module.Meter(True, "trace: HVPs", 100)
     for _ in range(100):
         now[0] += 0.02
         short.tick()
@@ -134,11 +134,11 @@ def test_lines_on_stderr(monkeypatch, capsys):
 def test_lines_without_a_total(monkeypatch, capsys):
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    meter = module.Meter(True, "top_eigenvalues: products")
+    meter = module.Meter(True, "top_eigenvalues: HVPs")
     for _ in range(4):
         now[0] += 2
         meter.tick()
-    assert capsys.readouterr().err == "top_eigenvalues: products: 2, 4 s\n"
+    assert capsys.readouterr().err == "top_eigenvalues: HVPs: 2, 4 s\n"
 
 
 def test_progress_of_another_kind_is_refused():
@@ -149,7 +149,7 @@ def test_progress_of_another_kind_is_refused():
 def test_a_panel_passes_progress_on():
     told = set()
     list(panel(relu_net(), CROSS_ENTROPY, class_data(), metrics=["trace", "basin_radius"], progress=lambda *f: told.add(f[2])))
-    assert told == {"trace: products", "basin_radius: directions"}
+    assert told == {"trace: HVPs", "basin_radius: directions"}
 
 
 def test_the_estimate_counts_what_the_panel_then_does():

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.declare.config import Norm
+from sharpness.problem.recalibration import watched_statistics
 
 EPS = 1e-5
 GROUP_CHANNELS = 16
@@ -90,7 +91,6 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
     if not layers:
         return
-    modes = {module: module.training for module in model.modules()}
     groups = {layer: layer.norm_batch for layer in layers}
     sums = {layer: [torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_var)] for layer in layers}
 
@@ -100,21 +100,15 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         sums[layer][0] += mean
         sums[layer][1] += var
 
-    hooks = [layer.register_forward_pre_hook(observe) for layer in layers]
+    count = 0
     try:
-        model.eval()
         for layer in layers:
             layer.norm_batch = None
-            layer.train()
-        count = 0
-        for inputs in batches:
-            model(inputs)
-            count += 1
+        with watched_statistics(model, layers, observe):
+            for inputs in batches:
+                model(inputs)
+                count += 1
     finally:
-        for hook in hooks:
-            hook.remove()
-        for module, mode in modes.items():
-            module.training = mode
         for layer, group in groups.items():
             layer.norm_batch = group
     for layer, (mean, var) in sums.items():
