@@ -1,7 +1,8 @@
 """Reads records and studies, and answers the claims. Never trains.
 
-With shallue2019, --store may be the archive of google-research/batch_science,
-  unpacked: a study.json per batch size, metadata.json and measurements.csv per trial.
+With shallue2019, --store may be the unpacked archive of
+  google-research/batch_science: a study.json per batch size, and per trial
+  a metadata.json and a measurements.csv.
 
 Exit status:
   0    finished
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from analysis.figures import Drawn, NoDataError
 from experiments.lab.datasets import DataError
 from experiments.lab.declare.checkout import FIGURES, README, inside
 from experiments.lab.declare.errors import ConfigError, UsageError
@@ -81,7 +83,7 @@ class Figures(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Pilot(Options):
-    """What pilot runs say of each claim: spread, effect, and the power of a number of seeds. No verdicts."""
+    """What pilot runs say of each claim: spread, effect, power; no verdicts."""
 
     pilot: tyro.conf.Suppress[bool] = True
     seeds: OptionalInt = None
@@ -100,12 +102,12 @@ class Report(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Histories(Options):
-    """Write every row of the histories, with mean and spread over seeds, as Parquet below the store."""
+    """Write every row of the histories, and means over seeds, as Parquet files."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publish(Options):
-    """Write records, tables and figures into figures/, and renew the boards and the README."""
+    """Write records, tables and figures into figures/, and renew the boards."""
 
     to: OptionalPath = None
     """a folder of your own to publish into, with its own board (default: the project's figures/, from within a clone of it)"""
@@ -186,7 +188,6 @@ def _foreign(options: Options) -> int:
     """What tables from elsewhere give: figures, effects and a table, below their folder."""
     from analysis import draw, foreign, report
     from analysis import tables as text_tables
-    from analysis.figures import Drawn, NoDataError
 
     own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
     if options.study != "shallue2019" or own:

@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = Path(__file__).with_name("architecture.svg")
 TOPS = ("experiments", "sharpness", "analysis", "notebooks")
 PLACES = {
-    "notebooks": (0, 1), "analysis": (1, 1), "studies": (2, 1), "sweep": (3, 1), "fused": (4, 0), "measures": (4, 2),
-    "store": (5, 1), "training": (6, 1), "sharpness": (6.8, 3), "datasets": (7, 0), "models": (7, 2), "declare": (8, 1),
+    "notebooks": (0, 0), "analysis": (1, 0), "studies": (1, 2), "sweep": (2, 1), "fused": (3, 0), "measures": (3, 2),
+    "store": (4, 1), "training": (5, 1), "sharpness": (5.8, 3), "datasets": (6, 0), "models": (6, 2), "declare": (7, 1),
 }
 """room -> its row from the top, its place in the row"""
 WORDS = {
@@ -96,11 +96,11 @@ def shown(graph: Arrows) -> list[tuple[str, str, bool]]:
 def middle(room: str) -> tuple[float, float]:
     """Of its box, in inches."""
     row, place = PLACES[room]
-    return 0.87 + place * COLUMN, (8.5 - row) * ROW + 0.05
+    return 0.87 + place * COLUMN, (7.5 - row) * ROW + 0.05
 
 
 def draw(graph: Arrows) -> bytes:
-    width, height = 6.9, 9 * ROW + 0.1
+    width, height = 6.9, 8 * ROW + 0.1
     figure = Figure(figsize=(width, height))
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     axes.set(xlim=(0, width), ylim=(0, height))

@@ -4,7 +4,7 @@ Exit status:
   0    finished
   1    something failed or is missing
   2    wrong usage
-  130  Ctrl-C, or 143 SIGTERM: checkpoints are written, the same command continues
+  130  Ctrl-C, or 143 SIGTERM; the same command goes on from the checkpoints
   141  nobody reads the output any more (`| head`)
 """
 
@@ -76,7 +76,7 @@ class Plan(OfStudy):
 
 @dataclass(frozen=True, kw_only=True)
 class Status(OfStudy):
-    """Count the runs of a study by stage and state; name those that are being computed, interrupted, failed or waiting."""
+    """Count the runs of a study by stage and state; name those that are not finished."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 Exit status:
   0    finished; a metric without meaning for this model and data says so
-  1    a metric is not finite or cannot be true, a file is damaged, memory ran out
-  2    wrong usage; also model, loss, data and weights that do not fit together
+  1    a metric is not finite or cannot be true, a damaged file, no memory left
+  2    wrong usage; also model, loss, data and weights that do not fit
   130  Ctrl-C, or 143 SIGTERM: what is measured is printed, with --json nothing
   141  nobody reads the output any more (`| head`)
 """

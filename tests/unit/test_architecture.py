@@ -25,6 +25,16 @@ def test_the_picture_shows_every_arrow() -> None:
                              ("sweep", "store", False)]
 
 
+def test_no_arrow_crosses_a_box() -> None:
+    """A room that nobody can read, or an arrow that seems to end in it."""
+    for start, end, _ in draw_architecture.shown(draw_architecture.arrows()):
+        (x0, y0), (x1, y1) = draw_architecture.middle(start), draw_architecture.middle(end)
+        for room in draw_architecture.PLACES.keys() - {start, end}:
+            x, y = draw_architecture.middle(room)
+            near = [abs(x0 + t / 50 * (x1 - x0) - x) < 0.8 and abs(y0 + t / 50 * (y1 - y0) - y) < 0.21 for t in range(51)]
+            assert not any(near), (start, end, room)
+
+
 def test_everything_it_names_is_there() -> None:
     """A name that a renaming forgot: whoever follows it finds nothing."""
     text, folder = PAGE.read_text("utf-8"), ROOT

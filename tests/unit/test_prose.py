@@ -20,7 +20,7 @@ UNIT = (
     r"|measurement|measure|workload|optimizer|trial|side|channel|point|look|curve|name|environment|grid)"
 )
 WORDS = {
-    rf"\b{COUNTED}\s+an?\s+{UNIT}\b(?!-)": "per",
+    rf"\b{COUNTED}\s+an?\s+{UNIT}\b(?!-|\s+(?:has|needs|takes|makes)\b)": "per",
     r"\bbut\s+for\b": "except",
     r"\(none:": "default",
     r"\btests?\s+(?:worse|better)\b": "has lower (higher) test accuracy",

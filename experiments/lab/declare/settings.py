@@ -28,7 +28,7 @@ class Settings:
     """ascending: the first and the last are compared, those between are drawn"""
     lr: float
     n_train: int | None = None
-    """training examples (none: all)"""
+    """training examples (default: all)"""
     n_validation: int = 0
     seeds: int
     """per group of runs that a claim compares"""

@@ -82,7 +82,7 @@ class Scale:
     analogue: bool = False
     """whether network and data are none of the paper's: its claims then say so"""
     of: str = ""
-    """the scale whose settings these are, except for what the user set (none: one of the study's own)"""
+    """the scale whose settings these are, except for what the user set (default: one of the study's own)"""
     given: tuple[str, ...] = ()
     """what the user set, as FIELD=VALUE"""
 
@@ -105,7 +105,7 @@ class Stage:
     runs: Callable[..., Sequence[RunConfig]]
     """of request, scale, settings, seeds, records"""
     at_most: Callable[..., int] | None = None
-    """upper bound of the number of runs, for plans made before earlier stages are known (none: `runs` without records)"""
+    """upper bound of the number of runs, for plans made before earlier stages are known (default: `runs` without records)"""
     measures: Callable[..., Sequence[Measure]] = lambda: ()
     """measurements of each run: of request, scale, settings, seeds, config"""
     pairs: Callable[..., Sequence[Pair]] = lambda: ()

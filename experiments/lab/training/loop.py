@@ -27,7 +27,7 @@ from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
 from experiments.lab.training.stop_rule import Ending, StopRule, checked_loss
 
 CURVE = 2000
-"""training and test examples a point of the training curves looks at"""
+"""training and test examples that a point of the training curves looks at"""
 Ended = Callable[[int, Outcome], None]
 
 

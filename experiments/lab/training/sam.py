@@ -67,7 +67,7 @@ def sam_perturbation(config: RunConfig, parameters: Sequence[Tensor], gradients:
     """
     scaled = gradients
     if config.sam_adaptive:
-        scaled = [p * g for p, g in zip(parameters, gradients, strict=True)]  # T g but for signs
+        scaled = [p * g for p, g in zip(parameters, gradients, strict=True)]  # T g except for signs
     norm = norms(scaled, axis)
     factor = torch.where(norm > 0, config.sam_rho / norm, 0.0).to(gradients[0].dtype)
     if config.sam_adaptive:

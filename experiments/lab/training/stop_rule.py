@@ -21,7 +21,7 @@ from experiments.lab.training.evaluate import calibrate_on, evaluate
 from experiments.lab.training.state import Checkpoint, Pass, Snapshot
 
 CHECKED = 5000
-"""training examples a pass looks at"""
+"""training examples that a pass looks at"""
 BAND = 0.9
 """A pass in [BAND * target, target] meets a `train_loss` budget."""
 IMPROVEMENT = 0.99
