@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
+from analysis.figures import Drawn, NoDataError
 from experiments.lab.datasets import DataError
 from experiments.lab.declare.checkout import FIGURES, README, inside
 from experiments.lab.declare.errors import ConfigError, UsageError
@@ -186,7 +187,6 @@ def _foreign(options: Options) -> int:
     """What tables from elsewhere give: figures, effects and a table, below their folder."""
     from analysis import draw, foreign, report
     from analysis import tables as text_tables
-    from analysis.figures import Drawn, NoDataError
 
     own = getattr(options, "pilot", False) or not isinstance(options, (Verdicts, Figures, Tabulate, Report))
     if options.study != "shallue2019" or own:
