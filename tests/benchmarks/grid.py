@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.lab.declare.config import Budget, Optimizer, RunConfig, Schedule
 from experiments.lab.declare.study import Measure, Scale, Stage, Study
-from experiments.lab.store.checksums import SCHEMA, seal
+from experiments.lab.store.checksums import SCHEMA, with_checksum
 from experiments.lab.store.files import to_json
 from experiments.lab.store.history import COLUMNS, Columns, pack
 from experiments.lab.store.records import Store
@@ -70,4 +70,4 @@ def fill(store: Store, runs: Sequence[RunConfig], rows: int) -> None:
         }
         os.mkdir(folder)
         Path(folder, COLUMNS).write_bytes(content)
-        Path(folder, "summary.json").write_bytes(seal(to_json(summary)))
+        Path(folder, "summary.json").write_bytes(with_checksum(to_json(summary)))

@@ -19,7 +19,7 @@ from experiments.__main__ import main
 from experiments.lab.declare.study import measure
 from experiments.lab.store.check import check
 from experiments.lab.store.checkpoints import load_tensors
-from experiments.lab.store.checksums import seal
+from experiments.lab.store.checksums import with_checksum
 from experiments.lab.store.files import StoreError, to_json
 from experiments.lab.store.records import Store
 
@@ -181,7 +181,7 @@ def test_a_summary_names_files_of_a_record_alone(named: object, more: bool, tmp_
     document = json.loads(path.read_bytes())
     del document["seal"]
     document["files"] = {**document["files"], **named} if more and isinstance(named, dict) else named
-    path.write_bytes(seal(to_json(document)))
+    path.write_bytes(with_checksum(to_json(document)))
     assert [where for where, _ in check(store).damaged] == [path.parent]
 
 

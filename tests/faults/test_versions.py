@@ -27,7 +27,7 @@ from experiments.lab.store import records as store_module
 from experiments.lab.store import run_folder as folder_module
 from experiments.lab.store.check import check, repair
 from experiments.lab.store.checkpoints import digest, final_weights, load_tensors
-from experiments.lab.store.checksums import SCHEMA, seal
+from experiments.lab.store.checksums import SCHEMA, with_checksum
 from experiments.lab.store.files import StoreError, to_json
 from experiments.lab.store.history import history
 from experiments.lab.store.records import Store, measurement_id
@@ -178,7 +178,7 @@ def test_a_newer_config_is_one_sentence(field: dict[str, Any], tmp_path: Path, c
     summary = json.loads((path / "summary.json").read_bytes()) | {"run_id": run_id}
     summary["files"]["config.json"] = hashlib.sha256(to_json(document)).hexdigest()
     del summary["seal"]
-    (path / "summary.json").write_bytes(seal(to_json(summary)))
+    (path / "summary.json").write_bytes(with_checksum(to_json(summary)))
     assert main(["measure", run_id, "--store", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert "newer batchlab" in error and error.count("\n") == 1
@@ -194,7 +194,7 @@ def test_a_newer_schema_is_one_sentence(name: str, filled: Store, capsys: pytest
     path = filled.measurement_path(MEASURE, [run_id]) if name == "measurement" else filled.folder(run_id) / name
     document = {**json.loads(path.read_bytes()), "schema": SCHEMA + 1}
     del document["seal"]
-    path.write_bytes(seal(to_json(document)))
+    path.write_bytes(with_checksum(to_json(document)))
     with pytest.raises(StoreError, match=f"schema {SCHEMA + 1}, which a newer batchlab wrote"):
         filled.measurement(MEASURE, [run_id])
         filled.summary(run_id)
@@ -209,7 +209,7 @@ def test_a_schema_that_is_no_number_is_damage(schema: Any, filled: Store, capsys
     path = filled.folder(toy_config().run_id) / "summary.json"
     document = {**json.loads(path.read_bytes()), "schema": schema}
     del document["seal"]
-    path.write_bytes(seal(to_json(document)))
+    path.write_bytes(with_checksum(to_json(document)))
     assert main(["store", "check", "--store", str(filled.root)]) == 1
     assert "its schema is no number" in capsys.readouterr().out
 

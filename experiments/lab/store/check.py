@@ -34,7 +34,7 @@ class Findings:
     unreadable: list[tuple[Path, str]] = field(default_factory=list)
     """what the system does not give or a newer batchlab wrote, and a sentence: it may be whole and is never moved;
     and what cannot be repaired yet"""
-    unsealed: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
     """runs and measurements of schema 1: only their weights and predictions have digests"""
     foreign: list[str] = field(default_factory=list)
     """runs of another science version: kept, never used"""
@@ -72,7 +72,7 @@ def _of_run(store: Store, run_id: str, found: Findings) -> Iterator[str]:
         if document.get("science_version") != SCIENCE_VERSION:
             found.foreign.append(run_id)
         if summary.get("schema", 1) == 1:
-            found.unsealed.append(run_id)
+            found.unchecked.append(run_id)
         if not _plausible(summary):
             yield f"the files in {folder}/summary.json are not those of a record; {REPAIR}"
             return
@@ -129,7 +129,7 @@ def check_measurement(path: Path, run_id: str | None, found: Findings) -> None:
         if others or not path.name.startswith(f"{metric}-"):
             found.damaged.append((path, f"{path} is another measurement than its name says; {REPAIR}"))
         elif document.get("schema", 1) == 1:
-            found.unsealed.append(path.name)
+            found.unchecked.append(path.name)
     except Unreadable as error:
         found.unreadable.append((path, str(error)))
     except StoreError as error:

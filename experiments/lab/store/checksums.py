@@ -1,8 +1,8 @@
 """Digests of a record, so that damage which leaves a file readable is noticed too.
 
-A sealed document is JSON whose first line holds the SHA-256 of all other bytes. A summary is sealed, and its `files`
-hold the SHA-256 of every file that it stands for; measurements and provenance are sealed each for itself. Documents
-of schema 1, the first, have no seal: they are read, and `store check` says that nothing vouches for them.
+The checksum of a JSON document is its first entry, `seal`: the SHA-256 of all other bytes. A summary has one, and its `files`
+hold the SHA-256 of every file that it stands for; measurements and provenance have their own. Documents of schema 1, the
+first, have none: they are read, and `store check` says that nothing vouches for them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 2
-"""layout of a record; 1, where a document names none, had no seals and in `files` digests of tensors"""
+"""layout of a record; 1, where a document names none, had no checksums and in `files` digests of tensors"""
 _HEAD = b'{\n "seal": "'
 _TAIL = b'",\n'
 _BODY = len(_HEAD) + 64 + len(_TAIL)
@@ -28,31 +28,31 @@ CHUNK = 1 << 20
 """bytes read at once"""
 
 
-def seal(content: bytes) -> bytes:
-    """The JSON object `content`, which begins with a line `{`, with the seal as its first entry."""
+def with_checksum(content: bytes) -> bytes:
+    """The JSON object `content`, which begins with a line `{`, with its checksum as the first entry."""
     assert content.startswith(b"{\n ")
     return _HEAD + hashlib.sha256(content).hexdigest().encode() + _TAIL + content[2:]
 
 
-def holds(content: bytes) -> bool:
-    """Whether `content` is sealed and as it was written."""
+def checksum_holds(content: bytes) -> bool:
+    """Whether `content` has a checksum and is as it was written."""
     return content[:_BODY] == _HEAD + hashlib.sha256(b"{\n" + content[_BODY:]).hexdigest().encode() + _TAIL
 
 
 def newer(content: bytes, document: Mapping[str, Any]) -> bool:
     """Whether `content`, which reads as `document`, is whole, but of a schema that is not known here."""
     schema = document.get("schema")
-    return type(schema) is int and schema > SCHEMA and holds(content)
+    return type(schema) is int and schema > SCHEMA and checksum_holds(content)
 
 
 def why_broken(content: bytes, document: Mapping[str, Any]) -> str | None:
-    """What is wrong with `content`, which reads as `document`; None where its seal holds, or its schema has none."""
+    """What is wrong with `content`, which reads as `document`; None where its checksum holds, or its schema has none."""
     schema = document.get("schema", 1)
     if type(schema) is not int or schema < 1:
         return "its schema is no number"
     if schema == 1 and "seal" not in document:
         return None
-    if not holds(content):
+    if not checksum_holds(content):
         return "it is not what was written"
     return "a newer batchlab wrote it" if newer(content, document) else None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.store.checksums import SCHEMA, seal, why_broken
+from experiments.lab.store.checksums import SCHEMA, why_broken, with_checksum
 from experiments.lab.store.files import to_json, write_atomic
 from experiments.lab.store.records import Store
 
@@ -31,7 +31,8 @@ def company_of(store: Store, run_id: str) -> list[str]:
 
 def write_plan(folder: Path, members: Sequence[str], micro_batch: int | None) -> None:
     """Record how a run is computed, before its first update."""
-    write_atomic(folder / "plan.json", seal(to_json({"schema": SCHEMA, "members": list(members), "micro_batch": micro_batch})))
+    plan = {"schema": SCHEMA, "members": list(members), "micro_batch": micro_batch}
+    write_atomic(folder / "plan.json", with_checksum(to_json(plan)))
 
 
 def plan_is_damaged(folder: Path) -> bool:

@@ -218,7 +218,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 def parse(path: str, content: bytes) -> dict[str, Any]:
-    """The JSON object of a file; raises `StoreError` where it is none, or its seal is broken."""
+    """The JSON object of a file; raises `StoreError` where it is none, or its checksum is wrong."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

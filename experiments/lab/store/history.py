@@ -1,7 +1,7 @@
 """A run's history as columns, so that analysis copies what it would otherwise parse.
 
 While a run goes on, `history.jsonl` grows by a line per row. When the run is recorded, the same rows are written once more,
-as `history.safetensors`: one array a name, all of one length, in the order of the rows. Needs numpy alone.
+as `history.safetensors`: one array per name, all of one length, in the order of the rows. Needs numpy alone.
 """
 
 from __future__ import annotations

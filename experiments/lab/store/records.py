@@ -32,7 +32,7 @@ from experiments.lab.declare import vocabulary
 from experiments.lab.declare.config import SCIENCE_VERSION, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.study import Measure, Record
-from experiments.lab.store.checksums import SCHEMA, config_id, holds, seal
+from experiments.lab.store.checksums import SCHEMA, checksum_holds, config_id, with_checksum
 from experiments.lab.store.files import (
     REPAIR,
     StoreError,
@@ -64,7 +64,7 @@ def measurement_id(measure: Measure, run_ids: Sequence[str]) -> str:
 def measurement_file(measure: Measure, run_ids: Sequence[str], result: Mapping[str, Any]) -> bytes:
     """The content of a measurement's file."""
     head = {"schema": SCHEMA, "metric": measure.metric, "options": dict(measure.options), "runs": list(run_ids)}
-    return seal(to_json(finite_or_null({**head, **result})))
+    return with_checksum(to_json(finite_or_null({**head, **result})))
 
 
 class Store:
@@ -136,7 +136,7 @@ class Store:
     def record(self, config: RunConfig) -> Record | None:
         """The record of `config`, None where it is not finished; raises `StoreError` where it is damaged.
 
-        A plan of 100,000 runs wants their states alone: of a summary whose seal holds the values are parsed when the
+        A plan of 100,000 runs wants their states alone: of a summary whose checksum holds the values are parsed when the
         first of them is asked for.
         """
         path = f"{self._runs}/{config.run_id}/summary.json"
@@ -247,10 +247,10 @@ def _summary(path: str, content: bytes) -> dict[str, Any]:
 
 
 def _status(content: bytes, run_id: str) -> str | None:
-    """Status in the sealed summary of `run_id`, found by its place; None where it has to be parsed to tell."""
+    """Status in the summary of `run_id`, whose checksum holds, found by its place; None where it has to be parsed to tell."""
     begin = content.rfind(_STATUS) + len(_STATUS)
     status = content[begin : content.find(b'"', begin)].decode(errors="replace")
-    return status if status in FINISHED and _OWN % run_id.encode() in content and holds(content) else None
+    return status if status in FINISHED and _OWN % run_id.encode() in content and checksum_holds(content) else None
 
 
 # as `to_json` writes them: one space before a name is the outermost level

@@ -13,7 +13,7 @@ from typing import Any
 
 from experiments.lab.declare.config import SCIENCE_VERSION, Machine, RunConfig
 from experiments.lab.store.checkpoints import clear_checkpoints, load_checkpoint, pack_tensors, save_checkpoint
-from experiments.lab.store.checksums import SCHEMA, seal, sha256_of, why_broken
+from experiments.lab.store.checksums import SCHEMA, sha256_of, why_broken, with_checksum
 from experiments.lab.store.execution_plan import write_plan
 from experiments.lab.store.files import (
     StoreError,
@@ -120,7 +120,7 @@ class RunFolder:
     def _provenance(self) -> bytes:
         """One entry per process that worked on the run, each with the seconds that went into the weights."""
         self.processes[-1]["seconds"] = time.monotonic() - self.started
-        return seal(to_json({"schema": SCHEMA, "processes": self.processes}))
+        return with_checksum(to_json({"schema": SCHEMA, "processes": self.processes}))
 
     def row(self, row: dict[str, Any]) -> None:
         self.rows.append(json.dumps(row, allow_nan=False).encode() + b"\n")
@@ -187,7 +187,7 @@ class RunFolder:
             }
             draft = self.path / f".summary.{self.lease.token}.tmp"
             try:
-                write_together(self.path, {**written, draft.name: seal(to_json(summary))}, also=[self.history])
+                write_together(self.path, {**written, draft.name: with_checksum(to_json(summary))}, also=[self.history])
                 if not name_first(draft, self.path / "summary.json"):  # where the file system has no locks
                     return False
             finally:

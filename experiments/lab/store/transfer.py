@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, cast
 
 from experiments.lab.datasets.archives import ArchiveError, Reader, is_file, members
 from experiments.lab.store.check import Findings, check_measurement, check_run
-from experiments.lab.store.checksums import LIGHT, seal
+from experiments.lab.store.checksums import LIGHT, with_checksum
 from experiments.lab.store.files import StoreError, append, sync, sync_folder, to_json, writing
 from experiments.lab.store.leases import acquire
 from experiments.lab.store.records import Store
@@ -94,7 +94,7 @@ def without_weights(summary: Mapping[str, Any]) -> bytes:
     """The summary of a run as it stands for all its files except the weights."""
     kept = {name: value for name, value in summary.items() if name != "seal"}
     files = {name: sha256 for name, sha256 in summary["files"].items() if name != WEIGHTS}
-    return seal(to_json({**kept, "files": files, LIGHT: True}))
+    return with_checksum(to_json({**kept, "files": files, LIGHT: True}))
 
 
 def _add_content(tar: tarfile.TarFile, name: str, content: bytes) -> None:

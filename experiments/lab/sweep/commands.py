@@ -280,16 +280,16 @@ def _check(store: Store, *, repair: bool) -> tuple[int, Any]:
     found = check.check(store)
     moved = check.repair(store, found) if repair else []
     notes = []
-    if found.unsealed:
+    if found.unchecked:
         notes.append(
-            f"{len(found.unsealed)} runs and measurements are of an older batchlab and carry no digests of their numbers, "
+            f"{len(found.unchecked)} runs and measurements are of an older batchlab and carry no digests of their numbers, "
             "which cannot be checked; run them again into a new store to have them checked"
         )
     if found.foreign:
         notes.append(f"{len(found.foreign)} runs were made under another science version; they are kept and never used")
     document = {"store": str(store.root), "damaged": [sentence for _, sentence in found.damaged], "moved": moved,
                 "unreadable": [sentence for _, sentence in found.unreadable],
-                "unchecked": found.unsealed, "of_another_science_version": found.foreign, "notes": notes}
+                "unchecked": found.unchecked, "of_another_science_version": found.foreign, "notes": notes}
     return int((len(found.damaged) > 0 and not repair) or len(found.unreadable) > 0), document
 
 

@@ -23,7 +23,7 @@ from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.study import Measure
 from experiments.lab.store import published_settings as settings
 from experiments.lab.store.check import Findings, check_run
-from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, seal
+from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, with_checksum
 from experiments.lab.store.files import StoreError, finite_or_null, to_json, writing
 from experiments.lab.store.history import COLUMNS, columns, pack
 from experiments.lab.store.records import Store, measurement_file
@@ -137,7 +137,7 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
     process = {name: row[name] for name in ("commit", "device", "hardware", "seconds")}
     contents = {
         "config.json": to_json({"science_version": SCIENCE_VERSION, **config.to_dict()}),
-        "provenance.json": seal(to_json(finite_or_null({"schema": SCHEMA, PUBLISHED: source, "processes": [process]}))),
+        "provenance.json": with_checksum(to_json(finite_or_null({"schema": SCHEMA, PUBLISHED: source, "processes": [process]}))),
         "history.jsonl": b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in rows),
         COLUMNS: pack(columns(rows)),
     }
@@ -151,7 +151,7 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
         "schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
         LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()},
     }
-    return contents | {"summary.json": seal(to_json(finite_or_null(summary)))}
+    return contents | {"summary.json": with_checksum(to_json(finite_or_null(summary)))}
 
 
 def _rows(path: Path) -> list[Row]:
