@@ -173,7 +173,7 @@ class _Search:
         """Expand the space until the wanted pairs stand or the budget is spent."""
         space = self.space
         while not self._settled():
-            if space.products >= budget:
+            if space.num_hvps >= budget:
                 return "max_matvecs"
             if space.size == space.limit:
                 space.compress(self._best)
