@@ -87,7 +87,7 @@ class _Look:
 
 
 def curvature_check(problem: Problem, kind: Kind, inputs: Any, targets: Any) -> CurvatureCheck:
-    """Compare products and gradients of `kind` with differences on some examples of this batch. Inside the operator's `untouched`.
+    """Compare products and gradients of `kind` with differences on examples of this batch. Within the operator's `untouched`.
 
     Costs two products with their graphs and four gradients of those examples, in float64 if the model can be computed in it,
     so that steps are small and cross no kink. Exceptions are those of the product itself.
