@@ -85,14 +85,14 @@ def measures(settings: Minima, seeds: range, config: RunConfig) -> tuple[Measure
     if settings.warm and config.seed in seeds[:2] and config.batch_size in (settings.small, settings.large):
         found += (measure("sharpness_along", examples=1000, points=10),)
     if config.model in (Model.KESKAR_C1, Model.KESKAR_C2) and not config.tf32:
-        found += (measure("phi_full_5e-4", examples=examples, epsilon=5e-4),)
+        return (*found, measure("phi_full_5e-4", examples=examples, epsilon=5e-4))
     return found
 
 
 def pairs(settings: Minima, seeds: range, runs: Sequence[RunConfig]) -> list[Pair]:
     """From each small-batch minimiser to the large-batch one of the same seed: the line, four seeds per arm, and the plane
     through both and their common start, two seeds."""
-    large = {(base.model, base.dataset, base.budget): large for _, base, large in arms(settings)}
+    large = {(base.model, base.dataset, base.budget): size for _, base, size in arms(settings)}
     small = [run for run in runs if settings.slices and run.batch_size == settings.small and run.seed in seeds[:4]]
     ends = [(run, run.replace(batch_size=large[of])) for run in small if (of := (run.model, run.dataset, run.budget)) in large]
     line, plane = measure("slice", examples=2000, points=25), measure("plane", examples=2000, points=15)
@@ -118,8 +118,8 @@ PAPER = (*ACCURACY, *FULL, *HALF, *literal(FULL), *SUBSPACE, *literal(SUBSPACE))
 
 def groups(base: RunConfig, large: int) -> tuple[Group, ...]:
     """The runs at the large and at the small batch size."""
-    where = {"model": base.model, "dataset": base.dataset, "budget": base.budget}
-    return tuple(group(f"B {size}", **where, batch_size=size) for size in (large, base.batch_size))
+    return tuple(group(f"B {size}", model=base.model, dataset=base.dataset, budget=base.budget, batch_size=size)
+                 for size in (large, base.batch_size))
 
 
 def claims(scale: Scale, settings: Minima) -> Iterator[Claim]:
@@ -155,10 +155,9 @@ def figures(settings: Minima) -> Iterator[Figure]:
     yield figure("training_curves", where=trained)
     yield figure("values_vs_batch", name="accuracy_and_sharpness", **ends, where=trained)
     if settings.warm:
-        y = ("lambda_max", "train_loss")
-        label = f"epochs at B {settings.large} (of {settings.together}; first B {settings.small})"
-        yield figure("values_vs_batch", name="piggyback", **ends, x="epochs", even=True, x_label=label, arm=("stage",),
-                     where={"stage": "piggyback"})
+        y, first = ("lambda_max", "train_loss"), f"first B {settings.small}"
+        yield figure("values_vs_batch", name="piggyback", **ends, x="epochs", even=True, arm=("stage",),
+                     x_label=f"epochs at B {settings.large} (of {settings.together}; {first})", where={"stage": "piggyback"})
         yield figure("along_training", name="sharpness_along", metric="sharpness_along", y=y, logarithmic=y, log_x=True,
                      where=trained)
 
@@ -187,9 +186,8 @@ LAPTOP_POWER = Power(effect=1.4, sd=0.93, pilot="seeds 1000 and 1001 at batch si
 GPU_POWER = Power(effect=1.7, sd=0.91, pilot="none; the spread is that of `laptop` at batch size 500", seeds=6)
 
 STUDY = Study(
-    name="keskar2017",
+    name="keskar2017", module=__name__, citation="Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, ICLR 2017 (arXiv 1609.04836)",
     title="Large batches have lower test accuracy and find sharper minima",
-    citation="Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, ICLR 2017 (arXiv 1609.04836)",
     scales=(
         Scale("quick", "F1 in small, 5,000 images of Fashion-MNIST, 6 batch sizes, 12 seeds at the two compared",
               "about 3 minutes on two cores", QUICK, POWER),
@@ -200,15 +198,9 @@ STUDY = Study(
         Scale("paper", "F1 and C1 to C4 on all of MNIST, CIFAR-10 and CIFAR-100, both stop rules, 8 seeds",
               "a GPU; not measured yet", WHOLE),
     ),
-    stages=(
-        Stage("train", train, measures=measures, pairs=pairs),
-        Stage("warm", warm),
-        Stage("piggyback", piggyback, measures=lambda: (measure("lambda_max", examples=2000),)),
-    ),
-    claims_of=claims,
-    figures_of=figures,
-    paper=PAPER,
-    comparisons_of=comparisons,
+    stages=(Stage("train", train, measures=measures, pairs=pairs), Stage("warm", warm),
+            Stage("piggyback", piggyback, measures=lambda: (measure("lambda_max", examples=2000),))),
+    claims_of=claims, figures_of=figures, comparisons_of=comparisons, paper=PAPER,
     deviations=(
         "TIMIT, and with it the paper's network F2, is left out: the corpus is licensed.",
         "The columns of A in Metric 2.1 are iid N(0, 1); the paper does not state their distribution, and this one gives its "
@@ -221,17 +213,15 @@ STUDY = Study(
         "meet it.",
         "`quick` trains an MLP with two hidden layers of 128 units and no batch norm, F1 in small, on 5,000 images of "
         "Fashion-MNIST at batch sizes 16 to 500 (10% of the data).",
-        "`laptop` trains a small convolutional network with batch norm, C1 in small, on 5,000 images of CIFAR-10 (JPEG copy) "
-        "at batch sizes 32 to 500 (10%).",
-        "Phi is the best of several searches (the paper's, from the origin; sign ascent from both corners along the top "
-        "Hessian eigenvector and from a random point); the paper's literal start stands beside it as \"literal start\".",
+        "`laptop` trains a small convolutional network with batch norm, C1 in small, on 5,000 images of CIFAR-10 (JPEG copy) at "
+        "batch sizes 32 to 500 (10%).",
+        "Phi is the best of several searches (the paper's, from the origin; sign ascent from both corners along the top Hessian "
+        "eigenvector and from a random point); the paper's literal start stands beside it as \"literal start\".",
         "The plateau arm stops after 5 epochs without a 1% improvement of the training loss; the paper gives no numbers.",
-        "Piggybacking (Figure 5), at `quick` alone, trains 60 epochs in all, 0 to 32 of them at the small batch; the paper "
-        "gives the large batch 100 epochs after each of 100 small ones. It and sharpness along training (Figure 6) are of no "
-        "claim.",
+        "Piggybacking (Figure 5), at `quick` alone, trains 60 epochs in all, 0 to 32 of them at the small batch; the paper gives "
+        "the large batch 100 epochs after each of 100 small ones. It and sharpness along training (Figure 6) are of no claim.",
         "At scale `paper` 8 seeds (`gpu`: 6) replace the paper's 5, so that the corrected tests can decide.",
     ),
-    module=__name__,
 )
 
 if __name__ == "__main__":
