@@ -37,6 +37,11 @@ def log_ratio(value: str, first: Group, second: Group, *, sign: int = 1) -> Cont
     return weighted(value, (1.0, first), (-1.0, second), unit="log ratio", sign=sign, log=True)
 
 
+def minus(first: Contrast, second: Contrast) -> Contrast:
+    """First minus second, both of one value: a difference of differences, or the logarithm of a ratio of ratios."""
+    return dataclasses.replace(first, groups=(*first.groups, *(dataclasses.replace(g, weight=-g.weight) for g in second.groups)))
+
+
 def directional(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
     """The effect lies on the paper's side of 0."""
     return _claim(Kind.DIRECTIONAL, id, sentence, contrast, margin, fields)
