@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from math import sqrt
 
-from experiments.lab.declare import Claim, Contrast, Family, Power, RunConfig, Scale, Settings, Stage, Study
-from experiments.lab.declare.contrasts import MARGIN, at_scale, directional, equivalent, figure, group, weighted
+from experiments.lab.declare import Claim, Family, Power, RunConfig, Scale, Settings, Stage, Study
+from experiments.lab.declare.contrasts import MARGIN, at_scale, difference, directional, equivalent, figure, group, weighted
 from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Optimizer
 
 RULES = ("square root", "linear", "unscaled")
@@ -63,12 +63,10 @@ def claims(scale: Scale, settings: Rules) -> tuple[Claim, ...]:
     small, large, largest = settings.batch_sizes
     k, within = large // small, f"tests within {settings.margin} points of batch size {small}"
     base, square, limit = (group(f"square root, B {size}", stage="square root", batch_size=size) for size in settings.batch_sizes)
-    family = Family("distance_between", ("seed",), (("first", small), ("second", large)))
-
-    def farther(rule: str) -> Contrast:
-        """|ln of the training loss at k B over that at B|, by seed: under `rule` minus under the square-root rule."""
-        groups = ((weight, group(name, stage=name)) for weight, name in ((1.0, rule), (-1.0, "square root")))
-        return weighted("train_loss", *groups, unit="log ratio", family=family)
+    # |ln of the training loss at k B over that at B|, by seed: under the linear rule or none minus under the square-root rule
+    apart = Family("distance_between", ("seed",), (("first", small), ("second", large)))
+    linear, unscaled = (difference("train_loss", group(rule, stage=rule), group("square root", stage="square root"),
+                                   unit="log ratio", family=apart) for rule in RULES[1:])
 
     # integer weights are part of the claims' hashes
     return at_scale(
@@ -80,9 +78,9 @@ def claims(scale: Scale, settings: Rules) -> tuple[Claim, ...]:
         equivalent("square-root-loss", f"the square-root rule at k = {k} ends at most ln 1.25 from the training loss of B "
                    f"{small}", weighted("train_loss", (1, square), (-1, base), unit="log ratio", log=True)),
         directional("linear-farther", f"at k = {k} the linear rule ends farther from the training loss of batch size {small} "
-                    "than the square-root rule", farther("linear"), MARGIN / 2),
+                    "than the square-root rule", linear, MARGIN / 2),
         directional("unscaled-farther", f"at k = {k} unscaled hyper-parameters end farther from the training loss of batch size "
-                    f"{small} than the square-root rule", farther("unscaled"), MARGIN / 2),
+                    f"{small} than the square-root rule", unscaled, MARGIN / 2),
         words="analogue, equal epochs, Adam: ", source="unchecked: no number known",
     )
 

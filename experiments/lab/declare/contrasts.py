@@ -27,9 +27,10 @@ def weighted(value: str, *groups: tuple[float, Group], unit: str = "percentage p
     return Contrast(value, tuple(dataclasses.replace(g, weight=w) for w, g in groups), sign, unit, scale, family)
 
 
-def difference(value: str, first: Group, second: Group, *, unit: str = "percentage points", sign: int = 1) -> Contrast:
+def difference(value: str, first: Group, second: Group, *, unit: str = "percentage points", sign: int = 1,
+               family: Family | None = None) -> Contrast:
     """First minus second; `sign` is -1 where the paper claims that the first is smaller."""
-    return weighted(value, (1.0, first), (-1.0, second), unit=unit, sign=sign)
+    return weighted(value, (1.0, first), (-1.0, second), unit=unit, sign=sign, family=family)
 
 
 def log_ratio(value: str, first: Group, second: Group, *, sign: int = 1) -> Contrast:
