@@ -53,7 +53,8 @@ class Quadratic(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if {*map(len, (self.max_epochs, self.sgd, self.heavy_ball, self.preconditioned, self.averaged))} != {len(self.batch_sizes)}:
+        several = self.max_epochs, self.sgd, self.heavy_ball, self.preconditioned, self.averaged
+        if any(len(one) != len(self.batch_sizes) for one in several):
             raise ValueError("max_epochs, sgd, heavy_ball, preconditioned and averaged need a number for each batch size")
 
     @property
