@@ -10,8 +10,6 @@ Here a population is every combination of a few hyper-parameters. Two kinds of c
     over the population: runs of equal hyper-parameters are a cluster, and whole clusters are resampled;
     within a hyper-parameter: tau among the runs that agree in all others, one number per environment.
 Such a population is small: the worst of a few axes is an illustration, and a minimum of noisy numbers lies low by itself.
-
-Run it:  python -m experiments run jiang2020 --scale quick
 """
 
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Between a small-batch and a large-batch minimiser of a network trained without w
 with weight decay the small-batch one does, although it still has higher test accuracy (arXiv 1712.09913, section 3, Figure 2).
 Weight decay shrinks the weights of the small batch, which makes more updates, and a step of one length is large for small
 weights. Along directions scaled to the norm of each filter the large batch looks sharper either way (section 4, Figure 3).
-
-Run it:  python -m experiments run li2018 --scale quick
 """
 
 from collections.abc import Sequence
@@ -20,7 +18,8 @@ from experiments.lab.declare.enums import Budget, Model, Norm, Schedule
 class Slices(Settings):
     """Batch sizes with weight decay and without, and how far the slices reach."""
 
-    epochs: float = 30
+    epochs: float | None = 30
+    momentum: float = 0.9
     lr: float = 0.1
     norm: Norm = Norm.BATCH
     decay: float = 5e-3
@@ -39,7 +38,7 @@ class Slices(Settings):
 
 
 def train(settings: Slices, seeds: range) -> list[RunConfig]:
-    base = settings.run(momentum=0.9, schedule=Schedule.STEP, budget=Budget.EPOCHS)
+    base = settings.run(schedule=Schedule.STEP, budget=Budget.EPOCHS)
     return [base.replace(batch_size=size, weight_decay=decay, seed=seed)
             for seed in seeds for decay in (0.0, settings.decay) for size in settings.batch_sizes]
 

@@ -3,8 +3,6 @@
 The paper derives how Adam's hyper-parameters must follow a batch size multiplied by k, so that training stays the same at an
 equal number of epochs: the learning rate by sqrt(k), 1 - beta1 and 1 - beta2 by k, eps by 1 / sqrt(k); possible while
 k (1 - beta1) < 1. Rules that scale the learning rate by k, or nothing, change the course of training.
-
-Run it:  python -m experiments run malladi2022 --scale quick
 """
 
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ RULES = ("square root", "linear", "unscaled")
 class Rules(Settings):
     """Of the three batch sizes the second is k times the first; at the last k (1 - beta1) is close to 1."""
 
-    epochs: float = 16
+    epochs: float | None = 16
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
@@ -61,8 +59,10 @@ def train(settings: Rules, seeds: range, *, rule: str) -> list[RunConfig]:
 
 def claims(scale: Scale, settings: Rules) -> tuple[Claim, ...]:
     small, large, largest = settings.batch_sizes
+    equal = "analogue, equal epochs, Adam:"
     k, within = large // small, f"tests within {settings.margin} points of batch size {small}"
     base, square, limit = (group(f"square root, B {size}", stage="square root", batch_size=size) for size in settings.batch_sizes)
+    than = f"from the training loss of batch size {small} than the square-root rule"
     # |ln of the training loss at k B over that at B|, by seed: under the linear rule or none minus under the square-root rule
     apart = Family("distance_between", ("seed",), (("first", small), ("second", large)))
     linear, unscaled = (difference("train_loss", group(rule, stage=rule), group("square root", stage="square root"),
@@ -71,17 +71,15 @@ def claims(scale: Scale, settings: Rules) -> tuple[Claim, ...]:
     # integer weights are part of the claims' hashes
     return at_scale(
         scale,
-        equivalent("square-root-accuracy", f"the square-root rule at k = {k} {within}",
+        equivalent("square-root-accuracy", f"{equal} the square-root rule at k = {k} {within}",
                    weighted("test_accuracy", (1, square), (-1, base)), settings.margin, primary=True),
-        equivalent("square-root-near-limit", f"the square-root rule at k = {largest // small} {within}",
+        equivalent("square-root-near-limit", f"{equal} the square-root rule at k = {largest // small} {within}",
                    weighted("test_accuracy", (1, limit), (-1, base)), settings.margin),
-        equivalent("square-root-loss", f"the square-root rule at k = {k} ends at most ln 1.25 from the training loss of B "
-                   f"{small}", weighted("train_loss", (1, square), (-1, base), unit="log ratio", log=True)),
-        directional("linear-farther", f"at k = {k} the linear rule ends farther from the training loss of batch size {small} "
-                    "than the square-root rule", linear, MARGIN / 2),
-        directional("unscaled-farther", f"at k = {k} unscaled hyper-parameters end farther from the training loss of batch size "
-                    f"{small} than the square-root rule", unscaled, MARGIN / 2),
-        words="analogue, equal epochs, Adam: ", source="unchecked: no number known",
+        equivalent("square-root-loss", f"{equal} the square-root rule at k = {k} ends at most ln 1.25 from the training loss "
+                   f"of B {small}", weighted("train_loss", (1, square), (-1, base), unit="log ratio", log=True)),
+        directional("linear-farther", f"{equal} at k = {k} the linear rule ends farther {than}", linear, MARGIN / 2),
+        directional("unscaled-farther", f"{equal} at k = {k} unscaled hyper-parameters end farther {than}", unscaled, MARGIN / 2),
+        source="unchecked: no number known",
     )
 
 

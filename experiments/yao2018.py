@@ -2,8 +2,6 @@
 
 The paper trains with SGD at several batch sizes and finds that larger batches end at points whose Hessian has a noticeably
 larger top eigenvalue and a wider spectrum: large batches are attracted by sharper regions.
-
-Run it:  python -m experiments run yao2018 --scale quick
 """
 
 from dataclasses import dataclass
@@ -19,7 +17,7 @@ class Spectra(Settings):
     """Every batch size at equal epochs, and at the same training loss."""
 
     lr: float = 0.1
-    epochs: float = 20
+    epochs: float | None = 20
     target: float = 0.1
     """training cross-entropy in nats of the matched arm"""
     max_epochs: float = 400
