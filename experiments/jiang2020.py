@@ -10,66 +10,50 @@ Here a population is every combination of a few hyper-parameters. Two kinds of c
     over the population: runs of equal hyper-parameters are a cluster, and whole clusters are resampled;
     within a hyper-parameter: tau among the runs that agree in all others, one number per environment.
 Such a population is small: the worst of a few axes is an illustration, and a minimum of noisy numbers lies low by itself.
-
-Run it:  python -m experiments run jiang2020 --scale quick
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power
-from experiments.lab.declare.config import Budget, Model, Norm, Optimizer, RunConfig
-from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare import Claim, Contrast, Family, Gate, Group, Measure, Power, RunConfig, Scale, Settings, measure
+from experiments.lab.declare.contrasts import at_scale, directional, figure, group, weighted
+from experiments.lab.declare.enums import Budget, Model, Norm, Optimizer
+from experiments.lab.declare.study import Stage, Study
 
-Axes = tuple[tuple[str, tuple[Any, ...]], ...]
 
+@dataclass(frozen=True, kw_only=True)
+class Population(Settings):
+    """Every combination of the values of its axes."""
 
-@dataclass(frozen=True)
-class Population:
-    """Every combination of the values of `axes`, with a number of seeds each."""
-
-    base: RunConfig
-    axes: Axes
-    seeds: int
+    lr: float = 1e-3
+    """the learning rate in the middle"""
+    rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """learning rates in units of `lr`"""
+    widths: tuple[int, ...] = ()
+    depths: tuple[int, ...] = ()
+    decays: tuple[float, ...] = ()
+    train_loss: float = 0.02
+    max_epochs: float = 600
+    environments: int = 8
+    """that a tau within one hyper-parameter needs at least"""
     examples: int = 1000
 
     @property
-    def fields(self) -> tuple[str, ...]:
-        return tuple(name for name, _ in self.axes)
-
-    def runs(self, request: Request) -> list[RunConfig]:
-        base = self.base if request.dataset is None else self.base.replace(dataset=request.dataset)
-        settings = [dict(zip(self.fields, values, strict=True)) for values in product(*(values for _, values in self.axes))]
-        return [base.replace(**fields, seed=seed) for seed in request.seed_range(self.seeds) for fields in settings]
+    def axes(self) -> dict[str, tuple[Any, ...]]:
+        found = {"batch_size": self.batch_sizes, "lr": tuple(self.lr * k for k in self.rates), "width": self.widths,
+                 "depth": self.depths, "weight_decay": self.decays}
+        return {name: values for name, values in found.items() if values}
 
 
-MATCHED = RunConfig(batch_size=16, lr=1e-3, optimizer=Optimizer.ADAMW, budget=Budget.TRAIN_LOSS, train_loss=0.02, max_epochs=600)
-RATES = ("lr", (3e-4, 1e-3, 3e-3))
-DECAYS = ("weight_decay", (0.0, 0.03, 0.1))
-POPULATIONS = {
-    "quick": Population(
-        MATCHED.replace(dataset="fashion-mini", n_train=2000, model=Model.MLP),
-        (("batch_size", (16, 64, 256)), RATES, ("width", (32, 128)), ("depth", (1, 3))), seeds=2,
-    ),
-    "laptop": Population(
-        MATCHED.replace(dataset="cifar10-jpeg", n_train=4000, model=Model.SMALL_CONV, norm=Norm.BATCH),
-        (("batch_size", (32, 128, 512)), RATES, DECAYS), seeds=2, examples=500,
-    ),
-    "paper": Population(
-        MATCHED.replace(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, train_loss=0.01),
-        (("batch_size", (32, 128, 512)), RATES, DECAYS), seeds=5, examples=2000,
-    ),
-}
+def train(settings: Population, seeds: range) -> list[RunConfig]:
+    base, axes = settings.run(optimizer=Optimizer.ADAMW, budget=Budget.TRAIN_LOSS), settings.axes
+    cells = [base.replace(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
+    return [cell.replace(seed=seed) for seed in seeds for cell in cells]
 
 
-def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return POPULATIONS[request.scale].runs(request)
-
-
-def measures_at(population: Population) -> tuple[Measure, ...]:
-    examples = population.examples
+def measures(settings: Population) -> tuple[Measure, ...]:
+    examples = settings.examples
     return (
         measure("lambda_max", examples=examples),
         measure("norm_scaled_lambda", examples=examples),
@@ -80,69 +64,52 @@ def measures_at(population: Population) -> tuple[Measure, ...]:
     )
 
 
-def measures(config: RunConfig) -> tuple[Measure, ...]:
-    return measures_at(next(p for p in POPULATIONS.values() if p.base.model is config.model))
+def tau(population: Group, value: str, family: Family, sign: int = 1) -> Contrast:
+    return weighted(value, (1.0, population), unit="Kendall's tau", sign=sign, family=family)
 
 
-MARGIN = 0.1
-"""of tau: nobody reads a coefficient within 0.1 of 0 as an order"""
-
-
-def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
-    population = POPULATIONS[scale]
-    everything = (Group("the population", 1.0, (("model", population.base.model.value),)),)
-    # within a hyper-parameter the larger scales have 9 environments
-    gates = (Gate("min_seeds", 12 if scale == "quick" else 8), Gate("status", 0.1))
-
-    def claim(id: str, sentence: str, value: str, family: Family, sign: int = 1, **options: Any) -> Claim:
-        converged = (Gate("converged", 0.1, value),) if value == "lambda_max" else ()
-        return Claim(
-            f"{scale}-{id}", sentence, Kind.DIRECTIONAL,
-            Contrast(value, everything, sign, "Kendall's tau", family=family), MARGIN, scales=(scale,),
-            gates=(*gates, *converged),
-            paper_source="unchecked: tau depends on the population, so that theirs is no number for this one",
-            test="cluster-bootstrap" if family.clusters else "welch", **options,
-        )
-
+def claims(scale: Scale, settings: Population) -> tuple[Claim, ...]:
+    """Margin: nobody reads a coefficient within 0.1 of 0 as an order."""
+    fields, everything = tuple(settings.axes), group("the population", model=settings.model)
     against = (("against_value", "gap_accuracy"), ("least", 0.9))
-    across = Family("kendall", (), against, population.fields)
-
-    def within(axis: str) -> Family:
-        return Family("kendall", tuple(name for name in population.fields if name != axis), against)
-
-    worst = Family("worst_axis", (), (against[0], ("axes", population.fields)), population.fields)
-    return (
-        claim("lambda-across", "over the population a larger lambda_max goes with a larger generalization gap", "lambda_max",
-              across, primary=True, power=power),
-        claim("adaptive-across", "over the population a larger adaptive sharpness goes with a larger generalization gap",
-              "adaptive_l2_step", across),
-        claim("lambda-within-batch", "among runs that differ in batch size alone a larger lambda_max goes with a larger gap",
-              "lambda_max", within("batch_size")),
-        claim("lambda-within-lr", "among runs that differ in learning rate alone a larger lambda_max goes with a larger gap",
-              "lambda_max", within("lr")),
-        claim("lambda-worst", "along the worst hyper-parameter a larger lambda_max goes with a smaller gap (illustration: the "
-              "least of a few noisy coefficients lies low by itself)", "lambda_max", worst, -1),
+    across = Family("kendall", (), against, fields)
+    batch, rate = (Family("kendall", tuple(name for name in fields if name != axis), against) for axis in ("batch_size", "lr"))
+    worst = Family("worst_axis", (), (against[0], ("axes", fields)), fields)
+    converged, bootstrap = (Gate("converged", 0.1, "lambda_max"),), "cluster-bootstrap"
+    return at_scale(
+        scale,
+        directional("lambda-across", "over the population a larger lambda_max goes with a larger generalization gap",
+                    tau(everything, "lambda_max", across), 0.1, primary=True, gates=converged, test=bootstrap),
+        directional("adaptive-across", "over the population a larger adaptive sharpness goes with a larger generalization gap",
+                    tau(everything, "adaptive_l2_step", across), 0.1, test=bootstrap),
+        directional("lambda-within-batch", "among runs that differ in batch size alone a larger lambda_max goes with a larger "
+                    "gap", tau(everything, "lambda_max", batch), 0.1, gates=converged),
+        directional("lambda-within-lr", "among runs that differ in learning rate alone a larger lambda_max goes with a larger "
+                    "gap", tau(everything, "lambda_max", rate), 0.1, gates=converged),
+        directional("lambda-worst", "along the worst hyper-parameter a larger lambda_max goes with a smaller gap (illustration: "
+                    "the least of a few noisy coefficients lies low by itself)", tau(everything, "lambda_max", worst, -1), 0.1,
+                    gates=converged, test=bootstrap),
+        gates=(Gate("min_seeds", settings.environments), Gate("status", 0.1)),
+        source="unchecked: tau depends on the population, so that theirs is no number for this one",
     )
 
 
+QUICK = Population(n_train=2000, batch_sizes=(16, 64, 256), widths=(32, 128), depths=(1, 3), environments=12, seeds=2)
+LAPTOP = Population(dataset="cifar10-jpeg", n_train=4000, model=Model.SMALL_CONV, norm=Norm.BATCH, batch_sizes=(32, 128, 512),
+                    decays=(0.0, 0.03, 0.1), seeds=2, examples=500)
+PAPER = Population(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, batch_sizes=(32, 128, 512), decays=(0.0, 0.03, 0.1),
+                   train_loss=0.01, seeds=5, examples=2000)
 # pilot of one seed: tau 0.57 with a standard error of 0.101; `sd` is that times sqrt(36 / 2), for 36 clusters stand for seeds
 POWER = Power(effect=0.3, sd=0.43, pilot="seed 1000 of all 36 settings", seeds=36)
 # `laptop`, pilot of one seed of 15 of the 27 settings: tau 0.85 with a standard error of 0.09. In one without batch norm and with
 # weight decay 0.3 test accuracies lay within the spread of seeds and two of 15 runs missed the target within 600 epochs.
-POWERS = {
-    "quick": POWER,
-    "laptop": Power(effect=0.3, sd=0.34, pilot="seed 1000 of 15 settings, at weight decay 0.1 or learning rate 0.001", seeds=27),
+LAPTOP_POWER = Power(effect=0.3, sd=0.34, pilot="seed 1000 of 15 settings, at weight decay 0.1 or learning rate 0.001", seeds=27)
+NAMES = {
+    "lambda_max": "largest Hessian eigenvalue", "norm_scaled_lambda": "eigenvalue × squared norm of the weights",
+    "relative_trace": "trace relative to the weights", "adaptive_l2_step": "adaptive sharpness (nats)",
+    "pac_bayes_sigma_magnitude": "1 / sigma² of relative noise", "distance_from_start": "distance from the start (a control)",
 }
-NAMES = (("lambda_max", "largest Hessian eigenvalue"), ("norm_scaled_lambda", "eigenvalue × squared norm of the weights"),
-         ("relative_trace", "trace relative to the weights"), ("adaptive_l2_step", "adaptive sharpness (nats)"),
-         ("pac_bayes_sigma_magnitude", "1 / sigma² of relative noise"),
-         ("distance_from_start", "distance from the start (a control)"))
-
-
-def scatter(field: str) -> Figure:
-    options = (("x", NAMES), ("y", "gap_accuracy"), ("logarithmic", tuple(name for name, _ in NAMES)), ("arm", (field,)))
-    return Figure(f"measures_by_{field}", "scatter", options)
-
+SCATTER = {"x": NAMES, "y": "gap_accuracy", "logarithmic": tuple(NAMES)}
 
 STUDY = Study(
     name="jiang2020",
@@ -151,18 +118,17 @@ STUDY = Study(
     "(arXiv 2010.11924); Andriushchenko et al., ICML 2023 (arXiv 2302.07011)",
     scales=(
         Scale("quick", "72 MLPs on 2,000 images of Fashion-MNIST: 3 batch sizes, 3 learning rates, 2 widths, 2 depths, "
-              "2 seeds", "about 1.5 minutes on two cores"),
+              "2 seeds", "about 1.5 minutes on two cores", QUICK, POWER),
         Scale("laptop", "54 small conv nets with batch norm on 4,000 images of CIFAR-10 (JPEG copy): 3 batch sizes, 3 learning "
-              "rates, 3 weight decays, 2 seeds", "about 25 minutes on two cores"),
-        Scale("paper", "135 ResNet-20s with batch norm on CIFAR-10, 5 seeds", "a GPU; not measured yet"),
+              "rates, 3 weight decays, 2 seeds", "about 25 minutes on two cores", LAPTOP, LAPTOP_POWER),
+        Scale("paper", "135 ResNet-20s with batch norm on CIFAR-10, 5 seeds", "a GPU; not measured yet", PAPER),
     ),
     stages=(Stage("train", train, measures=measures),),
-    claims=tuple(claim for scale in POPULATIONS for claim in claims_of(scale, POWERS.get(scale))),
+    claims_of=claims,
     figures=(
-        scatter("batch_size"),
-        scatter("lr"),
-        Figure("within_one_hyperparameter", "bars"),
-        Figure("taus", "axis_taus", (("measures", NAMES), ("axes", ("batch_size", "lr", "width", "depth", "weight_decay")))),
+        *(figure("scatter", name=f"measures_by_{field}", **SCATTER, arm=(field,)) for field in ("batch_size", "lr")),
+        figure("bars", name="within_one_hyperparameter"),
+        figure("axis_taus", name="taus", measures=NAMES, axes=("batch_size", "lr", "width", "depth", "weight_decay")),
     ),
     tried=(
         "`quick`, the worst hyper-parameter: the claim is of a smaller gap, so that its effect is minus tau. Along the worst "

@@ -4,117 +4,86 @@ Between a small-batch and a large-batch minimiser of a network trained without w
 with weight decay the small-batch one does, although it still has higher test accuracy (arXiv 1712.09913, section 3, Figure 2).
 Weight decay shrinks the weights of the small batch, which makes more updates, and a step of one length is large for small
 weights. Along directions scaled to the norm of each filter the large batch looks sharper either way (section 4, Figure 3).
-
-Run it:  python -m experiments run li2018 --scale quick
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.declare.study import Figure, Measure, Pair, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare import Claim, Gate, Group, Measure, Pair, Power, RunConfig, Scale, Settings, Stage, Study, measure
+from experiments.lab.declare.contrasts import at_scale, difference, directional, figure, group, log_ratio, minus
+from experiments.lab.declare.enums import Budget, Model, Norm, Schedule
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One scale: `base`, the two batch sizes, the weight decay beside 0, and the radii of the slices."""
+@dataclass(frozen=True, kw_only=True)
+class Slices(Settings):
+    """Batch sizes with weight decay and without, and how far the slices reach."""
 
-    base: RunConfig
-    small: int
-    large: int
-    decay: float
-    radius: float
+    epochs: float | None = 30
+    momentum: float = 0.9
+    lr: float = 0.1
+    norm: Norm = Norm.BATCH
+    decay: float = 5e-3
+    """weight decay beside 0"""
+    radius: float = 8.0
     """length of a raw step"""
-    share: float
+    share: float = 0.5
     """length of a filter-normalised step, as a share of the filter's norm"""
-    examples: int
-    seeds: int
+    examples: int = 1000
+
+    def sides(self, decay: float) -> tuple[Group, Group]:
+        """The runs at the large and at the small batch size."""
+        words = f"decay {decay:g}" if decay else "no decay"
+        large, small = (group(f"B {size}, {words}", batch_size=size, weight_decay=decay) for size in (self.large, self.small))
+        return large, small
 
 
-EPOCHS = RunConfig(budget=Budget.EPOCHS, epochs=30, momentum=0.9, lr=0.1, schedule=Schedule.STEP, batch_size=2)
-SETTINGS = {
-    "quick": Settings(EPOCHS.replace(dataset="fashion-mini", n_train=4000, model=Model.MLP, width=128, depth=2, norm=Norm.BATCH),
-                      32, 640, 5e-3, 8.0, 0.5, examples=1000, seeds=8),
-    "laptop": Settings(EPOCHS.replace(dataset="cifar10-jpeg", n_train=5000, model=Model.SMALL_CONV, norm=Norm.BATCH),
-                       32, 800, 5e-3, 8.0, 0.5, examples=1000, seeds=8),
-    "paper": Settings(EPOCHS.replace(dataset="cifar10", model=Model.RESNET20, norm=Norm.BATCH, epochs=300, lr=0.1),
-                      128, 8192, 5e-4, 8.0, 0.5, examples=5000, seeds=8),
-}
+def train(settings: Slices, seeds: range) -> list[RunConfig]:
+    base = settings.run(schedule=Schedule.STEP, budget=Budget.EPOCHS)
+    return [base.replace(batch_size=size, weight_decay=decay, seed=seed)
+            for seed in seeds for decay in (0.0, settings.decay) for size in settings.batch_sizes]
 
 
-def train(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    s = SETTINGS[request.scale]
-    base = s.base if request.dataset is None else s.base.replace(dataset=request.dataset)
-    return [
-        base.replace(batch_size=size, weight_decay=decay, seed=seed)
-        for seed in request.seed_range(s.seeds)
-        for decay in (0.0, s.decay)
-        for size in (s.small, s.large)
-    ]
-
-
-def measures(config: RunConfig) -> tuple[Measure, ...]:
-    s = next(s for s in SETTINGS.values() if s.base.model is config.model)
+def measures(settings: Slices) -> tuple[Measure, ...]:
     return (
-        measure("slice_width", examples=s.examples, radius=s.radius, directions=6, points=7),
-        measure("filter_slice_width", examples=s.examples, radius=s.share, directions=6, points=7),
+        measure("slice_width", examples=settings.examples, radius=settings.radius, directions=6, points=7),
+        measure("filter_slice_width", examples=settings.examples, radius=settings.share, directions=6, points=7),
     )
 
 
-def pairs(request: Request, runs: Sequence[RunConfig]) -> list[Pair]:
+def pairs(settings: Slices, seeds: range, runs: Sequence[RunConfig]) -> list[Pair]:
     """The line from each small-batch minimiser to the large-batch one (Figure 2), two seeds for each weight decay."""
-    s = SETTINGS[request.scale]
-    return [
-        Pair(first, second, measure("slice", examples=2000, points=25))
-        for seed in request.seed_range(s.seeds)[:2]
-        for first in runs if first.seed == seed and first.batch_size == s.small
-        for second in runs if second == first.replace(batch_size=s.large)
-    ]
+    starts = [run for run in runs if run.batch_size == settings.small and run.seed in seeds[:2]]
+    return [Pair(run, run.replace(batch_size=settings.large), measure("slice", examples=2000, points=25)) for run in starts]
 
 
-def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
-    s = SETTINGS[scale]
-    gates = (Gate("min_seeds", 8), Gate("status", 0.0))
-
-    def group(size: int, decay: float, weight: float) -> Group:
-        name = f"B {size}, " + (f"decay {decay:g}" if decay else "no decay")
-        return Group(name, weight, (("batch_size", size), ("weight_decay", decay)))
-
-    def large_minus_small(decay: float, weight: float = 1.0) -> tuple[Group, Group]:
-        return group(s.large, decay, weight), group(s.small, decay, -weight)
-
-    def claim(id: str, sentence: str, value: str, groups: tuple[Group, ...], *, sign: int = 1, primary: bool = False) -> Claim:
-        accuracy = value == "test_accuracy"
-        contrast = Contrast(value, groups, sign, "percentage points" if accuracy else "log ratio",
-                            ValueScale.LINEAR if accuracy else ValueScale.LOG)
-        return Claim(id=f"{scale}-{id}", sentence=sentence, kind=Kind.DIRECTIONAL, contrast=contrast,
-                     margin=0.1 if accuracy else log(1.25), primary=primary, gates=gates, scales=(scale,),
-                     paper_source="unchecked: the paper shows curves; its test errors were not at hand",
-                     power=power if primary else None)
-
-    raw, filtered = "slice_width", "filter_slice_width"
-    without, decayed = "without weight decay", f"with weight decay {s.decay:g}"
-    return (
-        claim("decay-flips", f"analogue: weight decay lowers how much sharper batch size {s.large} looks than {s.small} along "
-              "raw directions", raw, (*large_minus_small(0.0), *large_minus_small(s.decay, -1.0)), primary=True),
-        claim("raw-without", f"analogue: {without} batch size {s.large} looks sharper than {s.small} along raw directions",
-              raw, large_minus_small(0.0)),
-        claim("raw-decayed", f"analogue: {decayed} batch size {s.small} looks sharper than {s.large} along raw directions",
-              raw, large_minus_small(s.decay), sign=-1),
-        claim("filter-without", f"{without} batch size {s.large} looks sharper than {s.small} along filter-normalised directions",
-              filtered, large_minus_small(0.0)),
-        claim("filter-decayed", f"{decayed} batch size {s.large} looks sharper than {s.small} along filter-normalised directions",
-              filtered, large_minus_small(s.decay)),
-        claim("tests-worse", f"{decayed} batch size {s.large} tests worse than {s.small}",
-              "test_accuracy", large_minus_small(s.decay), sign=-1),
+def claims(scale: Scale, settings: Slices) -> tuple[Claim, ...]:
+    without, with_decay = settings.sides(0.0), settings.sides(settings.decay)
+    raw = log_ratio("slice_width", *without)
+    one, other, decayed = f"batch size {settings.large}", settings.small, f"with weight decay {settings.decay:g}"
+    return at_scale(
+        scale,
+        directional("decay-flips", f"analogue: weight decay lowers how much sharper {one} looks than {other} along raw "
+                    "directions", minus(raw, log_ratio("slice_width", *with_decay)), primary=True),
+        directional("raw-without", f"analogue: without weight decay {one} looks sharper than {other} along raw directions", raw),
+        directional("raw-decayed", f"analogue: {decayed} batch size {other} looks sharper than {settings.large} along raw "
+                    "directions", log_ratio("slice_width", *with_decay, sign=-1)),
+        directional("filter-without", f"without weight decay {one} looks sharper than {other} along filter-normalised directions",
+                    log_ratio("filter_slice_width", *without)),
+        directional("filter-decayed", f"{decayed} {one} looks sharper than {other} along filter-normalised directions",
+                    log_ratio("filter_slice_width", *with_decay)),
+        directional("tests-worse", f"{decayed} {one} tests worse than {other}",
+                    difference("test_accuracy", *with_decay, sign=-1), 0.1),
+        gates=(Gate("min_seeds", 8), Gate("status", 0.0)),
+        source="unchecked: the paper shows curves; its test errors were not at hand",
     )
 
 
+QUICK = Slices(n_train=4000, width=128, depth=2, batch_sizes=(32, 640), seeds=8)
+LAPTOP = Slices(dataset="cifar10-jpeg", n_train=5000, model=Model.SMALL_CONV, batch_sizes=(32, 800), seeds=8)
+PAPER = Slices(dataset="cifar10", model=Model.RESNET20, batch_sizes=(128, 8192), epochs=300, decay=5e-4, examples=5000, seeds=8)
 # 4 pilot seeds (1000 to 1003) a cell: effect 2.7, SD as Power says 0.09
 POWER = Power(effect=1.0, sd=0.1, pilot="seeds 1000 to 1003 in all four cells", seeds=8)
-ARM = ("arm", ("batch_size", "weight_decay"))
+RISE = {"y": {"train_loss": "rise of the train loss (nats)"}, "rise": True, "arm": ("batch_size", "weight_decay")}
 
 STUDY = Study(
     name="li2018",
@@ -122,22 +91,20 @@ STUDY = Study(
     citation="Li, Xu, Taylor, Studer and Goldstein, NeurIPS 2018 (arXiv 1712.09913)",
     scales=(
         Scale("quick", "an MLP with batch norm, 4,000 images of Fashion-MNIST, batch sizes 32 and 640, 8 seeds",
-              "about a minute on two cores"),
+              "about a minute on two cores", QUICK, POWER),
         Scale("laptop", "a small conv net with batch norm, 5,000 images of CIFAR-10 (JPEG copy), batch sizes 32 and 800, 8 seeds",
-              "about 40 minutes on two cores (estimated)"),
-        Scale("paper", "a ResNet-20 on CIFAR-10, batch sizes 128 and 8,192, 8 seeds", "a GPU; not measured yet"),
+              "about 40 minutes on two cores (estimated)", LAPTOP),
+        Scale("paper", "a ResNet-20 on CIFAR-10, batch sizes 128 and 8,192, 8 seeds", "a GPU; not measured yet", PAPER),
     ),
     stages=(Stage("train", train, measures=measures, pairs=pairs),),
-    claims=(*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper")),
+    claims_of=claims,
     figures=(
-        Figure("raw_slices", "along_training",
-               (("metric", "slice_width"), ("x", "places"), ("x_label", "distance along a raw direction"),
-                ("y", (("train_loss", "rise of the train loss (nats)"),)), ("rise", True), ARM)),
-        Figure("filter_slices", "along_training",
-               (("metric", "filter_slice_width"), ("x", "places"), ("x_label", "share of each filter's norm"),
-                ("y", (("train_loss", "rise of the train loss (nats)"),)), ("rise", True), ARM)),
-        Figure("claims", "bars"),
-        Figure("parametric_slice", "parametric_slice"),
+        figure("along_training", name="raw_slices", metric="slice_width", x="places", x_label="distance along a raw direction",
+               **RISE),
+        figure("along_training", name="filter_slices", metric="filter_slice_width", x="places",
+               x_label="share of each filter's norm", **RISE),
+        figure("bars", name="claims"),
+        figure("parametric_slice"),
     ),
     tried=(
         "The claim that the small batch looks sharper with weight decay is contradicted along random raw directions: four "

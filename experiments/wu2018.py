@@ -2,102 +2,87 @@
 
 The paper trains ResNet-50 on ImageNet with 32 to 2 images per worker, the learning rate in proportion, and reports that the
 validation error with batch norm grows from 23.6 to 34.7% as its batches shrink, while with group norm it stays at 24.1%.
-
-Run it:  python -m experiments run wu2018 --scale quick
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.declare.study import Comparison, Figure, PaperRow, Record, Request, Scale, Stage, Study
+from experiments.lab.declare import Claim, Comparison, Group, PaperRow, Power, RunConfig, Scale, Settings, Stage, Study
+from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, minus, non_inferior, weighted
+from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Scaling, Schedule
+
+NORMS = (Norm.BATCH, Norm.GROUP)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One scale: what every run shares, the batch sizes (smallest and largest are compared), seeds there and elsewhere."""
+@dataclass(frozen=True, kw_only=True)
+class Norms(Settings):
+    """Both norms at every batch size; `lr` is that of batch size 32 and follows the batch size in proportion."""
 
-    base: RunConfig
-    sizes: tuple[int, ...]
-    seeds: int
-    other_seeds: int
+    lr: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    epochs: float | None = 10
+    batch_sizes: tuple[int, ...] = (2, 4, 8, 16, 32)
+    seeds: int = 8
+    other_seeds: int = 2
+    """per batch size between the two compared"""
     layer: tuple[int, ...] = ()
     """batch sizes of a third arm, layer norm, which no claim is about"""
 
-    def runs(self, request: Request) -> list[RunConfig]:
-        base = self.base if request.dataset is None else self.base.replace(dataset=request.dataset)
-        seeds = request.seed_range(self.seeds)
-        compared = (self.sizes[0], self.sizes[-1])
-        cells = [(seed, norm, size) for seed in seeds for norm in NORMS for size in compared]
-        few = seeds[: self.other_seeds]
-        cells += [(seed, norm, size) for seed in few for norm in NORMS for size in self.sizes[1:-1]]
-        cells += [(seed, Norm.LAYER, size) for seed in few for size in self.layer]
-        return [base.replace(batch_size=size, norm=norm, seed=seed) for seed, norm, size in cells]
 
-
-NORMS = (Norm.BATCH, Norm.GROUP)
-SGD = RunConfig(batch_size=32, lr=0.1, scaling=Scaling.LINEAR, base_batch_size=32, momentum=0.9, weight_decay=1e-4,
-                schedule=Schedule.STEP, budget=Budget.EPOCHS, epochs=10)
-SIZES = (2, 4, 8, 16, 32)
-QUICK = SGD.replace(dataset="fashion-mini", n_train=1024, model=Model.SMALL_CONV, lr=0.025)
-SETTINGS = {
-    "quick": Settings(QUICK, SIZES, seeds=8, other_seeds=2, layer=(2, 8, 32)),
-    "laptop": Settings(SGD.replace(dataset="cifar10-jpeg", n_train=2000, model=Model.RESNET8, epochs=16), SIZES, 8, 2),
-    "paper": Settings(SGD.replace(dataset="cifar10", model=Model.RESNET20, augment=Augment.CROP_FLIP, epochs=100), SIZES, 8, 8),
-}
-
-
-def train_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return SETTINGS[request.scale].runs(request)
+def train(settings: Norms, seeds: range) -> list[RunConfig]:
+    base = settings.run(scaling=Scaling.LINEAR, base_batch_size=32, schedule=Schedule.STEP, budget=Budget.EPOCHS)
+    few, compared = seeds[: settings.other_seeds], (settings.small, settings.large)
+    cells = [(seed, norm, size) for seed in seeds for norm in NORMS for size in compared]
+    cells += [(seed, norm, size) for seed in few for norm in NORMS for size in settings.batch_sizes[1:-1]]
+    cells += [(seed, Norm.LAYER, size) for seed in few for size in settings.layer]
+    return [base.replace(batch_size=size, norm=norm, seed=seed) for seed, norm, size in cells]
 
 
 BATCH_ERROR = (34.7, 27.3, 24.8, 23.7, 23.6)
 GROUP_ERROR = (24.1, 24.2, 24.0, 24.2, 24.1)
 """validation error in percent at 2, 4, 8, 16 and 32 images per worker"""
-SOURCE = "secondary: ResNet-50 on ImageNet, validation error"
-PAPER = tuple(
+PAPER_ROWS = tuple(
     PaperRow("validation error by images per worker", f"B {size}", "test accuracy", "test_accuracy", round(100 - batch, 1),
              round(100 - group, 1), source="secondary")
-    for size, batch, group in zip(SIZES, BATCH_ERROR, GROUP_ERROR, strict=True)
+    for size, batch, group in zip((2, 4, 8, 16, 32), BATCH_ERROR, GROUP_ERROR, strict=True)
 )
 
 
-def cell(norm: Norm, size: int, weight: float) -> Group:
-    return Group(f"{norm} norm, B {size}", weight, (("norm", norm.value), ("batch_size", size)))
+def cell(norm: Norm, size: int) -> Group:
+    return group(f"{norm} norm, B {size}", norm=norm, batch_size=size)
 
 
-def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
+def claims(scale: Scale, settings: Norms) -> tuple[Claim, ...]:
     """Margin: 1 point of test accuracy; the paper's effects are ten times that."""
-    small, large = SETTINGS[scale].sizes[0], SETTINGS[scale].sizes[-1]
-
-    def claim(id: str, sentence: str, groups: tuple[Group, ...], paper: float, **options: Any) -> Claim:
-        settings: dict[str, Any] = {
-            "id": f"{scale}-{id}", "sentence": f"equal epochs, analogue on small images: {sentence}", "kind": Kind.DIRECTIONAL,
-            "contrast": Contrast("test_accuracy", groups, 1, "percentage points"), "margin": 1.0,
-            "gates": (Gate("min_seeds", 8), Gate("status", 0.1)), "scales": (scale,), "paper_value": paper,
-            "paper_source": SOURCE, "diverged_as": 10.0,
-        }
-        return Claim(**settings | options)
-
-    batch, group = Norm.BATCH, Norm.GROUP
-    return (
-        claim("batch-norm-breaks",
-              f"from batch size {large} to {small} accuracy falls more with batch norm than with group norm",
-              (cell(batch, large, 1), cell(batch, small, -1), cell(group, large, -1), cell(group, small, 1)),
-              11.1, primary=True, power=power),
-        claim("batch-norm-worse", f"with batch norm, batch size {small} tests worse than batch size {large}",
-              (cell(batch, large, 1), cell(batch, small, -1)), 11.1),
-        claim("group-norm-better", f"at batch size {small} group norm tests better than batch norm",
-              (cell(group, small, 1), cell(batch, small, -1)), 10.6),
-        claim("group-norm-flat", f"with group norm, batch sizes {small} and {large} test within 1 point of each other",
-              (cell(group, large, 1), cell(group, small, -1)), 0.0, kind=Kind.EQUIVALENCE),
-        claim("batch-norm-large", f"at batch size {large} batch norm tests at most 1 point worse than group norm",
-              (cell(batch, large, 1), cell(group, large, -1)), 0.5, kind=Kind.NON_INFERIORITY),
+    small, large, words = settings.small, settings.large, "equal epochs, analogue on small images:"
+    (batch_small, batch_large), (group_small, group_large) = ([cell(norm, size) for size in (small, large)] for norm in NORMS)
+    # the weights are integers, as in the claims' hashes
+    batch_falls = weighted("test_accuracy", (1, batch_large), (-1, batch_small))
+    group_falls = weighted("test_accuracy", (1, group_large), (-1, group_small))
+    return at_scale(
+        scale,
+        directional("batch-norm-breaks", f"{words} from batch size {large} to {small} accuracy falls more with batch norm than "
+                    "with group norm", minus(batch_falls, group_falls), 1.0, paper_value=11.1, primary=True, diverged_as=10.0),
+        directional("batch-norm-worse", f"{words} with batch norm, batch size {small} tests worse than batch size {large}",
+                    batch_falls, 1.0, paper_value=11.1, diverged_as=10.0),
+        directional("group-norm-better", f"{words} at batch size {small} group norm tests better than batch norm",
+                    weighted("test_accuracy", (1, group_small), (-1, batch_small)), 1.0, paper_value=10.6, diverged_as=10.0),
+        equivalent("group-norm-flat", f"{words} with group norm, batch sizes {small} and {large} test within 1 point of each "
+                   "other", group_falls, 1.0, paper_value=0.0, diverged_as=10.0),
+        non_inferior("batch-norm-large", f"{words} at batch size {large} batch norm tests at most 1 point worse than group norm",
+                     weighted("test_accuracy", (1, batch_large), (-1, group_large)), 1.0, paper_value=0.5, diverged_as=10.0),
+        source="secondary: ResNet-50 on ImageNet, validation error",
     )
 
 
+def comparisons(scale: Scale, settings: Norms) -> list[Comparison]:
+    return [Comparison(scale.name, f"B {size}", f"B {size}", cell(Norm.BATCH, size), cell(Norm.GROUP, size))
+            for size in settings.batch_sizes]
+
+
+QUICK = Norms(n_train=1024, model=Model.SMALL_CONV, lr=0.025, layer=(2, 8, 32))
+LAPTOP = Norms(dataset="cifar10-jpeg", n_train=2000, model=Model.RESNET8, epochs=16)
+PAPER = Norms(dataset="cifar10", model=Model.RESNET20, augment=Augment.CROP_FLIP, epochs=100, other_seeds=8)
 # Pilots. 6 epochs (6 seeds): batch norm 80.6 (SD 0.5) at B 32, 52.2 (SD 3.7) at B 2, group norm 77.9 (SD 0.8) and 79.6 (SD 0.6).
 # 10 epochs (2 seeds): batch norm 81.8 and 52.6 (SD 6.9), group norm 79.9 and 81.1 (SD 0.6). The stated effect is the paper's; sd
 # is the root of half the groups' summed variances at 10 epochs, 4.9.
@@ -105,7 +90,6 @@ POWER = Power(effect=11.1, sd=4.9, pilot="seeds 1000 and 1001 at batch sizes 2 a
 # `laptop`: batch norm 50.3 (SD 1.0) at B 32, 43.8 at B 2 (one seed), group norm 37.9 (SD 2.8) and 42.0 (one seed): 8 points in
 # seed 1000 alone, 10.6 of these means. `sd` takes the spread at B 2 to be that at B 32.
 LAPTOP_POWER = Power(effect=5.0, sd=3.0, pilot="seeds 1000 and 1001 at batch size 32, 1000 at 2, both norms", seeds=8)
-CLAIMS = (*claims_of("quick", POWER), *claims_of("laptop", LAPTOP_POWER), *claims_of("paper"))
 
 STUDY = Study(
     name="wu2018",
@@ -113,22 +97,16 @@ STUDY = Study(
     citation="Wu and He, ECCV 2018 (arXiv 1803.08494)",
     scales=(
         Scale("quick", "a small conv net, 1,024 images of Fashion-MNIST, 5 batch sizes, 8 seeds at the two compared",
-              "about 2 minutes on two cores"),
+              "about 2 minutes on two cores", QUICK, POWER),
         Scale("laptop", "ResNet-8, 2,000 images of CIFAR-10 (JPEG copy), 5 batch sizes, 8 seeds at the two compared",
-              "about half an hour on two cores"),
-        Scale("paper", "ResNet-20 on CIFAR-10, 5 batch sizes, 8 seeds", "a GPU; not measured yet"),
+              "about half an hour on two cores", LAPTOP, LAPTOP_POWER),
+        Scale("paper", "ResNet-20 on CIFAR-10, 5 batch sizes, 8 seeds", "a GPU; not measured yet", PAPER),
     ),
-    stages=(Stage("train", train_runs),),
-    claims=CLAIMS,
-    figures=(
-        Figure("accuracy_vs_batch", "values_vs_batch", (("values", ("test_accuracy", "train_accuracy")), ("arm", ("norm",)))),
-    ),
-    paper=PAPER,
-    comparisons=tuple(
-        Comparison(scale, f"B {size}", f"B {size}", cell(Norm.BATCH, size, 1), cell(Norm.GROUP, size, 1))
-        for scale, settings in SETTINGS.items()
-        for size in settings.sizes
-    ),
+    stages=(Stage("train", train),),
+    claims_of=claims,
+    figures=(figure("values_vs_batch", name="accuracy_vs_batch", values=("test_accuracy", "train_accuracy"), arm=("norm",)),),
+    paper=PAPER_ROWS,
+    comparisons_of=comparisons,
     conditions=("batch norm", "group norm"),
     tried=(
         "`quick`: at equal epochs batch size 32 makes a sixteenth of the updates of batch size 2: in pilots group norm fitted "

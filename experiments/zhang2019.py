@@ -6,18 +6,15 @@ Momentum and preconditioning help where batches are large, for there curvature l
 helps where they are small, for there noise does. The paper then finds the same in networks.
 
 Steps are updates until 1/2 w^T H w, the expected loss above its irreducible part, lies at the target.
-
-Run it:  python -m experiments run zhang2019 --scale quick
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
 from typing import Any
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.declare.config import Augment, Budget, Model, Norm, Optimizer, Precision, RunConfig
-from experiments.lab.declare.study import Figure, Record, Request, Scale, Stage, Study
+from experiments.lab.declare import Claim, Contrast, Gate, Power, Record, Request, RunConfig, Scale, Settings, Stage, Study
+from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, log_ratio, minus
+from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Optimizer, Precision
 from experiments.lab.declare.tuning import extension, fewest_steps, grid, tuning_seed, winners
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
@@ -26,69 +23,52 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "preconditioned": {"optimizer": Optimizer.ADAM, "beta1": 0.0, "ema": 0.0},
     "averaged": {"optimizer": Optimizer.SGD, "momentum": 0.0, "ema": 0.99},
 }
+TUNING_SEEDS = 3
 
 
-Cells = dict[int, tuple[float, tuple[float, float, float, float]]]
-"""batch size -> cap in epochs, and the middle of each algorithm's grid"""
+@dataclass(frozen=True, kw_only=True)
+class Quadratic(Settings):
+    """Four algorithms at every batch size; `lr` is a factor of the middles of all grids."""
 
-
-@dataclass(frozen=True)
-class Settings:
-    """One scale: `base` with its target, the cells, how wide their grids are, and seeds."""
-
-    base: RunConfig
-    cells: Cells
+    dataset: str = "noisy-quadratic"
+    model: Model = Model.QUADRATIC
+    precision: Precision = Precision.FLOAT64
+    train_loss: float = 0.05
+    max_epochs: tuple[float, ...]
+    """cap at each batch size"""
+    sgd: tuple[float, ...]
+    """middle of the grid of each algorithm at each batch size"""
+    heavy_ball: tuple[float, ...]
+    preconditioned: tuple[float, ...]
+    averaged: tuple[float, ...]
     octaves: int
-    seeds: int
+    """of a grid on either side of its middle"""
+    lr: float = 1.0
+    seeds: int = 8
     """at the smallest and the largest batch size, which the claims compare"""
-    others: int
+    others: int = 3
     """at those between"""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        several = self.max_epochs, self.sgd, self.heavy_ball, self.preconditioned, self.averaged
+        if any(len(one) != len(self.batch_sizes) for one in several):
+            raise ValueError("max_epochs, sgd, heavy_ball, preconditioned and averaged need a number for each batch size")
+
     @property
-    def ends(self) -> tuple[int, int]:
-        return min(self.cells), max(self.cells)
+    def cells(self) -> list[tuple[RunConfig, float]]:
+        """Every algorithm at every batch size, with the middle of its grid."""
+        base = self.run(budget=Budget.TRAIN_LOSS, max_epochs=1)
+        middles = zip(self.sgd, self.heavy_ball, self.preconditioned, self.averaged, strict=True)
+        return [(base.replace(batch_size=size, max_epochs=cap, **ALGORITHMS[name]), middle * self.lr)
+                for size, cap, several in zip(self.batch_sizes, self.max_epochs, middles, strict=True)
+                for name, middle in zip(ALGORITHMS, several, strict=True)]
 
 
-QUADRATIC = RunConfig(
-    dataset="noisy-quadratic", model=Model.QUADRATIC, precision=Precision.FLOAT64, batch_size=1, lr=1.0,
-    budget=Budget.TRAIN_LOSS, train_loss=0.05, max_epochs=1,
-)
-NETWORK = RunConfig(
-    dataset="cifar10", model=Model.RESNET8, norm=Norm.GROUP, augment=Augment.CROP_FLIP, batch_size=1, lr=1.0,
-    budget=Budget.TRAIN_LOSS, train_loss=0.5, max_epochs=1,
-)
-CELLS: Cells = {
-    8: (2.5, (0.177, 0.0177, 0.016, 0.5)),
-    16: (3, (0.354, 0.0354, 0.02, 0.7)),
-    64: (6, (0.7, 0.07, 0.04, 1.4)),
-    256: (10, (1.4, 0.28, 0.1, 1.4)),
-    1024: (28, (1.4, 1.12, 0.2, 1.4)),
-}
-WIDER: Cells = {
-    2: (3, (0.032, 0.0032, 0.008, 0.16)), 4: (3, (0.064, 0.0064, 0.01, 0.3)), **CELLS, 4096: (140, (1.4, 1.12, 0.4, 1.4))
-}
-NETWORK_CELLS: Cells = {
-    size: (200, (0.002 * size**0.75, 0.0002 * size**0.75, 0.0001 * size**0.5, 0.004 * size**0.75))
-    for size in (32, 128, 512, 2048, 8192)
-}
-TUNING_SEEDS = 3
-SETTINGS = {
-    "quick": Settings(QUADRATIC, CELLS, octaves=2, seeds=8, others=3),
-    "laptop": Settings(QUADRATIC, WIDER, octaves=3, seeds=20, others=8),
-    "paper": Settings(NETWORK, NETWORK_CELLS, octaves=3, seeds=8, others=3),
-}
-
-
-def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    settings = SETTINGS[request.scale]
-    base = settings.base if request.dataset is None else settings.base.replace(dataset=request.dataset)
-    grids = [
-        base.replace(batch_size=size, max_epochs=cap, seed=tuning_seed(request), lr=lr, **ALGORITHMS[name])
-        for size, (cap, centers) in settings.cells.items()
-        for name, center in zip(ALGORITHMS, centers, strict=True)
-        for lr in grid(center, settings.octaves)
-    ]
-    return on_tuning_seeds(grids)
+def tune(settings: Quadratic, request: Request) -> list[RunConfig]:
+    seed = tuning_seed(request)
+    return on_tuning_seeds([cell.replace(lr=lr, seed=seed) for cell, middle in settings.cells
+                            for lr in grid(middle, settings.octaves)])
 
 
 def on_tuning_seeds(configs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -106,9 +86,9 @@ def slowest(request: Request, records: Sequence[Record]) -> list[Record]:
         if record.config.seed in range(first, first + TUNING_SEEDS):
             found.setdefault(record.config.replace(seed=first), []).append(record)
     return [
-        Record(config, next((r.status for r in group if r.status != "done"), "done"),
-               {"steps": max(float(r.values["steps"]) for r in group)})
-        for config, group in found.items()
+        Record(config, next((r.status for r in tried if r.status != "done"), "done"),
+               {"steps": max(float(r.values["steps"]) for r in tried)})
+        for config, tried in found.items()
     ]
 
 
@@ -116,59 +96,58 @@ def extend(request: Request, records: Sequence[Record]) -> list[RunConfig]:
     return on_tuning_seeds(extension(slowest(request, records), fewest_steps))
 
 
-def final(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    settings = SETTINGS[request.scale]
-    best = winners(slowest(request, records), fewest_steps)
-    seeds = request.seed_range(settings.seeds)
-    return [
-        config.replace(seed=seed)
-        for number, seed in enumerate(seeds)
-        for config in best
-        if config.batch_size in settings.ends or number < settings.others
-    ]
+def final(settings: Quadratic, request: Request, seeds: range, records: Sequence[Record]) -> list[RunConfig]:
+    best, ends = winners(slowest(request, records), fewest_steps), (settings.small, settings.large)
+    return [config.replace(seed=seed) for seed in seeds for config in best
+            if config.batch_size in ends or seed in seeds[: settings.others]]
 
 
-def cells_of(request: Request) -> int:
-    return len(ALGORITHMS) * len(SETTINGS[request.scale].cells)
+def speedup(name: str, size: int) -> Contrast:
+    """Steps of SGD over steps of the algorithm, each at its own learning rate."""
+    sgd, other = (group(f"{of}, B {size}", stage="final", batch_size=size, **ALGORITHMS[of]) for of in ("SGD", name))
+    return log_ratio("steps", sgd, other)
 
 
-def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
-    """Logarithms of steps; margins ln 1.25. Speed-up: steps of SGD over steps of the algorithm, each at its own learning rate."""
-    small, large = SETTINGS[scale].ends
-    gates = (Gate("min_seeds", 8), Gate("status", 0.0), Gate("matched", 0.1, "train_loss"), Gate("edge_lr", 0))
-
-    def speedup(name: str, size: int, weight: float = 1.0) -> tuple[Group, Group]:
-        def group(algorithm: str, weight: float) -> Group:
-            return Group(f"{algorithm}, B {size}", weight,
-                         (("stage", "final"), ("batch_size", size), *ALGORITHMS[algorithm].items()))
-
-        return group("SGD", weight), group(name, -weight)
-
-    def claim(id: str, sentence: str, groups: tuple[Group, ...], kind: Kind = Kind.DIRECTIONAL, **options: Any) -> Claim:
-        words = "" if scale == "paper" else "in the noisy quadratic model "
-        return Claim(id=f"{scale}-{id}", sentence=words + sentence, kind=kind,
-                     contrast=Contrast("steps", groups, 1, "log ratio", ValueScale.LOG), margin=log(1.25), gates=gates,
-                     scales=(scale,),
-                     paper_source="unchecked: the paper shows curves and gives no numbers for it", **options)
-
-    return (
-        claim("momentum-large", f"momentum saves a larger factor of steps at batch size {large} than at {small}",
-              (*speedup("momentum", large), *speedup("momentum", small, -1.0)), primary=True, power=power),
-        claim("momentum-small", f"momentum saves no steps at batch size {small}, within a factor of 1.25",
-              speedup("momentum", small), Kind.EQUIVALENCE),
-        claim("preconditioning-large", f"preconditioning saves a larger factor of steps at batch size {large} than at {small}",
-              (*speedup("preconditioned", large), *speedup("preconditioned", small, -1.0))),
-        claim("preconditioning-small", f"preconditioning saves no steps at batch size {small}, within a factor of 1.25",
-              speedup("preconditioned", small), Kind.EQUIVALENCE),
-        claim("averaging-small", f"averaging the weights saves steps at batch size {small}", speedup("averaged", small)),
-        claim("averaging-large", f"averaging the weights saves a smaller factor of steps at batch size {large} than at {small}",
-              (*speedup("averaged", small), *speedup("averaged", large, -1.0))),
+def claims(scale: Scale, settings: Quadratic) -> tuple[Claim, ...]:
+    small, large = settings.small, settings.large
+    momentum, preconditioned, averaged = (speedup(name, small) for name in ("momentum", "preconditioned", "averaged"))
+    at = "in the noisy quadratic model " if settings.model is Model.QUADRATIC else ""
+    gains = f"saves a larger factor of steps at batch size {large} than at {small}"
+    none = f"saves no steps at batch size {small}, within a factor of 1.25"
+    return at_scale(
+        scale,
+        directional("momentum-large", f"{at}momentum {gains}", minus(speedup("momentum", large), momentum), primary=True),
+        equivalent("momentum-small", f"{at}momentum {none}", momentum),
+        directional("preconditioning-large", f"{at}preconditioning {gains}",
+                    minus(speedup("preconditioned", large), preconditioned)),
+        equivalent("preconditioning-small", f"{at}preconditioning {none}", preconditioned),
+        directional("averaging-small", f"{at}averaging the weights saves steps at batch size {small}", averaged),
+        directional("averaging-large", f"{at}averaging the weights saves a smaller factor of steps at batch size {large} than at "
+                    f"{small}", minus(averaged, speedup("averaged", large))),
+        gates=(Gate("min_seeds", 8), Gate("status", 0.0), Gate("matched", 0.1, "train_loss"), Gate("edge_lr", 0)),
+        source="unchecked: the paper shows curves and gives no numbers for it",
     )
 
 
+QUICK = Quadratic(
+    batch_sizes=(8, 16, 64, 256, 1024), max_epochs=(2.5, 3, 6, 10, 28), sgd=(0.177, 0.354, 0.7, 1.4, 1.4),
+    heavy_ball=(0.0177, 0.0354, 0.07, 0.28, 1.12), preconditioned=(0.016, 0.02, 0.04, 0.1, 0.2),
+    averaged=(0.5, 0.7, 1.4, 1.4, 1.4), octaves=2,
+)
+LAPTOP = Quadratic(
+    batch_sizes=(2, 4, *QUICK.batch_sizes, 4096), max_epochs=(3, 3, *QUICK.max_epochs, 140), sgd=(0.032, 0.064, *QUICK.sgd, 1.4),
+    heavy_ball=(0.0032, 0.0064, *QUICK.heavy_ball, 1.12), preconditioned=(0.008, 0.01, *QUICK.preconditioned, 0.4),
+    averaged=(0.16, 0.3, *QUICK.averaged, 1.4), octaves=3, seeds=20, others=8,
+)
+SIZES = (32, 128, 512, 2048, 8192)
+PAPER = Quadratic(
+    dataset="cifar10", model=Model.RESNET8, norm=Norm.GROUP, augment=Augment.CROP_FLIP, precision=Precision.FLOAT32,
+    train_loss=0.5, batch_sizes=SIZES, max_epochs=(200,) * len(SIZES), sgd=tuple(0.002 * size**0.75 for size in SIZES),
+    heavy_ball=tuple(0.0002 * size**0.75 for size in SIZES), preconditioned=tuple(0.0001 * size**0.5 for size in SIZES),
+    averaged=tuple(0.004 * size**0.75 for size in SIZES), octaves=3,
+)
 # 6 pilot seeds (1000 to 1005) a group: difference of log ratios 1.36
 POWER = Power(effect=0.5, sd=0.14, pilot="seeds 1000 to 1005 in all four groups", seeds=8)
-ARMS = tuple((name, tuple(fields.items())) for name, fields in ALGORITHMS.items())
 
 STUDY = Study(
     name="zhang2019",
@@ -176,24 +155,22 @@ STUDY = Study(
     citation="Zhang, Li, Nado, Martens, Sachdeva, Dahl, Shallue and Grosse, NeurIPS 2019 (arXiv 1907.04164)",
     scales=(
         Scale("quick", "the noisy quadratic model in 256 dimensions, 4 algorithms at 5 batch sizes, 8 seeds at the two compared",
-              "about 3.5 minutes on two cores"),
+              "about 3.5 minutes on two cores", QUICK, POWER),
         Scale("laptop", "the same at 8 batch sizes from 2 to 4,096, wider grids, 20 seeds",
-              "about half an hour on two cores (estimated)"),
-        Scale("paper", "a ResNet-8 on CIFAR-10, four algorithms at 5 batch sizes, 8 seeds", "a GPU; not measured yet"),
+              "about half an hour on two cores (estimated)", LAPTOP),
+        Scale("paper", "a ResNet-8 on CIFAR-10, four algorithms at 5 batch sizes, 8 seeds", "a GPU; not measured yet", PAPER),
     ),
     stages=(
         Stage("tune", tune),
-        Stage("extend", extend, at_most=lambda request: 2 * TUNING_SEEDS * cells_of(request)),
-        Stage("final", final, at_most=lambda request: len(request.seed_range(SETTINGS[request.scale].seeds)) * cells_of(request)),
+        Stage("extend", extend, at_most=lambda settings: 2 * TUNING_SEEDS * len(settings.cells)),
+        Stage("final", final, at_most=lambda settings, seeds: len(seeds) * len(settings.cells)),
     ),
-    claims=(*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper")),
+    claims_of=claims,
     figures=(
-        Figure("steps_vs_batch", "values_vs_batch",
-               (("values", (("steps", "updates to the target"),)), ("logarithmic", True), ("where", (("stage", "final"),)),
-                ("arms", ARMS))),
-        Figure("lr_grid", "lr_grid",
-               (("score", "steps"), ("label", "updates to the target"), ("larger_is_better", False), ("logarithmic", True),
-                ("where", (("stage", ("tune", "extend")),)), ("arms", ARMS))),
+        figure("values_vs_batch", name="steps_vs_batch", values={"steps": "updates to the target"}, logarithmic=True,
+               where={"stage": "final"}, arms=ALGORITHMS),
+        figure("lr_grid", score="steps", label="updates to the target", larger_is_better=False, logarithmic=True,
+               where={"stage": ("tune", "extend")}, arms=ALGORITHMS),
     ),
     tried=(
         "Preconditioning saves steps at the smallest batch size too, by a factor of 2.4; a rough calculation for a target "

@@ -23,10 +23,10 @@ def tuning(scale: str, best_size: int) -> list[Record]:
     """Tuning runs, best at `best_size` and one octave below the middle of every grid."""
 
     def score(c: RunConfig) -> float:
-        rates = masters2018.SETTINGS[scale].rates(c.batch_size)
+        rates = masters2018.STUDY.scale(scale).settings.rates(c.batch_size)
         return 80 - abs(rates.index(c.lr) - 3) - abs(math.log2(c.batch_size / best_size))
 
-    runs = masters2018.tune(Request(scale), ())
+    runs = masters2018.STUDY.stages[0].runs_of(Request(scale), ())
     return [Record(c, "done", {"validation_accuracy": score(c)}) for c in runs]
 
 
@@ -34,21 +34,21 @@ def tuning(scale: str, best_size: int) -> list[Record]:
 @pytest.mark.parametrize("best_size", [4, 16, 256])
 def test_masters_small_batch_is_small_and_tuned(scale: str, best_size: int) -> None:
     """The side that the paper calls small holds batches of 64, or two batch sizes at once, or a size is on both sides."""
-    settings, records = masters2018.SETTINGS[scale], tuning(scale, best_size)
-    best, final = (stage(Request(scale), records) for stage in (masters2018.best, masters2018.final))
-    expected = min(best_size, settings.small[-1])
+    settings, records = masters2018.STUDY.scale(scale).settings, tuning(scale, best_size)
+    best, final = (stage.runs_of(Request(scale), records) for stage in masters2018.STUDY.stages[1:])
+    expected = min(best_size, max(size for size in settings.batch_sizes if size <= masters2018.SMALL))
     assert {c.batch_size for c in best} == {expected} and len(best) == settings.seeds
-    assert {c.batch_size for c in final} == set(settings.sizes) - {expected}
+    assert {c.batch_size for c in final} == set(settings.batch_sizes) - {expected}
     assert all(c.lr == settings.rates(c.batch_size)[3] for c in (*best, *final))
     assert {c.seed for c in (*best, *final)}.isdisjoint(r.config.seed for r in records)
-    assert {4, 16, 64, settings.large} <= set(settings.sizes)
+    assert {*settings.narrow, settings.other, settings.large} <= set(settings.batch_sizes)
 
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_masters_windows_are_equally_wide(scale: str) -> None:
     """A batch size with a wider grid would have the wider range of learning rates."""
-    settings = masters2018.SETTINGS[scale]
-    for size in settings.sizes:
+    settings = masters2018.STUDY.scale(scale).settings
+    for size in settings.batch_sizes:
         base = np.log2([lr / size for lr in settings.rates(size)])
         assert np.allclose(np.diff(base), 1) and len(base) == 2 * settings.octaves + 1
 

@@ -71,6 +71,6 @@ def test_seeds_that_tune_answer_nothing() -> None:
 
 def test_every_cell_has_room_to_reach_its_goal() -> None:
     """A cap in epochs alone stops large batches that are on their way, one in updates alone small ones."""
-    for config, _ in shallue2019.SETTINGS["quick"].cells(None):
+    for config, _ in shallue2019.STUDY.scale("quick").settings.cells:
         assert config.max_epochs is not None and config.n_train is not None
         assert config.max_epochs >= 10 and config.max_epochs * config.n_train / config.batch_size >= 400

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from experiments.lab.declare.study import Record, Request
 from experiments.lab.declare.tuning import tuning_seed
-from experiments.zhang2019 import ALGORITHMS, SETTINGS, TUNING_SEEDS, extend, final, slowest, tune
+from experiments.zhang2019 import ALGORITHMS, STUDY, TUNING_SEEDS, slowest
 
 REQUEST = Request("quick")
+TUNE, EXTEND, FINAL = STUDY.stages
 
 
 def test_every_algorithm_has_grids_of_equal_width() -> None:
     """An algorithm that tries more learning rates wins."""
-    runs, cells = tune(REQUEST, ()), len(SETTINGS["quick"].cells)
-    assert len(runs) == len(set(runs)) == TUNING_SEEDS * 5 * len(ALGORITHMS) * cells
+    runs, sizes = TUNE.runs_of(REQUEST, ()), len(STUDY.scale("quick").settings.batch_sizes)
+    assert len(runs) == len(set(runs)) == TUNING_SEEDS * 5 * len(ALGORITHMS) * sizes
     assert {run.seed for run in runs} == {500, 501, 502} and tuning_seed(REQUEST) == 500
 
 
 def test_a_learning_rate_is_as_good_as_its_slowest_seed() -> None:
     """One lucky seed would choose a learning rate at which the others never meet the target."""
-    runs = tune(REQUEST, ())
+    runs = TUNE.runs_of(REQUEST, ())
     of_cell = [run for run in runs if run.batch_size == 8 and run.momentum]
     rates = sorted({run.lr for run in of_cell})
 
@@ -30,5 +31,6 @@ def test_a_learning_rate_is_as_good_as_its_slowest_seed() -> None:
     records = [record(run, k % 2) for k, run in enumerate(of_cell)]
     found = slowest(REQUEST, records)
     assert len(found) == 5 and {r.config.lr: r.status for r in found}[rates[3]] == "capped"
-    assert {run.lr for run in final(REQUEST, records)} == {rates[2]} and not extend(REQUEST, records)
-    assert [run.seed for run in final(REQUEST, records)] == list(range(8))
+    final = FINAL.runs_of(REQUEST, records)
+    assert {run.lr for run in final} == {rates[2]} and not EXTEND.runs_of(REQUEST, records)
+    assert [run.seed for run in final] == list(range(8))

@@ -27,14 +27,20 @@ def weighted(value: str, *groups: tuple[float, Group], unit: str = "percentage p
     return Contrast(value, tuple(dataclasses.replace(g, weight=w) for w, g in groups), sign, unit, scale, family)
 
 
-def difference(value: str, first: Group, second: Group, *, unit: str = "percentage points", sign: int = 1) -> Contrast:
+def difference(value: str, first: Group, second: Group, *, unit: str = "percentage points", sign: int = 1,
+               family: Family | None = None) -> Contrast:
     """First minus second; `sign` is -1 where the paper claims that the first is smaller."""
-    return weighted(value, (1.0, first), (-1.0, second), unit=unit, sign=sign)
+    return weighted(value, (1.0, first), (-1.0, second), unit=unit, sign=sign, family=family)
 
 
 def log_ratio(value: str, first: Group, second: Group, *, sign: int = 1) -> Contrast:
     """The logarithm of first over second."""
     return weighted(value, (1.0, first), (-1.0, second), unit="log ratio", sign=sign, log=True)
+
+
+def minus(first: Contrast, second: Contrast) -> Contrast:
+    """First minus second, both of one value: a difference of differences, or the logarithm of a ratio of ratios."""
+    return dataclasses.replace(first, groups=(*first.groups, *(dataclasses.replace(g, weight=-g.weight) for g in second.groups)))
 
 
 def directional(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
