@@ -4,127 +4,85 @@ Under full-batch gradient descent with learning rate eta the largest Hessian eig
 3.1) until it reaches 2 / eta, the curvature at which descent on a quadratic becomes unstable, and hovers just above it while
 the loss goes on falling (Section 3.2). With Polyak momentum beta it does so at 2 (1 + beta) / eta (Section 3.2, Appendix B);
 under small-batch SGD it stays lower (Section 6).
-
-Run it:  python -m experiments run cohen2021 --scale quick
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log
-from typing import Any
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.declare.config import Budget, Model, RunConfig
-from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare import Claim, Gate, Group, Measure, Power, RunConfig, Scale, Settings, Stage, Study, measure
+from experiments.lab.declare.contrasts import GATES, at_scale, directional, equivalent, figure, group, log_ratio, weighted
+from experiments.lab.declare.enums import Budget, Model
 
 
-@dataclass(frozen=True)
-class Arm:
-    """Full-batch descent at three learning rates, with momentum, and SGD at the middle rate."""
+@dataclass(frozen=True, kw_only=True)
+class Edge(Settings):
+    """Full batches, the largest batch size, at `slower`, `lr` and `faster` and with momentum; SGD, the smallest, at `lr`."""
 
-    base: RunConfig
-    rates: tuple[float, float, float]
-    """of plain descent, ascending"""
-    momentum: float
-    momentum_lr: float
-    momentum_steps: int
-    small: int
-    """batch size of SGD"""
-    time: float
-    """learning rate x updates of plain runs"""
-    seeds: int
+    lr: float = 0.05
+    slower: float = 0.04
+    faster: float = 0.08
+    time: float = 15.0
+    """learning rate x updates of runs without momentum"""
+    beta: float = 0.5
+    beta_lr: float = 0.06
+    beta_steps: int = 125
     examples: int
 
-    def plain(self, rate: float) -> RunConfig:
-        return self.base.replace(lr=rate, steps=round(self.time / rate))
-
-    @property
-    def heavy(self) -> RunConfig:
-        return self.base.replace(lr=self.momentum_lr, momentum=self.momentum, steps=self.momentum_steps)
-
-    @property
-    def sgd(self) -> RunConfig:
-        return self.plain(self.rates[1]).replace(batch_size=self.small)
-
-    def runs(self, request: Request) -> list[RunConfig]:
-        base = [*(self.plain(rate) for rate in self.rates), self.heavy, self.sgd]
-        if request.dataset is not None:
-            base = [config.replace(dataset=request.dataset) for config in base]
-        return [config.replace(seed=seed) for seed in request.seed_range(self.seeds) for config in base]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.large != self.n_train:
+            raise ValueError(f"the last of batch_sizes must be n_train, the full batch: {self.small},{self.n_train}")
 
 
-def full_batch(n: int, **fields: Any) -> RunConfig:
-    return RunConfig(n_train=n, batch_size=n, lr=0.1, budget=Budget.STEPS, steps=1, **fields)
+def arms(settings: Edge) -> tuple[RunConfig, ...]:
+    """Full batches at three learning rates, ascending, and with momentum; SGD."""
+    base = settings.run(budget=Budget.STEPS, steps=settings.beta_steps, batch_size=settings.large)
+    slow, middle, fast = (base.replace(lr=lr, steps=round(settings.time / lr))
+                          for lr in (settings.slower, settings.lr, settings.faster))
+    heavy = base.replace(lr=settings.beta_lr, momentum=settings.beta)
+    return slow, middle, fast, heavy, middle.replace(batch_size=settings.small)
 
 
-MLP = full_batch(512, width=64, depth=2)
-CONV = full_batch(5000, model=Model.SMALL_CONV, dataset="cifar10-jpeg")
-ARMS = {
-    "quick": Arm(MLP, (0.04, 0.05, 0.08), 0.5, 0.06, 125, 16, time=15.0, seeds=8, examples=512),
-    "laptop": Arm(CONV.replace(n_train=2000, batch_size=2000), (0.04, 0.05, 0.08), 0.5, 0.06, 125, 32, time=15.0, seeds=8,
-                  examples=500),
-    "paper": Arm(CONV.replace(dataset="cifar10"), (0.01, 0.02, 0.04), 0.9, 0.05, 2000, 32, time=40.0, seeds=8, examples=5000),
-}
+def train(settings: Edge, seeds: range) -> list[RunConfig]:
+    return [arm.replace(seed=seed) for seed in seeds for arm in arms(settings)]
 
 
-def train_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return ARMS[request.scale].runs(request)
+def measures(settings: Edge, config: RunConfig) -> tuple[Measure, ...]:
+    edge = measure("edge_of_stability", points=25, examples=settings.examples)
+    batches = measure("batch_sharpness_along", points=9, examples=settings.examples)
+    return (edge, batches) if config.batch_size == settings.small else (edge,)
 
 
-def measures(config: RunConfig) -> tuple[Measure, ...]:
-    examples = next(arm.examples for arm in ARMS.values() if arm.base.dataset == config.dataset)
-    found = (measure("edge_of_stability", points=25, examples=examples),)
-    small = config.n_train is not None and config.batch_size < config.n_train
-    return (*found, measure("batch_sharpness_along", points=9, examples=examples)) if small else found
+def of(name: str, run: RunConfig) -> Group:
+    return group(name, batch_size=run.batch_size, lr=run.lr, momentum=run.momentum)
 
 
-def group(name: str, weight: float, config: RunConfig) -> Group:
-    return Group(name, weight, tuple((field, getattr(config, field)) for field in ("batch_size", "lr", "momentum")))
-
-
-def claims_of(scale: str, power: Power | None = None) -> tuple[Claim, ...]:
+def claims(scale: Scale, settings: Edge) -> tuple[Claim, ...]:
     """Margins: ln 1.25 of the ratio of lambda_max to the threshold, throughout."""
-    arm = ARMS[scale]
-    slow, middle, fast = (arm.plain(rate) for rate in arm.rates)
-    gates = (Gate("min_seeds", 8), Gate("status", 0.1), Gate("converged", 0.1, "edge_of_stability"))
-
-    def claim(id: str, sentence: str, kind: Kind, groups: tuple[Group, ...], *, value: str = "edge_of_stability",
-              sign: int = 1, **options: Any) -> Claim:
-        contrast = Contrast(value, groups, sign, "log ratio", ValueScale.LOG)
-        return Claim(f"{scale}-{id}", sentence, kind, contrast, log(1.25), gates=gates, scales=(scale,), **options)
-
-    source = "unchecked: Section 3, curves without a number for the level"
-    return (
-        claim(
-            "edge", f"full-batch descent at learning rate {middle.lr:g}: lambda_max hovers at 2 / eta", Kind.EQUIVALENCE,
-            (group(f"GD, LR {middle.lr:g}", 1.0, middle),), primary=True, power=power, paper_source=source,
-        ),
-        claim(
-            "inverse", f"the level is inverse to the learning rate: times eta it is the same at {slow.lr:g} and at {fast.lr:g}",
-            Kind.EQUIVALENCE, (group(f"GD, LR {slow.lr:g}", 1.0, slow), group(f"GD, LR {fast.lr:g}", -1.0, fast)),
-            paper_source=source,
-        ),
-        claim(
-            "momentum", f"with momentum {arm.momentum:g} lambda_max hovers at 2 (1 + beta) / eta", Kind.EQUIVALENCE,
-            (group(f"momentum, LR {arm.momentum_lr:g}", 1.0, arm.heavy),), paper_source=source,
-        ),
-        claim(
-            "sharpening", f"full-batch descent at learning rate {slow.lr:g}: lambda_max rises above its start", Kind.DIRECTIONAL,
-            (group(f"GD, LR {slow.lr:g}", 1.0, slow),), value="edge_of_stability.rise", paper_source=source,
-        ),
-        claim(
-            "sgd-below", f"SGD at batch size {arm.small} stays below full-batch descent at the same learning rate and updates",
-            Kind.DIRECTIONAL, (group(f"B {arm.small}", 1.0, arm.sgd), group("full batch", -1.0, middle)), sign=-1,
-            paper_source="unchecked: Section 6 and Appendix G, no number",
-        ),
+    level, (slow, middle, fast, heavy, sgd) = "edge_of_stability", arms(settings)
+    at_slow, at_middle, at_fast = (of(f"GD, LR {run.lr:g}", run) for run in (slow, middle, fast))
+    hovers = weighted(level, (1.0, at_middle), unit="log ratio", log=True)
+    momentum = weighted(level, (1.0, of(f"momentum, LR {heavy.lr:g}", heavy)), unit="log ratio", log=True)
+    rise = weighted(f"{level}.rise", (1.0, at_slow), unit="log ratio", log=True)
+    below = log_ratio(level, of(f"B {settings.small}", sgd), of("full batch", middle), sign=-1)
+    return at_scale(
+        scale,
+        equivalent("edge", f"full-batch descent at learning rate {middle.lr:g}: lambda_max hovers at 2 / eta", hovers,
+                   primary=True),
+        equivalent("inverse", f"the level is inverse to the learning rate: times eta it is the same at {slow.lr:g} and at "
+                   f"{fast.lr:g}", log_ratio(level, at_slow, at_fast)),
+        equivalent("momentum", f"with momentum {heavy.momentum:g} lambda_max hovers at 2 (1 + beta) / eta", momentum),
+        directional("sharpening", f"full-batch descent at learning rate {slow.lr:g}: lambda_max rises above its start", rise),
+        directional("sgd-below", f"SGD at batch size {settings.small} stays below full-batch descent at the same learning rate "
+                    "and updates", below, paper_source="unchecked: Section 6 and Appendix G, no number"),
+        gates=(*GATES, Gate("converged", 0.1, level)), source="unchecked: Section 3, curves without a number for the level",
     )
 
 
+QUICK = Edge(n_train=512, width=64, depth=2, batch_sizes=(16, 512), seeds=8, examples=512)
+LAPTOP = Edge(dataset="cifar10-jpeg", n_train=2000, model=Model.SMALL_CONV, batch_sizes=(32, 2000), seeds=8, examples=500)
+PAPER = Edge(dataset="cifar10", n_train=5000, model=Model.SMALL_CONV, batch_sizes=(32, 5000), lr=0.02, slower=0.01, faster=0.04,
+             time=40.0, beta=0.9, beta_lr=0.05, beta_steps=2000, seeds=8, examples=5000)
 POWER = Power(effect=0.0, sd=0.035, pilot="seeds 1000 to 1004 at learning rate 0.05", seeds=8)
-CURVES = (
-    ("metric", "edge_of_stability"), ("threshold", "threshold"), ("threshold_label", "edge of stability"),
-    ("y", (("lambda_max", r"$\lambda_{\max}$"), ("train_loss", "train loss (nats)"))), ("logarithmic", ("train_loss",)),
-)
 
 STUDY = Study(
     name="cohen2021",
@@ -132,16 +90,19 @@ STUDY = Study(
     citation="Cohen, Kaur, Li, Kolter and Talwalkar, ICLR 2021 (arXiv 2103.00065)",
     scales=(
         Scale("quick", "an MLP on 512 images of Fashion-MNIST, full batch, 3 learning rates, momentum and SGD, 8 seeds",
-              "about 1.5 minutes on two cores"),
+              "about 1.5 minutes on two cores", QUICK, POWER),
         Scale("laptop", "a small convolutional network on 2,000 images of CIFAR-10 (JPEG copy), 8 seeds",
-              "an hour on two cores (an estimate: not measured)"),
-        Scale("paper", "a small convolutional network on 5,000 images of CIFAR-10, 8 seeds", "a GPU; not measured yet"),
+              "an hour on two cores (an estimate: not measured)", LAPTOP),
+        Scale("paper", "a small convolutional network on 5,000 images of CIFAR-10, 8 seeds", "a GPU; not measured yet",
+              PAPER),
     ),
-    stages=(Stage("train", train_runs, measures=measures),),
-    claims=(*claims_of("quick", POWER), *claims_of("laptop"), *claims_of("paper")),
+    stages=(Stage("train", train, measures=measures),),
+    claims_of=claims,
     figures=(
-        Figure("edge_of_stability", "along_training", (*CURVES, ("arm", ("batch_size", "momentum", "lr")))),
-        Figure("level", "bars"),
+        figure("along_training", name="edge_of_stability", metric="edge_of_stability", threshold="threshold",
+               threshold_label="edge of stability", y={"lambda_max": r"$\lambda_{\max}$", "train_loss": "train loss (nats)"},
+               logarithmic=("train_loss",), arm=("batch_size", "momentum", "lr")),
+        figure("bars", name="level"),
     ),
     tried=(
         "The level times eta rises with eta, by 1.21 from 0.04 to 0.08, between the margin of 1.25 and none: descent "

@@ -9,30 +9,29 @@ Every run has a `noise_batch` b: the batch size whose noise it has (b = B: none 
 radius that ends at the same lambda_max asks whether what the noise does is to find flatter minima.
 
 Wu et al. (ICML 2020, arXiv 1906.07405) inject such noise at single levels; this is a dose-response of our own.
-
-Run it:  python -m experiments run dose --scale quick
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
-from math import log, log2
+from dataclasses import dataclass, replace
+from math import log2
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power, ValueScale
-from experiments.lab.declare.config import Budget, Model, Norm, RunConfig, Schedule
-from experiments.lab.declare.study import Figure, Measure, Record, Request, Scale, Stage, Study, measure
+from experiments.lab.declare.claims import Claim, Gate, Group, Power
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.contrasts import at_scale, difference, directional, equivalent, figure, group, log_ratio, weighted
+from experiments.lab.declare.enums import Budget, Model, Norm, Schedule
+from experiments.lab.declare.settings import Settings
+from experiments.lab.declare.study import Measure, Scale, Stage, Study, measure
 
 
-@dataclass(frozen=True)
-class Settings:
-    """One scale: `base` is the large batch without noise."""
+@dataclass(frozen=True, kw_only=True)
+class Doses(Settings):
+    """The largest batch size without noise, with the noise of every other, and these themselves."""
 
-    base: RunConfig
-    doses: tuple[int, ...]
-    """batch sizes b whose noise is injected, and which are trained themselves"""
-    dose: int
-    """the one that the claims compare"""
-    rho: float
+    lr: float = 0.05
+    momentum: float = 0.9
+    steps: int = 640
+    dose: int = 128
+    """the batch size b that the claims compare"""
+    rho: float = 0.03
     """SAM's radius"""
     straight: int = 64
     """smallest dose of the line through the doses"""
@@ -41,112 +40,85 @@ class Settings:
     equivalent: float = 0.25
     """a third of the gap that pilots show, in percentage points"""
     seeds: int = 8
+    examples: int = 500
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dose not in self.batch_sizes[:-1]:
+            raise ValueError(f"dose is {self.dose}, but must be one of batch_sizes, and not the last")
 
     @property
-    def large(self) -> int:
-        return self.base.batch_size
-
-    def noise(self) -> list[RunConfig]:
-        return [self.base, *(self.base.replace(noise_batch=b) for b in self.doses)]
-
-    def small(self) -> list[RunConfig]:
-        return [self.base.replace(batch_size=b, noise_batch=b) for b in self.doses]
-
-    def sam(self) -> list[RunConfig]:
-        return [self.base.replace(sam_rho=self.rho)]
+    def plain(self) -> RunConfig:
+        """The large batch without noise."""
+        return self.run(batch_size=self.large, noise_batch=self.large, schedule=Schedule.COSINE, budget=Budget.STEPS)
 
 
-SGD = RunConfig(batch_size=512, noise_batch=512, lr=0.05, momentum=0.9, schedule=Schedule.COSINE, budget=Budget.STEPS, steps=640)
-QUICK = SGD.replace(dataset="fashion-mini", n_train=4096, model=Model.MLP, width=128, depth=2)
-CIFAR = SGD.replace(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, norm=Norm.GROUP, steps=1024)
-SETTINGS = {
-    "quick": Settings(QUICK, (32, 64, 128, 256), 128, 0.03),
-    "laptop": Settings(CIFAR, (64, 128), 128, 0.03, equivalent=0.9),
-    "overnight": Settings(CIFAR.replace(batch_size=2048, noise_batch=2048), (64, 128, 256, 512), 128, 0.03),
-}
-
-
-def runs_of(request: Request, configs: Sequence[RunConfig]) -> list[RunConfig]:
+def noise(settings: Doses, seeds: range) -> list[RunConfig]:
     """Every seed in turn, so that an early look is a balanced one."""
-    own = configs if request.dataset is None else [c.replace(dataset=request.dataset) for c in configs]
-    return [config.replace(seed=seed) for seed in request.seed_range(SETTINGS[request.scale].seeds) for config in own]
+    levels = settings.large, *settings.batch_sizes[:-1]
+    return [settings.plain.replace(noise_batch=b, seed=seed) for seed in seeds for b in levels]
 
 
-def noise_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return runs_of(request, SETTINGS[request.scale].noise())
+def small(settings: Doses, seeds: range) -> list[RunConfig]:
+    sizes = settings.batch_sizes[:-1]
+    return [settings.plain.replace(batch_size=b, noise_batch=b, seed=seed) for seed in seeds for b in sizes]
 
 
-def small_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return runs_of(request, SETTINGS[request.scale].small())
+def sam(settings: Doses, seeds: range) -> list[RunConfig]:
+    return [settings.plain.replace(sam_rho=settings.rho, seed=seed) for seed in seeds]
 
 
-def sam_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return runs_of(request, SETTINGS[request.scale].sam())
-
-
-def measures(config: RunConfig) -> tuple[Measure, ...]:
+def measures(settings: Doses) -> tuple[Measure, ...]:
     # of no claim: curvature along the noisy gradients; the learning rate ends at 0, so that 2/lr bounds nothing there
-    examples = 1000 if config.dataset == "fashion-mini" else 500
-    return measure("lambda_max", examples=examples), measure("own_batch_sharpness", batches=8)
+    return measure("lambda_max", examples=settings.examples), measure("own_batch_sharpness", batches=8)
 
 
-def claims_of(scale: str, power: Power | None = None, analogue: str = "") -> tuple[Claim, ...]:
-    """Margins: `margin` points of test accuracy (equivalence: a third of the pilots' gap), ln 1.25 for ratios."""
-    s = SETTINGS[scale]
-    large, dose = s.large, s.dose
-
-    def group(stage: str, weight: float, b: int, name: str) -> Group:
-        return Group(name, weight, (("stage", stage), ("noise_batch", b)))
-
-    def plain(weight: float) -> Group:
-        return group("noise", weight, large, f"B {large}")
-
-    def noisy(weight: float, b: int = dose) -> Group:
-        return group("noise", weight, b, f"noise {b}")
-
-    def small(weight: float) -> Group:
-        return group("small", weight, dose, f"B {dose}")
-
-    def sam(weight: float) -> Group:
-        return group("sam", weight, large, "SAM")
-
-    # the slope of the least-squares line over the halvings of b
-    levels = {large: 0.0, **{b: log2(large / b) for b in sorted(s.doses, reverse=True) if b >= s.straight}}
+def line(settings: Doses) -> tuple[tuple[float, int], ...]:
+    """The slope of the least-squares line over the halvings of b: the weight of each dose, from the largest."""
+    doses = [b for b in reversed(settings.batch_sizes[:-1]) if b >= settings.straight]
+    levels = {settings.large: 0.0, **{b: log2(settings.large / b) for b in doses}}
     centre = sum(levels.values()) / len(levels)
     total = sum((x - centre) ** 2 for x in levels.values())
-    line = tuple((plain if b == large else partial(noisy, b=b))((x - centre) / total) for b, x in levels.items())
-    points, seeds, flat = "percentage points", Gate("min_seeds", 8), Gate("converged", 0.1, "lambda_max")
+    return tuple(((x - centre) / total, b) for b, x in levels.items())
 
-    def claim(id: str, sentence: str, contrast: Contrast, *gates: Gate, kind: Kind = Kind.DIRECTIONAL, d: float = s.margin,
-              primary: bool = False, diverged_as: float | None = 10.0) -> Claim:
-        return Claim(
-            id=f"{scale}-{id}", sentence=analogue + sentence, kind=kind, contrast=contrast, margin=d, primary=primary,
-            gates=(seeds, *gates), scales=(scale,), diverged_as=diverged_as, power=power if primary else None,
-            paper_source="unchecked: a study of our own; Wu et al. 2020 inject such noise at single levels",
-        )
 
+def noisy(settings: Doses, b: int) -> Group:
+    return group(f"B {b}" if b == settings.large else f"noise {b}", stage="noise", noise_batch=b)
+
+
+def claims(scale: Scale, settings: Doses) -> tuple[Claim, ...]:
+    """Margins: `margin` points of test accuracy (equivalence: a third of the pilots' gap), ln 1.25 for ratios."""
+    large, dose, d, slope = settings.large, settings.dose, settings.margin, line(settings)
+    plain, noise, flat = noisy(settings, large), noisy(settings, dose), Gate("converged", 0.1, "lambda_max")
+    small, sam = group(f"B {dose}", stage="small", noise_batch=dose), group("SAM", stage="sam", noise_batch=large)
     with_noise = f"batch size {large} with the noise of {dose}"
-    return (
-        claim("noise-recovers", f"{with_noise} recovers more than half of the test accuracy by which batch size {dose} is ahead "
-              "at equal steps and learning rate",
-              Contrast("test_accuracy", (noisy(1.0), plain(-0.5), small(-0.5)), 1, points), primary=True),
-        claim("small-tests-better", f"batch size {dose} tests better than batch size {large} at equal steps and learning rate",
-              Contrast("test_accuracy", (small(1.0), plain(-1.0)), 1, points)),
-        claim("noise-flattens", f"{with_noise} ends at a smaller lambda_max than without",
-              Contrast("lambda_max", (noisy(1.0), plain(-1.0)), -1, "log ratio", ValueScale.LOG), flat, d=log(1.25),
-              diverged_as=None),
-        claim("as-flat-as-small", f"{with_noise} ends within 25% of the lambda_max of batch size {dose}",
-              Contrast("lambda_max", (noisy(1.0), small(-1.0)), 1, "log ratio", ValueScale.LOG), flat, kind=Kind.EQUIVALENCE,
-              d=log(1.25), diverged_as=None),
+    return at_scale(
+        scale,
+        directional("noise-recovers", f"{with_noise} recovers more than half of the test accuracy by which batch size {dose} is "
+                    "ahead at equal steps and learning rate",
+                    weighted("test_accuracy", (1.0, noise), (-0.5, plain), (-0.5, small)), d, primary=True, diverged_as=10.0),
+        directional("small-tests-better", f"batch size {dose} tests better than batch size {large} at equal steps and learning "
+                    "rate", difference("test_accuracy", small, plain), d, diverged_as=10.0),
+        directional("noise-flattens", f"{with_noise} ends at a smaller lambda_max than without",
+                    log_ratio("lambda_max", noise, plain, sign=-1), gates=(flat,)),
+        equivalent("as-flat-as-small", f"{with_noise} ends within 25% of the lambda_max of batch size {dose}",
+                   log_ratio("lambda_max", noise, small), gates=(flat,)),
         # the words are part of the claim's hash and stay: points per halving of b
-        claim("dose-response", f"the more noise, from none to that of batch size {min(levels)}, the better batch size "
-              f"{large} tests: points a halving of b", Contrast("test_accuracy", line, 1, points)),
-        claim("sam-recovers-as-much", f"at equal steps and a matched lambda_max, SAM at batch size {large} tests within "
-              f"{s.equivalent} points of {with_noise}", Contrast("test_accuracy", (sam(1.0), noisy(-1.0)), 1, points),
-              Gate("matched", 0.25, "lambda_max"), flat, kind=Kind.EQUIVALENCE, d=s.equivalent),
+        directional("dose-response", f"the more noise, from none to that of batch size {slope[-1][1]}, the better batch size "
+                    f"{large} tests: points a halving of b",
+                    weighted("test_accuracy", *((weight, noisy(settings, b)) for weight, b in slope)), d, diverged_as=10.0),
+        equivalent("sam-recovers-as-much", f"at equal steps and a matched lambda_max, SAM at batch size {large} tests within "
+                   f"{settings.equivalent} points of {with_noise}", difference("test_accuracy", sam, noise), settings.equivalent,
+                   gates=(Gate("matched", 0.25, "lambda_max"), flat), diverged_as=10.0),
+        gates=(Gate("min_seeds", 8),),
+        source="unchecked: a study of our own; Wu et al. 2020 inject such noise at single levels",
     )
 
 
+QUICK = Doses(n_train=4096, width=128, depth=2, batch_sizes=(32, 64, 128, 256, 512), examples=1000)
+LAPTOP = Doses(dataset="cifar10-jpeg", n_train=8192, model=Model.SMALL_CONV, norm=Norm.GROUP, batch_sizes=(64, 128, 512),
+               steps=1024, equivalent=0.9)
+OVERNIGHT = replace(LAPTOP, batch_sizes=(64, 128, 256, 512, 2048), equivalent=0.25)
 # Pilots (seeds 1000 to 1005): test accuracy 83.90 (SD 0.22) at B 512, 84.57 (0.15) with the noise of 128, 84.69 (0.21) at B 128;
 # lambda_max 38.9, 18.7 and 18.1, with SAM 18.6. The noise is 0.28 points above half of the gap; `sd` is that of the contrast
 # over the root of 2, which is what a comparison of two groups would need.
@@ -154,13 +126,8 @@ POWER = Power(effect=0.27, sd=0.16, pilot="seeds 1000 to 1005 at B 512, with the
 # `laptop` (seeds 1000 and 1001): 48.94 (SD 0.48) at B 512, 51.62 (0.39) with the noise of 128, 51.61 (0.21) at B 128; lambda_max
 # is smaller without noise (2.5 against 3.4), for B 512 has fitted its data (train loss 0.015) and the others have not (0.5).
 LAPTOP_POWER = Power(effect=1.0, sd=0.33, pilot="seeds 1000 and 1001 at B 512, with the noise of 128 and at B 128", seeds=8)
-CLAIMS = (*claims_of("quick", POWER, "analogue: "), *claims_of("laptop", LAPTOP_POWER), *claims_of("overnight"))
-ARMS = (
-    ("large batch, noise alone", (("stage", "noise"),)),
-    ("true batch size", (("stage", "small"),)),
-    ("large batch, SAM", (("stage", "sam"),)),
-)
-AXES = (("x", "noise_batch"), ("arms", ARMS))
+AXES = {"x": "noise_batch", "arms": {"large batch, noise alone": {"stage": "noise"}, "true batch size": {"stage": "small"},
+                                     "large batch, SAM": {"stage": "sam"}}}
 
 STUDY = Study(
     name="dose",
@@ -168,24 +135,22 @@ STUDY = Study(
     citation="a study of our own, after Wu et al. (arXiv 1906.07405) and Smith, Elsen and De (arXiv 2006.15081), both ICML 2020",
     scales=(
         Scale("quick", "an MLP, 4,096 images of Fashion-MNIST, B 512 with the noise of 4 batch sizes, 8 seeds",
-              "about 2 minutes on two cores"),
+              "about 2 minutes on two cores", QUICK, POWER, analogue=True),
         Scale("laptop", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 512, noise of 2 batch sizes, 8 seeds",
-              "about 16 minutes on two cores"),
+              "about 16 minutes on two cores", LAPTOP, LAPTOP_POWER),
         Scale("overnight", "a small conv net, 8,192 images of CIFAR-10 (JPEG copy), B 2,048, noise of 4 batch sizes, 8 seeds",
-              "an hour and a half on two cores (estimated)"),
+              "an hour and a half on two cores (estimated)", OVERNIGHT),
     ),
     stages=(
-        Stage("noise", noise_runs, measures=measures),
-        Stage("small", small_runs, measures=measures),
-        Stage("sam", sam_runs, measures=measures),
+        Stage("noise", noise, measures=measures), Stage("small", small, measures=measures), Stage("sam", sam, measures=measures),
     ),
-    claims=CLAIMS,
+    claims_of=claims,
     figures=(
-        Figure("dose_response", "values_vs_batch",
-               (("values", ("test_accuracy", "train_loss", "lambda_max")), ("logarithmic", ("train_loss", "lambda_max")), *AXES)),
-        Figure("batch_sharpness", "values_vs_batch",
-               (("values", ("lambda_max", ("own_batch_sharpness", "batch sharpness"))), ("logarithmic", True), *AXES)),
-        Figure("claims", "bars"),
+        figure("values_vs_batch", name="dose_response", values=("test_accuracy", "train_loss", "lambda_max"),
+               logarithmic=("train_loss", "lambda_max"), **AXES),
+        figure("values_vs_batch", name="batch_sharpness", values=("lambda_max", ("own_batch_sharpness", "batch sharpness")),
+               logarithmic=True, **AXES),
+        figure("bars", name="claims"),
     ),
     tried=(
         "`quick`, SAM against noise: 8 seeds see an effect of 0 within 0.25 points with 92% power at the pilot's spread; the "

@@ -4,191 +4,134 @@ The paper trains with momentum SGD and batch norm at a small batch (128) and a l
 batch has lower test accuracy; with the learning rate scaled by the square root of the batch size, with batch norm over "ghost"
 batches of the small size, and with as many updates as the small batch made ("regime adaptation"), it tests as well (Table 1).
 The distance from the initial weights grows like the logarithm of the number of updates (Section 3, Figure 2).
-
-Run it:  python -m experiments run hoffer2017 --scale quick
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from experiments.lab.declare.claims import Claim, Contrast, Gate, Group, Kind, Power
-from experiments.lab.declare.config import Augment, Budget, Model, Norm, RunConfig, Scaling, Schedule
-from experiments.lab.declare.study import (
-    Comparison,
-    Figure,
-    Measure,
-    PaperRow,
-    Record,
-    Request,
-    Scale,
-    Stage,
-    Study,
-    measure,
-)
+from experiments.lab.declare.claims import Claim, Group, Power
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.contrasts import at_scale, difference, directional, figure, group, non_inferior, weighted
+from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Scaling, Schedule
+from experiments.lab.declare.settings import Settings
+from experiments.lab.declare.study import Comparison, PaperRow, Scale, Stage, Study, measure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regime(Settings):
+    """One network (`name`), or several as (name, dataset, model, margin), at two batch sizes."""
+
+    name: str = ""
+    networks: tuple[tuple[str, str, Model, float], ...] = ()
+    lr: float = 0.1
+    momentum: float = 0.9
+    norm: Norm = Norm.BATCH
+    walk_steps: int = 2000
+    margin: float = 0.6
+    """percentage points of test accuracy"""
 
 
 @dataclass(frozen=True)
-class Network:
-    """One network: its small-batch run, the large batch, and the updates of its walk."""
+class Arms:
+    """The runs of one network: the small batch, the large one with one ingredient after another, and the small batch's walk."""
 
     name: str
-    small: RunConfig
-    large: int
-    walk_steps: int
-    seeds: int
     margin: float
-    """percentage points of test accuracy"""
-
-    @property
-    def plain(self) -> RunConfig:
-        return self.small.replace(batch_size=self.large)
-
-    @property
-    def scaled(self) -> RunConfig:
-        return self.plain.replace(scaling=Scaling.SQRT, base_batch_size=self.small.batch_size)
-
-    @property
-    def ghost(self) -> RunConfig:
-        return self.scaled.replace(norm=Norm.GHOST, norm_batch=self.small.batch_size)
-
-    @property
-    def adapted(self) -> RunConfig:
-        epochs = self.small.epochs
-        assert epochs is not None
-        return self.ghost.replace(epochs=epochs * self.large / self.small.batch_size)
-
-    @property
-    def walk(self) -> RunConfig:
-        return self.small.replace(budget=Budget.STEPS, epochs=None, steps=self.walk_steps, schedule=Schedule.CONSTANT)
-
-    @property
-    def arms(self) -> tuple[RunConfig, ...]:
-        return self.small, self.plain, self.scaled, self.ghost, self.adapted
+    small: RunConfig
+    plain: RunConfig
+    ghost: RunConfig
+    adapted: RunConfig
+    scaled: RunConfig
+    walk: RunConfig
 
 
-def sgd(size: int, epochs: float, dataset: str, **fields: Any) -> RunConfig:
-    return RunConfig(dataset=dataset, batch_size=size, lr=0.1, momentum=0.9, norm=Norm.BATCH, schedule=Schedule.STEP,
-                     budget=Budget.EPOCHS, epochs=epochs, **fields)
+def arms(settings: Regime) -> Iterator[Arms]:
+    given = settings.networks or ((settings.name, settings.dataset, settings.model, settings.margin),)
+    for name, dataset, model, margin in given:
+        small = settings.run(schedule=Schedule.STEP, budget=Budget.EPOCHS, dataset=settings.dataset or dataset, model=model)
+        plain = small.replace(batch_size=settings.large)
+        scaled = plain.replace(scaling=Scaling.SQRT, base_batch_size=settings.small)
+        ghost = scaled.replace(norm=Norm.GHOST, norm_batch=settings.small)
+        adapted = ghost.replace(epochs=(settings.epochs or 0) * settings.large / settings.small)
+        walk = small.replace(budget=Budget.STEPS, epochs=None, steps=settings.walk_steps, schedule=Schedule.CONSTANT)
+        yield Arms(name, margin, small, plain, ghost, adapted, scaled, walk)
 
 
-NETWORKS = {
-    "quick": (Network("F1 in small", sgd(32, 10, "fashion-mini", n_train=2048, width=64, depth=2), 512, 2000, 12, 0.6),),
-    "laptop": (
-        Network("small conv", sgd(32, 20, "cifar10-jpeg", n_train=4096, model=Model.SMALL_CONV, augment=Augment.CROP_FLIP),
-                512, 2000, 8, 0.6),
-    ),
-    "paper": (
-        Network("F1", sgd(128, 100, "mnist"), 4096, 20000, 8, 0.6),
-        Network("C1", sgd(128, 100, "cifar10", model=Model.KESKAR_C1), 4096, 20000, 8, 1.9),
-        Network("C3", sgd(128, 100, "cifar100", model=Model.KESKAR_C1), 4096, 20000, 8, 4.8),
-        Network("ResNet44", sgd(128, 100, "cifar10", model=Model.RESNET44), 4096, 20000, 8, 3.3),
-    ),
+def train(settings: Regime, seeds: range) -> list[RunConfig]:
+    return [run.replace(seed=seed) for a in arms(settings) for seed in seeds
+            for run in (a.small, a.plain, a.scaled, a.ghost, a.adapted)]
+
+
+def walk(settings: Regime, seeds: range) -> list[RunConfig]:
+    return [network.walk.replace(seed=seed) for network in arms(settings) for seed in seeds]
+
+
+TABLE = {
+    "F1": (98.27, 97.05, 98.53, "secondary"), "C1": (87.80, 83.95, 88.20, "secondary"),
+    "C3": (61.25, 51.50, 63.20, "secondary"), "ResNet44": (92.83, 86.10, 93.07, "unchecked"),
 }
-
-
-def train_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return _runs(request, lambda network: network.arms)
-
-
-def walk_runs(request: Request, records: Sequence[Record]) -> list[RunConfig]:
-    return _runs(request, lambda network: (network.walk,))
-
-
-def _runs(request: Request, of: Any) -> list[RunConfig]:
-    found = []
-    for network in NETWORKS[request.scale]:
-        for seed in request.seed_range(network.seeds):
-            found += [config.replace(seed=seed) for config in of(network)]
-    return found if request.dataset is None else [config.replace(dataset=request.dataset) for config in found]
-
-
-def walk_measures(config: RunConfig) -> tuple[Measure, ...]:
-    return (measure("distance_along", points=40, first=10),)
-
-
-Printed = tuple[str, float, float, float, str]
-"""network, small batch, large batch, adapted large batch; how the numbers are known"""
-TABLE: tuple[Printed, ...] = (
-    ("F1", 98.27, 97.05, 98.53, "secondary"),
-    ("C1", 87.80, 83.95, 88.20, "secondary"),
-    ("C3", 61.25, 51.50, 63.20, "secondary"),
-    ("ResNet44", 92.83, 86.10, 93.07, "unchecked"),
-)
+"""network -> small batch, large batch, adapted large batch; how the numbers are known"""
 PAPER = tuple(
     PaperRow("Table 1", f"{network}{rule}", "test accuracy", "test_accuracy", small, second, source=source)
-    for network, small, large, adapted, source in TABLE
+    for network, (small, large, adapted, source) in TABLE.items()
     for rule, second in (("", large), (", adapted", adapted))
 )
 
 
-def group(name: str, weight: float, config: RunConfig) -> Group:
+def of(name: str, run: RunConfig) -> Group:
     fields = ("model", "dataset", "batch_size", "scaling", "norm", "epochs", "schedule")
-    values = ((field, getattr(config, field)) for field in fields)
-    return Group(name, weight, tuple((field, getattr(value, "value", value)) for field, value in values))
+    return group(name, **{field: getattr(run, field) for field in fields})
 
 
-def claims_of(scale: str, network: Network, *, primary: bool = False, power: Power | None = None) -> tuple[Claim, ...]:
+def of_table(network: str, first: int, second: int) -> dict[str, object]:
+    """What Table 1 prints of a claim: one column minus another."""
+    if network not in TABLE:
+        return {}
+    row = TABLE[network]
+    return {"paper_value": round(float(row[first]) - float(row[second]), 2), "paper_source": f"{row[3]}: Table 1, {network}"}
+
+
+def claims(scale: Scale, settings: Regime) -> Iterator[Claim]:
     """Margins: half of the published gap between small and large batch (F1's where the network is ours)."""
-    small, large = network.small.batch_size, network.large
-    b_small, b_large = f"batch size {small}", f"batch size {large}"
-    gates = (Gate("min_seeds", 8), Gate("status", 0.1))
-    printed = next((row for row in TABLE if row[0] == network.name.split()[0]), None)
-    own = scale == "quick"
-    analogue = "analogue: " if own or scale == "laptop" else ""
-
-    def claim(id: str, sentence: str, contrast: Contrast, margin: float = network.margin, *, paper: float | None = None,
-              kind: Kind = Kind.DIRECTIONAL, **options: Any) -> Claim:
-        known = printed is not None and paper is not None
-        return Claim(
-            "-".join([scale, *network.name.lower().split()[:1], id]), f"{analogue}{network.name}: {sentence}", kind, contrast,
-            margin, gates=gates, scales=(scale,), paper_value=round(paper, 2) if known and paper is not None else None,
-            paper_source=f"{printed[4]}: Table 1, {printed[0]}" if printed is not None and known else "unchecked", **options,
+    few, many = settings.small, settings.large
+    for place, network in enumerate(arms(settings)):
+        says, d = network.name, network.margin
+        name = says.split()[0]
+        at = name.lower()
+        small, plain = of(f"B {few}", network.small), of(f"B {many}", network.plain)
+        ghost, adapted = of(f"B {many}, LR and ghost", network.ghost), of(f"B {many}, adapted", network.adapted)
+        walked = of(f"B {few}, constant LR", network.walk)
+        yield from at_scale(
+            scale,
+            non_inferior(f"{at}-adapted", f"{says}: adapted batch size {many} tests no worse than batch size {few}",
+                         difference("test_accuracy", adapted, small), d, primary=place == 0, **of_table(name, 2, 0)),
+            directional(f"{at}-gap", f"{says}: at equal epochs batch size {many} tests worse than batch size {few}",
+                        difference("test_accuracy", plain, small, sign=-1), d, **of_table(name, 0, 1)),
+            directional(f"{at}-longer", f"{says}: adapted batch size {many} tests better than at equal epochs",
+                        difference("test_accuracy", adapted, plain), d, **of_table(name, 2, 1)),
+            directional(f"{at}-ingredients", f"{says}: at equal epochs the scaled learning rate and ghost "
+                        f"batch norm make batch size {many} test better", difference("test_accuracy", ghost, plain), d),
+            directional(f"{at}-walk", f"{says}: batch size {few}: log t describes the distance from the start "
+                        "better than a power law", weighted("distance_along", (1.0, walked), unit="difference of R²"), 0.005),
         )
 
-    def accuracy(first: RunConfig, second: RunConfig, names: tuple[str, str], sign: int = 1) -> Contrast:
-        groups = (group(names[0], 1.0, first), group(names[1], -1.0, second))
-        return Contrast("test_accuracy", groups, sign, "percentage points")
 
-    sb, lb, ra = (printed[1], printed[2], printed[3]) if printed is not None else (None, None, None)
-    gap = None if sb is None or lb is None else sb - lb
-    return (
-        claim("adapted", f"adapted {b_large} tests no worse than {b_small}",
-              accuracy(network.adapted, network.small, (f"B {large}, adapted", f"B {small}")),
-              kind=Kind.NON_INFERIORITY, paper=None if ra is None or sb is None else ra - sb, primary=primary, power=power),
-        claim("gap", f"at equal epochs {b_large} tests worse than {b_small}",
-              accuracy(network.plain, network.small, (f"B {large}", f"B {small}"), -1), paper=gap),
-        claim("longer", f"adapted {b_large} tests better than at equal epochs",
-              accuracy(network.adapted, network.plain, (f"B {large}, adapted", f"B {large}")),
-              paper=None if ra is None or lb is None else ra - lb),
-        claim("ingredients", f"at equal epochs the scaled learning rate and ghost batch norm make {b_large} test better",
-              accuracy(network.ghost, network.plain, (f"B {large}, LR and ghost", f"B {large}"))),
-        claim("walk", f"{b_small}: log t describes the distance from the start better than a power law",
-              Contrast("distance_along", (group(f"B {small}, constant LR", 1.0, network.walk),), 1, "difference of R²"), 0.005),
-    )
+def comparisons(scale: Scale, settings: Regime) -> Iterator[Comparison]:
+    for network in arms(settings):
+        for rule, run in (("", network.plain), (", adapted", network.adapted)):
+            yield Comparison(scale.name, f"{network.name.split()[0]}{rule}", f"{network.name}{rule or ', equal epochs'}",
+                             of(f"B {settings.small}", network.small), of(f"B {settings.large}{rule}", run))
 
 
+QUICK = Regime(name="F1 in small", n_train=2048, width=64, depth=2, batch_sizes=(32, 512), epochs=10, seeds=12)
+LAPTOP = Regime(name="small conv", dataset="cifar10-jpeg", n_train=4096, model=Model.SMALL_CONV, augment=Augment.CROP_FLIP,
+                batch_sizes=(32, 512), epochs=20, seeds=8)
+F1, C1 = ("F1", "mnist", Model.MLP, 0.6), ("C1", "cifar10", Model.KESKAR_C1, 1.9)
+C3, RESNET44 = ("C3", "cifar100", Model.KESKAR_C1, 4.8), ("ResNet44", "cifar10", Model.RESNET44, 3.3)
+WHOLE = Regime(networks=(F1, C1, C3, RESNET44), dataset="", batch_sizes=(128, 4096), epochs=100, walk_steps=20_000, seeds=8)
 POWER = Power(effect=0.0, sd=0.3, pilot="seeds 1000 to 1004 (sd 0.20, at 20 epochs), 1500 and 1501", seeds=12)
 # `laptop` (seeds 1000 and 1001): 52.37 (SD 0.10) at B 32, 49.78 (0.27) at B 512, adapted 60.09 (0.49)
-POWERS = {"quick": POWER, "laptop": Power(effect=0.0, sd=0.36, pilot="seeds 1000 and 1001 at B 32 and adapted B 512", seeds=8)}
-CLAIMS = tuple(
-    claim
-    for scale, networks in NETWORKS.items()
-    for place, network in enumerate(networks)
-    for claim in claims_of(scale, network, primary=place == 0, power=POWERS.get(scale))
-)
-
-
-def comparisons() -> tuple[Comparison, ...]:
-    found = []
-    for scale, networks in NETWORKS.items():
-        for network in networks:
-            name, small = network.name.split()[0], network.small.batch_size
-            for rule, config in (("", network.plain), (", adapted", network.adapted)):
-                groups = group(f"B {small}", 1.0, network.small), group(f"B {network.large}{rule}", 1.0, config)
-                found.append(Comparison(scale, f"{name}{rule}", f"{network.name}{rule or ', equal epochs'}", *groups))
-    return tuple(found)
-
+LAPTOP_POWER = Power(effect=0.0, sd=0.36, pilot="seeds 1000 and 1001 at B 32 and adapted B 512", seeds=8)
 
 STUDY = Study(
     name="hoffer2017",
@@ -196,21 +139,20 @@ STUDY = Study(
     citation="Hoffer, Hubara and Soudry, NeurIPS 2017 (arXiv 1705.08741)",
     scales=(
         Scale("quick", "an MLP with batch norm on 2,048 images of Fashion-MNIST, batch sizes 32 and 512, 12 seeds",
-              "about a minute on two cores"),
+              "about a minute on two cores", QUICK, POWER, analogue=True),
         Scale("laptop", "a small convolutional network with batch norm on 4,096 images of CIFAR-10 (JPEG copy), 8 seeds",
-              "about 18 minutes on two cores"),
-        Scale("paper", "F1, C1, C3 and ResNet44 at batch sizes 128 and 4,096, 8 seeds", "a GPU; not measured yet"),
+              "about 18 minutes on two cores", LAPTOP, LAPTOP_POWER, analogue=True),
+        Scale("paper", "F1, C1, C3 and ResNet44 at batch sizes 128 and 4,096, 8 seeds", "a GPU; not measured yet", WHOLE),
     ),
-    stages=(Stage("train", train_runs), Stage("walk", walk_runs, measures=walk_measures)),
-    claims=CLAIMS,
+    stages=(Stage("train", train),
+            Stage("walk", walk, measures=lambda: (measure("distance_along", points=40, first=10),))),
+    claims_of=claims,
     figures=(
-        Figure("ingredients", "bars"),
-        Figure("training_curves", "training_curves"),
-        Figure("walk", "along_training", (("metric", "distance_along"), ("log_x", True),
-                                          ("y", (("distance", "distance from the start"),)))),
+        figure("bars", name="ingredients"), figure("training_curves"),
+        figure("along_training", name="walk", metric="distance_along", log_x=True, y={"distance": "distance from the start"}),
     ),
     paper=PAPER,
-    comparisons=comparisons(),
+    comparisons_of=comparisons,
     tried=(
         "`quick`: the adapted large batch makes 16 times the epochs of the small one and is 1.1 points behind at full "
         "training accuracy, where the small batch, after 10 epochs, has not fitted its data: there the longer regime "

@@ -9,7 +9,7 @@ from experiments.lab.declare.study import Request
 from experiments.lab.training.batch_schedule import total_steps
 
 
-@pytest.mark.parametrize("scale", foret2021.SETTINGS)
+@pytest.mark.parametrize("scale", [scale.name for scale in foret2021.STUDY.scales])
 def test_equal_gradients(scale: str) -> None:
     """SGD would be given fewer gradients than SAM takes."""
     runs = {stage.name: stage.runs_of(Request(scale), ())[0] for stage in foret2021.STUDY.stages}

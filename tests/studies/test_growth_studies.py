@@ -69,10 +69,10 @@ def test_smith_arms_see_the_same_examples(scale: str) -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_jastrzebski_ratios(scale: str) -> None:
     """Cells called equal would have another lr / B."""
-    settings = jastrzebski2018.SETTINGS[scale]
-    ratios = [c.lr / c.batch_size / (settings.base.lr / settings.base.batch_size) for c in settings.cells]
-    assert ratios == pytest.approx([1, 1, 1, 4, 1]) and settings.noisy.batch_size == settings.calm.batch_size
-    assert all(c.batch_size <= (c.n_train or 0) for c in settings.cells)
+    cells = jastrzebski2018.cells(jastrzebski2018.STUDY.scale(scale).settings)
+    ratios = [c.lr / c.batch_size / (cells[0].lr / cells[0].batch_size) for c in cells]
+    assert ratios == pytest.approx([1, 1, 1, 4, 1]) and cells[1].batch_size == cells[3].batch_size
+    assert all(c.batch_size <= (c.n_train or 0) for c in cells)
 
 
 def test_curves_are_the_rows_of_history(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.config_checks import shown
@@ -43,10 +43,13 @@ class Settings:
     weight_decay: float = 0.0
     epochs: float | None = None
     steps: int | None = None
+    fewest: ClassVar[int] = 2
+    """batch sizes that there must be: 1 in a study which compares none"""
 
     def __post_init__(self) -> None:
-        if len(self.batch_sizes) < 2 or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
-            raise ConfigError(f"batch_sizes is {shown(self.batch_sizes)}, but must be at least two, ascending, as in 16,256")
+        if len(self.batch_sizes) < self.fewest or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
+            least = "two" if self.fewest == 2 else "one"
+            raise ConfigError(f"batch_sizes is {shown(self.batch_sizes)}, but must be at least {least}, ascending, as in 16,256")
         if not 1 <= self.seeds <= PILOT:
             raise ConfigError(f"seeds is {shown(self.seeds)}, but must be from 1 to {PILOT}: pilots have the seeds above")
 
