@@ -158,7 +158,7 @@ def test_keskar_scales_have_their_seeds(scale: str) -> None:
     assert claims
     for claim in claims:
         for group in claim.contrast.groups:
-            seeds = [c.seed for c in runs if group.checksum_holds(c.full_dict())]
+            seeds = [c.seed for c in runs if group.holds(c.full_dict())]
             assert sorted(seeds) == list(range(len(seeds))) and f"{len(seeds)} seeds" in about, f"{claim.id}: {group.name}"
 
 
