@@ -116,7 +116,7 @@ class Measure(Common):
     """run id, or the beginning of one"""
     metrics: tuple[str, ...] = ("lambda_max", "phi_full", "phi_subspace")
     """names, or `all` (an unknown one is answered with the list)"""
-    examples: int | None = None
+    examples: OptionalInt = None
     """measure on so many training examples (default: for each metric what `python -m sharpness --list` says)"""
     device: str = "cpu"
     threads: int = 1

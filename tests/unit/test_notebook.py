@@ -30,7 +30,7 @@ def test_notebook_runs_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     outputs = [output for cell in code for output in cell.outputs]
     assert not [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"]
     shown = [output.data for output in outputs if "data" in output]
-    assert sum("image/png" in data for data in shown) == len(STUDY.figures)
+    assert sum("image/png" in data for data in shown) == len(STUDY.figures_at("quick"))
     text = "\n".join(data.get("text/markdown", "") for data in shown)
     assert all(claim.sentence in text for claim in STUDY.claims_at("quick")) and "98.03" in text
 

@@ -150,7 +150,7 @@ def test_a_second_call_says_that_it_resumes(answering: None, tmp_path: Path, cap
     shutil.copy(stopped_twice(Store(tmp_path / "other"), toy_config()) / "checkpoint.1.safetensors", store.folder(left.run_id))
     toy(store)
     said = [line for line in capsys.readouterr().err.splitlines() if "already" in line]
-    assert said == ["1 of at most 7 runs is in the store already; 1 goes on from its checkpoint (step 6 of 400)"]
+    assert said == ["1 of at most 7 runs is in the store already; 1 goes on from its checkpoint (step 6 of 250)"]
     toy(store)
     assert capsys.readouterr().err == "7 of 7 runs are in the store already\n"
     toy(store, quiet=True)
