@@ -73,7 +73,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
         if lost := not set(data["role"]) <= {"seed", "mean"}:
             far = ",\nor off the scale" if "off the scale" in set(data["role"]) else ""
             handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or\nbudget exhausted{far}"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), (3 if lost else 4) * columns))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), (2 if lost else 4) * columns))
         return figure
 
 
