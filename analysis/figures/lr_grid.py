@@ -70,10 +70,10 @@ def make_figure(data: pd.DataFrame) -> Figure:
                 axes.set_title(arm)
         handles = [Line2D([], [], color=colour, marker=marks[size], ms=4, label=f"B {size}") for size, colour in colours.items()]
         handles.append(Line2D([], [], color=INK, marker="*", ms=10, ls="", label="best"))
-        if lost := not set(data["role"]) <= {"seed", "mean"}:
-            far = ",\nor off the scale" if "off the scale" in set(data["role"]) else ""
-            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"diverged or\nbudget exhausted{far}"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), (2 if lost else 4) * columns))
+        if not set(data["role"]) <= {"seed", "mean"}:
+            far = ", or off the scale" if "off the scale" in set(data["role"]) else ""
+            handles.append(Line2D([], [], color=INK, marker="x", ls="", label=f"did not finish{far}"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4 * columns))
         return figure
 
 
