@@ -38,15 +38,15 @@ def peaked(best_size: int, *, octave: int = 0) -> Score:
 @pytest.mark.parametrize("best", [64, 256, 100_000])
 def test_the_best_size_is_a_smaller_one(scale: str, best: int) -> None:
     """A best batch size that is the largest itself, or a group that mixes two, would make the primary gap meaningless."""
-    settings = smith2020.SETTINGS[scale]
+    settings = smith2020.STUDY.scale(scale).settings
     stages = played(smith2020.STUDY, Request(scale), peaked(best))
-    expected = min(best, settings.sizes[-2])
+    expected = min(best, settings.batch_sizes[-2])
     for budget in (Budget.STEPS, Budget.EPOCHS):
         runs = [c for c in stages["best"] if c.budget is budget]
         assert {c.batch_size for c in runs} == {expected}
         assert len(runs) == (settings.seeds if budget is Budget.STEPS else settings.compared)
         assert expected not in {c.batch_size for c in stages["final"] if smith2020.arm_of(c) == smith2020.arm_of(runs[0])}
-    largest = [c for c in stages["final"] if c.batch_size == settings.largest and smith2020.is_main(Request(scale), c)]
+    largest = [c for c in stages["final"] if c.batch_size == settings.large and settings.is_main(c)]
     assert len(largest) == settings.seeds
 
 
