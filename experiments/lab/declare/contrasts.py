@@ -65,10 +65,12 @@ def _claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float
     return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **own)
 
 
-def at_scale(scale: Scale, *claims: Claim, gates: tuple[Gate, ...] = GATES, source: str = "unchecked") -> tuple[Claim, ...]:
+def at_scale(scale: Scale, *claims: Claim, gates: tuple[Gate, ...] = GATES, source: str = "unchecked",
+             diverged_as: float | None = None) -> tuple[Claim, ...]:
     """`claims` as those of one scale, with its name before each id and its power in the primary one.
 
-    `gates` are those of every claim, before what a claim names itself; `source` is that of a claim which names none.
+    `gates` are those of every claim, before what a claim names itself; `source` is that of a claim which names none;
+    `diverged_as` is the test accuracy that a diverged run counts with where a claim names no other.
     """
     words = "analogue: " if scale.analogue else ""
     return tuple(
@@ -77,6 +79,8 @@ def at_scale(scale: Scale, *claims: Claim, gates: tuple[Gate, ...] = GATES, sour
             gates=gates if claim.gates is GATES else (*gates, *claim.gates),
             paper_source=source if claim.paper_source == "unchecked" else claim.paper_source,
             power=scale.power if claim.primary else None,
+            diverged_as=diverged_as if claim.diverged_as is None and claim.contrast.value == "test_accuracy"
+            else claim.diverged_as,
         )
         for claim in claims
     )
