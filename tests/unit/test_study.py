@@ -14,8 +14,8 @@ import toy_study
 from toy_runs import toy_config
 
 from experiments import keskar2017
+from experiments.lab.declare import contrasts
 from experiments.lab.declare.config import Model, RunConfig, check_fits
-from experiments.lab.declare.contrasts import at_scale, difference, directional, group
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.study import Record, Request, Stage, measure
 from experiments.lab.store.files import to_json, write_atomic
@@ -213,8 +213,8 @@ def test_a_record_is_what_a_later_stage_sees(tmp_path: Path) -> None:
 
 def test_a_diverged_run_counts_in_claims_of_test_accuracy() -> None:
     """A loss of 10 would be made up for a run that has none."""
-    groups = group("small", batch_size=16), group("large", batch_size=256)
-    given = [directional("a", "a", difference(value, *groups), 1.0, diverged_as=own)
+    groups = contrasts.group("small", batch_size=16), contrasts.group("large", batch_size=256)
+    given = [contrasts.directional("a", "a", contrasts.difference(value, *groups), 1.0, diverged_as=own)
              for value, own in (("test_accuracy", None), ("train_loss", None), ("test_accuracy", 0.0))]
-    found = at_scale(toy_study.STUDY.scale("quick"), *given, diverged_as=10.0)
+    found = contrasts.at_scale(toy_study.STUDY.scale("quick"), *given, diverged_as=10.0)
     assert [claim.diverged_as for claim in found] == [10.0, None, 0.0]
