@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharpness.flatness.perturbation import (
-    Scaling,
-    check_draws,
-    check_scaling,
-    mean_and_error,
-    sample,
-    standard_deviations,
-)
+from sharpness.flatness.perturbation import Scaling, check_draws, check_scaling, mean_and_error, sample, standard_deviations
 from sharpness.problem.arguments import check_choice, check_positive
 from sharpness.problem.batches import Data
 from sharpness.problem.evaluate import evaluate

@@ -126,9 +126,7 @@ def _output_variances(problem: Problem, w: Vector, meter: Meter) -> Vector:
         if not rows:
             _require_own_rows(problem, inputs, logits)
         dummy = torch.zeros_like(logits, requires_grad=True)
-        backward = torch.autograd.grad(
-            logits, problem.parameters, dummy, create_graph=True, allow_unused=True
-        )
+        backward = torch.autograd.grad(logits, problem.parameters, dummy, create_graph=True, allow_unused=True)
         pairs = [(b, v) for b, v in zip(backward, direction, strict=True) if b is not None]
         along = torch.autograd.grad([b for b, _ in pairs], dummy, [v for _, v in pairs])[0].double()
         p = logits.detach().double().softmax(dim=1)
@@ -146,9 +144,7 @@ def _require_cross_entropy(problem: Problem, logits: Any, targets: Tensor) -> No
     found = problem.loss(logits, targets).item()
     plain = nn.functional.cross_entropy(logits, targets).item()
     if abs(found - plain) > 1e-4 * (abs(plain) + 1e-2):
-        raise ValueError(
-            f"loss is {found:.6g} where the cross-entropy is {plain:.6g}: labels='model' needs the latter"
-        )
+        raise ValueError(f"loss is {found:.6g} where the cross-entropy is {plain:.6g}: labels='model' needs the latter")
 
 
 def _require_own_rows(problem: Problem, inputs: Any, logits: Tensor) -> None:
@@ -278,9 +274,7 @@ class NormScaled(Result):
     status: str
 
 
-def norm_scaled(
-    eigenvalues: Eigenvalues | ArrayLike, model: nn.Module, *, params: Sequence[str] | None = None
-) -> NormScaled:
+def norm_scaled(eigenvalues: Eigenvalues | ArrayLike, model: nn.Module, *, params: Sequence[str] | None = None) -> NormScaled:
     """Eigenvalues of the Hessian times ||w||^2: curvature per relative change of the whole weight vector.
 
     Unchanged when all weights of a scale-invariant network are multiplied by one number. Misleads under

@@ -109,16 +109,12 @@ def gradient_hessian_overlap(
     n, total, facts = problem.n, problem.examples, facts_of(op)
     basis = _orthonormal(vectors, n)
     if facts.n != n:
-        raise ValueError(
-            f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params"
-        )
+        raise ValueError(f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params")
     if total < 3 or not is_whole(mixtures) or mixtures < 2:
         raise ValueError(f"{total} examples and mixtures = {shown(mixtures)}: at least 3 and 2 are needed")
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(mixtures, total))
     with problem.untouched():
-        spread = gradient_spread(
-            problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total)
-        )
+        spread = gradient_spread(problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total))
     gradient, d, c = spread.gradient, spread.deviations, spread.projections
     meter = Meter(progress, "gradient_hessian_overlap: HVPs", len(basis) + 1 + mixtures)
     product, nan = product_of(op, meter), float("nan")
@@ -288,9 +284,7 @@ def jackknife_error(without: Vector) -> float:
     return float(np.sqrt((len(without) - 1) * np.mean((without - without.mean()) ** 2)))
 
 
-def _parts(
-    problem: Problem, data: Any, batch: int | None, batches: int | None, seed: int
-) -> Iterator[Problem]:
+def _parts(problem: Problem, data: Any, batch: int | None, batches: int | None, seed: int) -> Iterator[Problem]:
     """The problem on each batch alone; dropout masks differ between batches."""
     if batch is None:
         for j, (inputs, targets, _) in enumerate(problem.passes()):

@@ -184,9 +184,7 @@ def noise_scale_from_batches(
     first = numbers_of("small_squared", small_squared, "squared norms, [m] or [m, j]")
     second = numbers_of("big_squared", big_squared, "squared norms, [m]")
     if first.ndim not in (1, 2) or second.ndim != 1 or len(first) != len(second) or not first.size:
-        raise ValueError(
-            f"small_squared has shape {first.shape} and big_squared {second.shape}: [m] or [m, j], and [m]"
-        )
+        raise ValueError(f"small_squared has shape {first.shape} and big_squared {second.shape}: [m] or [m, j], and [m]")
     if len(second) < 3:
         raise ValueError(f"{len(second)} measurements: an interval needs at least 3")
     sizes = (small, big) if examples is None else (small, big, examples)

@@ -99,9 +99,7 @@ def plane_through(a: Vector, b: Vector, c: Vector) -> Plane:
     raise ValueError("the three points lie on a line or coincide, and span no plane: pass three others")
 
 
-def trajectory_directions(
-    checkpoints: Sequence[Vector] | Vector, k: int = 2, *, about: About = "final"
-) -> Trajectory:
+def trajectory_directions(checkpoints: Sequence[Vector] | Vector, k: int = 2, *, about: About = "final") -> Trajectory:
     """Principal directions of the weights w_1 ... w_t of a training run (Li et al. 2018, section 7).
 
     about "final": the k leading right singular vectors of the matrix with rows w_t - w_final; `values` are

@@ -25,9 +25,7 @@ class KrylovSpace:
     Expanding along the newest tail is the Lanczos step. Everything is float64.
     """
 
-    def __init__(
-        self, product: Callable[[Vector], Vector], n: int, limit: int, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, product: Callable[[Vector], Vector], n: int, limit: int, rng: np.random.Generator) -> None:
         self.n, self.limit, self.num_hvps = n, limit, 0
         self.scale = 0.0  # largest ||H v|| seen, a lower bound of ||H||
         self.asymmetry = 0.0  # largest difference between V H u and (H V)^T u: rounding

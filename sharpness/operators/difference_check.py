@@ -161,9 +161,7 @@ def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any, *, salt: 
         if min(size, max(second.sizes())) > tolerance and all(steady):
             status = "product"
             break
-    return CurvatureCheck(
-        size, slope, step, length_of(inputs, targets), problem.dtype.name, problem.mode, problem.seed, status
-    )
+    return CurvatureCheck(size, slope, step, length_of(inputs, targets), problem.dtype.name, problem.mode, problem.seed, status)
 
 
 class _Spot:

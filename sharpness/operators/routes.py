@@ -127,9 +127,7 @@ class Routes:
         for weight, replica, inputs, targets in self._batches(self._smaller):
             yield weight, replica, self._by_double_backward(replica, inputs, targets)[0]
 
-    def _by_double_backward(
-        self, replica: int, inputs: Any, targets: Any
-    ) -> tuple[Product, Sequence[Tensor | None] | None]:
+    def _by_double_backward(self, replica: int, inputs: Any, targets: Any) -> tuple[Product, Sequence[Tensor | None] | None]:
         try:
             return double_backward(self._kind, self._replicas[replica], inputs, targets)
         except Exception as error:

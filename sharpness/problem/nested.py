@@ -141,9 +141,7 @@ def identical(a: Tensor, b: Tensor) -> bool:
     if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
         return False
     pairs = zip(_stored(a), _stored(b), strict=True)
-    return all(
-        x.shape == y.shape and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())) for x, y in pairs
-    )
+    return all(x.shape == y.shape and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())) for x, y in pairs)
 
 
 def _checksum(t: Tensor) -> tuple[Any, ...]:

@@ -282,9 +282,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     def values(name: str) -> list[Any]:
         return [outcome.values[name] for outcome in outcomes]
 
-    return {"status": [o.status for o in outcomes]} | {
-        name: values(name) for name in ("steps", "train_loss", "test_accuracy")
-    }
+    return {"status": [o.status for o in outcomes]} | {name: values(name) for name in ("steps", "train_loss", "test_accuracy")}
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -130,9 +130,7 @@ HARNESSES: dict[str, tuple[str, Fit, bool | None]] = {
 """name: package, how it fits, and whether its Adam is fused (None: torch's default); the Trainer's default is fused"""
 
 
-def fitted(
-    fit: Fit, fused: bool | None, data: engine.Data, weights: list[Tensor], epochs: int
-) -> tuple[Block, nn.Module]:
+def fitted(fit: Fit, fused: bool | None, data: engine.Data, weights: list[Tensor], epochs: int) -> tuple[Block, nn.Module]:
     config = MLP.config(BATCH_SIZE, 1)
     model, marks = net(config, data.shape, weights).train(), Marks()
     with contextlib.redirect_stdout(sys.stderr):

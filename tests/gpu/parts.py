@@ -246,9 +246,7 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
         return {"imported": imported, "files": len(written), "page begins": page.read_text()[:200]}
 
 
-PARTS: dict[str, Callable[[Job], int]] = {
-    "machine": machine, "correctness": correctness, "speed": speed, "study": study,
-}
+PARTS: dict[str, Callable[[Job], int]] = {"machine": machine, "correctness": correctness, "speed": speed, "study": study}
 
 
 def perform(part: str, job: Job) -> int:

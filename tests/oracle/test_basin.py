@@ -40,10 +40,7 @@ def test_the_quadratic_is_what_it_says():
 def test_local_entropy_of_a_quadratic(gamma, temperature):
     """-1/2 log det(I + H / (gamma T)), within the stated error; the integral itself includes the constant."""
     true = -0.5 * np.sum(np.log1p(C / (gamma * temperature)))
-    a, b = (
-        local_entropy(*quadratic(C, 3.0), gamma=gamma, temperature=temperature, samples=1000, seed=seed)
-        for seed in (0, 1)
-    )
+    a, b = (local_entropy(*quadratic(C, 3.0), gamma=gamma, temperature=temperature, samples=1000, seed=seed) for seed in (0, 1))
     for found in (a, b):
         assert found.status == "ok" and found.loss == pytest.approx(3)
         assert abs(found.value - true) < 3.5 * found.standard_error < 0.2
@@ -210,9 +207,7 @@ def test_model_untouched(at, mode):
 
     def facts():
         tensors = [*model.parameters(), *model.buffers()]
-        seen = [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors
-        ]
+        seen = [(id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
         grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
         return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
 

@@ -68,9 +68,7 @@ def test_sampled_fisher_averages_to_the_true_one(make_case, name):
     true = fisher(case.model, case.loss, case.data)
     v = np.random.default_rng(0).standard_normal(true.shape[0])
     expected = v @ (true @ v)
-    draws = np.array([
-        v @ (fisher(case.model, case.loss, case.data, kind="sampled", seed=s, memory=0) @ v) for s in range(120)
-    ])
+    draws = np.array([v @ (fisher(case.model, case.loss, case.data, kind="sampled", seed=s, memory=0) @ v) for s in range(120)])
     assert abs(draws.mean() - expected) < 4 * draws.std() / 120**0.5
     assert draws.std() > 0
 

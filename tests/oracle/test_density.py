@@ -31,9 +31,7 @@ def test_stated_errors_are_the_true_ones(spectrum):
     eigenvalues = np.sort(SPECTRA[spectrum])
     matrix, sigma = dense(eigenvalues), np.ptp(eigenvalues) / 10
     grid = np.linspace(eigenvalues[0], eigenvalues[-1], 5)
-    found = [
-        spectral_density(matrix, probes=6, steps=25, grid=grid, sigma=sigma, seed=s) for s in range(250)
-    ]
+    found = [spectral_density(matrix, probes=6, steps=25, grid=grid, sigma=sigma, seed=s) for s in range(250)]
     z = (grid[:, None] - eigenvalues) / sigma
     for name, errors, truth in (
         ("values", "standard_error", norm.pdf(z).mean(1) / sigma),

@@ -31,12 +31,7 @@ class Counting:
     """A matrix that counts its products and may compute them in float32."""
 
     def __init__(self, matrix, dtype=np.float64):
-        self.matrix, self.shape, self.dtype, self.products = (
-            matrix.astype(dtype),
-            matrix.shape,
-            np.dtype(dtype),
-            0,
-        )
+        self.matrix, self.shape, self.dtype, self.products = matrix.astype(dtype), matrix.shape, np.dtype(dtype), 0
 
     def __matmul__(self, v):
         self.products += 1
@@ -66,9 +61,7 @@ def test_small_diagonals_are_exact(diagonal):
 def test_which():
     matrix = with_spectrum([6.0, 5.5, -7.0, -1.0, 0.5, *np.linspace(-0.4, 0.4, 295)])
     for which, expected in {"LA": [6, 5.5, 0.5], "SA": [-7, -1, -0.4], "LM": [-7, 6, 5.5]}.items():
-        np.testing.assert_allclose(
-            top_eigenvalues(matrix, 3, which=which, tol=1e-8).values, expected, rtol=1e-8
-        )
+        np.testing.assert_allclose(top_eigenvalues(matrix, 3, which=which, tol=1e-8).values, expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-8])
@@ -186,12 +179,7 @@ def test_budget_includes_the_second_look():
 def test_non_finite_products():
     matrix = np.diag([3.0, np.nan, 1.0])
     found = top_eigenvalues(matrix, 1)
-    assert (
-        found.status == "nonfinite"
-        and not found.converged
-        and np.isnan(found.value)
-        and found.vectors is None
-    )
+    assert found.status == "nonfinite" and not found.converged and np.isnan(found.value) and found.vectors is None
     assert json.loads(json.dumps(found.to_dict()))["values"] == [None]
 
 

@@ -39,9 +39,7 @@ def test_the_jackknife_is_that_of_leaving_out(make_case):
 
     without = np.array([parts(np.delete(g, i, axis=0)) for i in range(13)])
     errors = np.sqrt(12 / 13 * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
-    np.testing.assert_allclose(
-        [noise.trace_error, noise.population_gradient_squared_error], errors, rtol=1e-9
-    )
+    np.testing.assert_allclose([noise.trace_error, noise.population_gradient_squared_error], errors, rtol=1e-9)
 
 
 def test_linear_regression_covariance():
@@ -63,11 +61,7 @@ def by_gradients(g):
 
 def test_interval_covers_the_true_noise_scale():
     """B_simple of a known normal distribution lies within the stated interval in at least 90% of draws."""
-    rng, deviations, mean = (
-        np.random.default_rng(1),
-        np.array([3.0, 2.0, 1.0, 1.0]),
-        np.array([1.0, 1.0, 0, 0]),
-    )
+    rng, deviations, mean = np.random.default_rng(1), np.array([3.0, 2.0, 1.0, 1.0]), np.array([1.0, 1.0, 0, 0])
     true = np.sum(deviations**2) / 2
     inside, values = 0, []
     for _ in range(300):
@@ -176,9 +170,7 @@ def test_model_untouched(at):
 
     def facts():
         tensors = [*model.parameters(), *model.buffers()]
-        seen = [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors
-        ]
+        seen = [(id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
         grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
         return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
 

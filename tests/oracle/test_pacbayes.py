@@ -10,15 +10,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from torch import nn
-from toy_nets import (
-    CROSS_ENTROPY,
-    classification,
-    expected_drop,
-    own_labels,
-    quadratic_model,
-    regression,
-    relu_net,
-)
+from toy_nets import CROSS_ENTROPY, classification, expected_drop, own_labels, quadratic_model, regression, relu_net
 
 from sharpness.flatness.pac_bayes import bracket_crossing, pac_bayes_sigma
 from sharpness.flatness.perturbation import random_perturbation
@@ -62,9 +54,7 @@ def test_sigma_against_a_fine_grid():
 
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_the_error_of_sigma_is_the_spread_over_seeds(antithetic):
-    found = [
-        pac_bayes_sigma(*classification(), draws=20, antithetic=antithetic, seed=seed) for seed in range(40)
-    ]
+    found = [pac_bayes_sigma(*classification(), draws=20, antithetic=antithetic, seed=seed) for seed in range(40)]
     spread = np.std([np.log(r.sigma) for r in found], ddof=1)
     reported = math.sqrt(np.mean([(r.sigma_error / r.sigma) ** 2 for r in found]))
     assert spread == pytest.approx(reported, rel=0.35)

@@ -155,9 +155,7 @@ def test_readme_is_filled_between_its_marks(published: Path) -> None:
 def test_incomplete_study_is_not_published(partial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Half a study in figures/."""
     with pytest.raises(StoreError, match="1 runs"):
-        publish.publish(
-            from_store(STUDY, "quick", Store(partial)), figures=tmp_path / "figures", readme=tmp_path / "README.md"
-        )
+        publish.publish(from_store(STUDY, "quick", Store(partial)), figures=tmp_path / "figures", readme=tmp_path / "README.md")
     assert command.main(["publish", *QUICK, "--store", str(partial), "--to", str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "figures").exists()
 

@@ -165,7 +165,5 @@ def test_three_networks_are_on_their_plane():
     nets, pair = [relu_net(s) for s in range(3)], data()
     plane = plane_through(*[flat_weights(net) for net in nets])
     for net, (x, y) in zip(nets, plane.values, strict=True):
-        found = slice_2d(
-            nets[0], LOSS, pair, center=plane.origin, directions=plane.directions, alphas=[x], betas=[y]
-        )
+        found = slice_2d(nets[0], LOSS, pair, center=plane.origin, directions=plane.directions, alphas=[x], betas=[y])
         assert found.losses[0, 0] == pytest.approx(LOSS(net(pair[0]), pair[1]).item(), rel=1e-10)

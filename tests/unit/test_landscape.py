@@ -50,9 +50,7 @@ def relu_net(seed: int = 0) -> nn.Sequential:
 
 def bn_net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     net(3 * torch.randn(64, 4, dtype=torch.float64))
     return net.eval()
 
@@ -73,18 +71,14 @@ def test_quadratic_on_a_plane():
     np.testing.assert_array_equal(found.values, found.losses)
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert len(facts["losses"]) == 4 and len(facts["losses"][0]) == 3
-    there = slice_2d(
-        Function(0 * c, model.of), mean, NOTHING, directions=(d1, d2), alphas=alphas, betas=betas, center=c
-    )
+    there = slice_2d(Function(0 * c, model.of), mean, NOTHING, directions=(d1, d2), alphas=alphas, betas=betas, center=c)
     np.testing.assert_array_equal(there.losses, found.losses)
 
 
 def test_centre_is_the_network_itself_and_others_are_measured_directly():
     model, (inputs, targets) = bn_net(), data()
     directions = [random_direction(model, seed) for seed in (1, 2)]
-    found = slice_2d(
-        model, LOSS, (inputs, targets), directions=directions, alphas=[0.0, 0.5], betas=[0.0, -1.0]
-    )
+    found = slice_2d(model, LOSS, (inputs, targets), directions=directions, alphas=[0.0, 0.5], betas=[0.0, -1.0])
     moved = copy.deepcopy(model)
     w = flat_weights(model) + 0.5 * directions[0] - directions[1]
     torch.nn.utils.vector_to_parameters(torch.from_numpy(w), moved.parameters())
@@ -125,11 +119,7 @@ def test_nan_logits_have_no_accuracy():
     found = slice_2d(
         model, LOSS, (inputs.float(), targets), directions=directions, alphas=[0.0, 1e39], betas=[0.0]
     )  # infinite weights
-    assert (
-        found.status == "nonfinite"
-        and np.isfinite(found.accuracies[0, 0])
-        and np.isnan(found.accuracies[1, 0])
-    )
+    assert found.status == "nonfinite" and np.isfinite(found.accuracies[0, 0]) and np.isnan(found.accuracies[1, 0])
 
 
 def test_wrong_grids_are_refused():

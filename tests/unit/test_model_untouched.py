@@ -181,12 +181,7 @@ MEASUREMENTS: dict[str, Callable] = {
 }
 
 
-CASES = [
-    (name, mode)
-    for name in MEASUREMENTS
-    for mode in ("eval", "train")
-    if mode == "eval" or name not in PER_EXAMPLE
-]
+CASES = [(name, mode) for name in MEASUREMENTS for mode in ("eval", "train") if mode == "eval" or name not in PER_EXAMPLE]
 
 
 @pytest.mark.parametrize("name, mode", CASES)

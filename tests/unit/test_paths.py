@@ -41,9 +41,7 @@ def data(n: int = 40, seed: int = 2):
 
 def bn_net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     net(3 * torch.randn(64, 4, dtype=torch.float64))
     return net.eval()
 
@@ -96,9 +94,7 @@ def test_the_fit_is_adam_on_the_loss_along_the_curve():
     """Against torch's Adam and autograd through the curve; without 2 t (1 - t) the ends count too much."""
     a, b = torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.0, 0.5]).double()
     steps, spread = 8, ((b - a) ** 2).mean().sqrt().item()
-    found = connect(
-        Function([1.0, 0.0], valley), mean, NOTHING, start={"w": a}, end={"w": b}, steps=steps, seed=4
-    )
+    found = connect(Function([1.0, 0.0], valley), mean, NOTHING, start={"w": a}, end={"w": b}, steps=steps, seed=4)
     bend, draws = ((a + b) / 2).requires_grad_(), np.random.default_rng(4)
     adam = torch.optim.Adam([bend], eps=0)
     for step in range(steps):

@@ -28,9 +28,7 @@ def data(n: int = 40, seed: int = 2):
 
 def bn_net(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
     net(3 * torch.randn(64, 4, dtype=torch.float64))
     return net.eval()
 
@@ -69,9 +67,7 @@ def test_modes_of_the_statistics_differ_and_recalibration_is_that_by_hand():
 def test_modes_on_a_line():
     a, b, pair = bn_net(1), bn_net(2), data()
     ends = {"start": a.state_dict(), "end": b.state_dict(), "alphas": [0.0, 0.5, 1.0]}
-    keep, between, again = (
-        slice_1d(bn_net(3), LOSS, pair, bn_mode=m, **ends) for m in ("keep", "interpolate", "recalibrate")
-    )
+    keep, between, again = (slice_1d(bn_net(3), LOSS, pair, bn_mode=m, **ends) for m in ("keep", "interpolate", "recalibrate"))
     assert slice_1d(bn_net(3), LOSS, pair, **ends).bn_mode == "interpolate"
     assert between.losses[0] == pytest.approx(LOSS(a(pair[0]), pair[1]).item(), rel=1e-12)
     middle = by_hand(a, (flat_weights(a) + flat_weights(b)) / 2, pair[0])
@@ -86,12 +82,7 @@ class Custom(nn.modules.batchnorm._BatchNorm):
         pass
 
 
-SHAPES = [
-    (nn.BatchNorm1d, (3, 5)),
-    (nn.BatchNorm2d, (3, 4, 4)),
-    (nn.BatchNorm3d, (3, 2, 2, 2)),
-    (Custom, (3, 5)),
-]
+SHAPES = [(nn.BatchNorm1d, (3, 5)), (nn.BatchNorm2d, (3, 4, 4)), (nn.BatchNorm3d, (3, 2, 2, 2)), (Custom, (3, 5))]
 
 
 @pytest.mark.parametrize(("layer", "shape"), SHAPES)
@@ -106,9 +97,7 @@ def test_recalibration_weights_batches_by_their_length(layer, shape):
     variance = sum(len(x) / 11 * x.transpose(0, 1).flatten(1).var(1) for x, _ in batches)
     np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-12)
     np.testing.assert_allclose(norm.running_var, variance, rtol=1e-12)
-    assert (
-        norm.momentum == 0.3 and not any(m.training for m in model.modules()) and not norm._forward_pre_hooks
-    )
+    assert norm.momentum == 0.3 and not any(m.training for m in model.modules()) and not norm._forward_pre_hooks
 
 
 def test_dropout_is_off_while_statistics_are_computed():

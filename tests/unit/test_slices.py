@@ -83,14 +83,7 @@ def test_points_of_the_curves(curve, weights):
     alphas = np.linspace(-1, 2, 25)
     ends = {"start": Square(3.0).state_dict(), "end": Square(-1.0).state_dict()}
     targets = torch.zeros(5, dtype=torch.float64)
-    found = slice_1d(
-        Square(0.0),
-        lambda o, t: (o - t).mean(),
-        (torch.zeros(5, 1), targets),
-        alphas=alphas,
-        curve=curve,
-        **ends,
-    )
+    found = slice_1d(Square(0.0), lambda o, t: (o - t).mean(), (torch.zeros(5, 1), targets), alphas=alphas, curve=curve, **ends)
     np.testing.assert_allclose(found.losses, weights(alphas) ** 2, rtol=1e-12)
     assert found.accuracies is None
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))

@@ -96,9 +96,7 @@ def decode_records(contents: Sequence[bytes], layout: Layout, paths: Sequence[Pa
     images, labels = [], []
     for content, path in zip(contents, paths, strict=True):
         if not content or len(content) % layout.record_size:
-            raise DataError(
-                f"{path} has {len(content)} bytes, expected whole records of {layout.record_size}; {remedy}."
-            )
+            raise DataError(f"{path} has {len(content)} bytes, expected whole records of {layout.record_size}; {remedy}.")
         records = np.frombuffer(content, np.uint8).reshape(-1, layout.record_size)
         for column, classes in enumerate(layout.label_classes):
             largest = records[:, column].max()
@@ -255,9 +253,7 @@ def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> b
             raise DataError(f"{path} has more than the {MOST_BYTES} bytes that a pickle may have; {remedy}.")
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}), expected a readable file; check its permissions."
-        ) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}), expected a readable file; check its permissions.") from error
     return read_pickle(path, content, len(layout.label_classes), remedy) if pickled else content
 
 

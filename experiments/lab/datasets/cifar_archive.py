@@ -49,9 +49,7 @@ class ArchiveSpec:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each member, training members first."""
-        return {
-            name: count * self.layout.record_size for name, count in (*self.train_members, self.test_member)
-        }
+        return {name: count * self.layout.record_size for name, count in (*self.train_members, self.test_member)}
 
 
 CIFAR10 = ArchiveSpec(

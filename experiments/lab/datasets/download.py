@@ -39,13 +39,7 @@ def fetch(urls: tuple[str, ...], path: Path, verify: Callable[[Path], object]) -
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
             # No hash here: `verify` decides, and may look at the decompressed content.
-            pooch.retrieve(
-                url,
-                known_hash=None,
-                fname=partial.name,
-                path=partial.parent,
-                downloader=downloader,
-            )
+            pooch.retrieve(url, known_hash=None, fname=partial.name, path=partial.parent, downloader=downloader)
             verify(partial)
             os.replace(partial, path)
             return

@@ -41,9 +41,7 @@ def choose(labels: np.ndarray) -> np.ndarray:
             for label in range(embedded.CLASSES)
         ]
     )
-    return np.array(
-        [sorted(block, key=lambda index: _rank("order", index)) for block in chosen.T.tolist()]
-    ).ravel()
+    return np.array([sorted(block, key=lambda index: _rank("order", index)) for block in chosen.T.tolist()]).ravel()
 
 
 def make(source: Path, out: Path) -> str:

@@ -78,9 +78,7 @@ def read_file(spec: IdxSpec, position: int, path: Path) -> bytes:
     content = read_exactly(path, spec.size(position), "gz", remedy)
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise DataError(
-            f"{path} was altered: its content has SHA-256 {found}, expected {expected}; {remedy}."
-        )
+        raise DataError(f"{path} was altered: its content has SHA-256 {found}, expected {expected}; {remedy}.")
     return content
 
 
@@ -104,9 +102,7 @@ def load_idx(spec: IdxSpec, folder: Path, *, download: bool = True) -> Dataset:
         path = folder / name
         if download and not path.exists():
             urls = tuple(mirror + name for mirror in spec.mirrors)
-            fetch(
-                urls, path, verify=lambda candidate, position=position: read_file(spec, position, candidate)
-            )
+            fetch(urls, path, verify=lambda candidate, position=position: read_file(spec, position, candidate))
         files.append((path, read_file(spec, position, path)))
     remedy = f"delete it and copy {spec.name}'s original there"
     return Dataset(

@@ -173,8 +173,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Only the fields that differ from their defaults; `from_dict` restores the config."""
         values = self.__dict__
-        return {name: value for name, default in _DEFAULTS
-                if (value := values[name]) is not default and value != default}
+        return {name: value for name, default in _DEFAULTS if (value := values[name]) is not default and value != default}
 
     def full_dict(self) -> dict[str, Any]:
         """Every field, defaults included: one row of the `runs` table."""
@@ -311,9 +310,7 @@ def check_fits(config: RunConfig, available: int) -> int:
             f"{config.dataset}; choose smaller ones"
         )
     if config.batch_size > n_train:
-        raise ConfigError(
-            f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}"
-        )
+        raise ConfigError(f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}")
     if (largest := config.batch_size * config.batch_growth**2) > n_train:
         raise ConfigError(
             f"batch_size {config.batch_size} grows to {largest}, more than the {n_train} training examples; choose a smaller one"

@@ -57,9 +57,7 @@ def check_fields(c: RunConfig) -> None:
     if not 0 <= c.seed < 2**63:
         raise ConfigError(f"seed is {shown(c.seed)}, but must be at least 0 and below 2**63")
     if c.n_train is not None and c.batch_size > c.n_train:
-        raise ConfigError(
-            f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"
-        )
+        raise ConfigError(f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}")
     _validate_budget(c)
     _validate_combinations(c)
 

@@ -62,10 +62,7 @@ def _listed(study: Study, store: Store) -> dict[str, Any]:
         request = Request(scale.name)
         stages = make_plan(study, request, store)
         check_runs(study, request, stages)
-        claims = [
-            {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash}
-            for c in study.claims_at(scale.name)
-        ]
+        claims = [{"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash} for c in study.claims_at(scale.name)]
         scales.append({
             "scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
             "finished": sum(record is not None for stage in stages for record in stage.records),

@@ -190,8 +190,7 @@ def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, ma
     return [TrainTogether(group) for group in groups(missing, store, most)]
 
 
-def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool,
-            part: Part | None = None) -> None:
+def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool, part: Part | None = None) -> None:
     """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
     if not tasks:
         return

@@ -215,9 +215,7 @@ def measurements_due(stage: PlannedStage, request: Request, store: Store) -> lis
         if record is not None and record.status != "diverged"
         for measure in stage.measures(config)
     ]
-    diverged = {
-        c.run_id for c, r in zip(stage.runs or (), stage.records, strict=True) if r is None or r.status == "diverged"
-    }
+    diverged = {c.run_id for c, r in zip(stage.runs or (), stage.records, strict=True) if r is None or r.status == "diverged"}
     due += [
         (pair.measure, (pair.first.run_id, pair.second.run_id))
         for pair in stage.pairs(request)

@@ -41,9 +41,7 @@ MEASURED = ("value", "standard_error", "residual", "products", "examples", "bn_m
 Row = dict[str, Any]
 
 
-def import_published(
-    store: Store, figures: Path, study: str | None = None, scale: str | None = None
-) -> tuple[int, int]:
+def import_published(store: Store, figures: Path, study: str | None = None, scale: str | None = None) -> tuple[int, int]:
     """Take the runs published below `figures`, of one study or of all, that `store` has not begun.
 
     Returns how many were taken, and how many were left as they are: runs that are finished or begun here. Raises
