@@ -93,10 +93,8 @@ class KrylovSpace:
         column, outside = _project_out(image, self._basis[: m + 1])
         self.asymmetry = max(self.asymmetry, float(np.linalg.norm(column[:m] - coupling @ self._weights)))
         if self.asymmetry > 0.1 * self.scale:
-            raise ValueError(
-                "op is not symmetric, or its products differ from call to call: pass a symmetric operator "
-                "of a deterministic function (no fresh dropout, augmentation or sampling at each product)"
-            )
+            raise ValueError("op is not symmetric, or its products differ from call to call: pass a symmetric operator "
+                             "of a deterministic function (no fresh dropout, augmentation or sampling at each product)")
         self._append(column, outside, tail)
 
     def _append(self, column: Vector, outside: Vector, tail: int) -> None:

@@ -41,10 +41,8 @@ class Routes:
     it came for nothing; `num_hvps`, products so far.
     """
 
-    def __init__(
-        self, problem: Problem, kind: Kind, replicas: Sequence[Problem], *,
-        method: Method, sampled: bool, memory: int, record_after: int | None,
-    ) -> None:
+    def __init__(self, problem: Problem, kind: Kind, replicas: Sequence[Problem], *,
+                 method: Method, sampled: bool, memory: int, record_after: int | None) -> None:
         self.route: Route | None = None
         self.retained_bytes, self.num_hvps = 0, 0
         self.gradient: NDArray[np.float64] | None = None

@@ -178,10 +178,8 @@ def read(batches: Batches, start: Callable[[], None]) -> tuple[Any, tuple[Any, .
         else:
             kept = None
         if len(prints) > limit:
-            raise ValueError(
-                f"data has not ended after {limit:,} batches: pass a list of those to measure on, such as "
-                "list(itertools.islice(loader, 100))"
-            )
+            raise ValueError(f"data has not ended after {limit:,} batches: pass a list of those to measure on, such as "
+                             "list(itertools.islice(loader, 100))")
     if isinstance(batches, (list, tuple)):
         return batches, None
     return kept, tuple(prints)

@@ -103,10 +103,8 @@ def take(value: Any, index: Tensor, length: int) -> Any:
         if isinstance(value, list) and len(value) == length and not batched:
             return [value[int(i)] for i in index]
         return rebuilt(value, [take(part, index, length) for part in value])
-    raise ValueError(
-        f"inputs hold a {type(value).__name__}, which cannot be cut into examples: pass data as a list of "
-        "batches of one example"
-    )
+    raise ValueError(f"inputs hold a {type(value).__name__}, which cannot be cut into examples: pass data as a list of "
+                     "batches of one example")
 
 
 def fingerprint(value: Any) -> tuple[Any, ...]:

@@ -133,9 +133,7 @@ def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
         raise ValueError(f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights")
     for name in weights.keys() & shapes.keys():
         if weights[name].shape != shapes[name]:
-            raise ValueError(
-                f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
-                f"{tuple(shapes[name])}: pass weights of this very model"
-            )
+            raise ValueError(f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
+                             f"{tuple(shapes[name])}: pass weights of this very model")
         if not torch.isfinite(weights[name]).all():
             raise ValueError(f"{label}[{name!r}] contains NaN or infinity: pass finite weights")

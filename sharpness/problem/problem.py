@@ -115,11 +115,9 @@ class Problem:
     def on(self, batches: list[tuple[Any, Any]] | TensorBatches, *, seed: int | None = None) -> Problem:
         """The same model and loss on other batches, or some of them."""
         share, sizes = share_of(self.weight), [length_of(*batch) for batch in batches]
-        return replace(
-            self, data=batches, examples=sum(sizes),
-            batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
-            seed=self.seed if seed is None else seed,
-        )
+        return replace(self, data=batches, examples=sum(sizes),
+                       batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
+                       seed=self.seed if seed is None else seed)
 
     def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Any, float]]:
         """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `untouched` only. A batch without
@@ -134,10 +132,8 @@ class Problem:
             if share:
                 yield inputs, targets, share / self.total
         if seen != self.examples:
-            raise ValueError(
-                f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
-                "the same examples each time it is iterated, such as a list or a DataLoader"
-            )
+            raise ValueError(f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
+                             "the same examples each time it is iterated, such as a list or a DataLoader")
 
     def walk(self, *, restore: bool = True) -> Iterator[tuple[int, Any, Any, float]]:
         """All batches that are not empty: (index, inputs, targets, s_b), as in `passes`.

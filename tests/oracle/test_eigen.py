@@ -31,7 +31,8 @@ class Counting:
     """A matrix that counts its products and may compute them in float32."""
 
     def __init__(self, matrix, dtype=np.float64):
-        self.matrix, self.shape, self.dtype, self.products = matrix.astype(dtype), matrix.shape, np.dtype(dtype), 0
+        self.matrix, self.shape = matrix.astype(dtype), matrix.shape
+        self.dtype, self.products = np.dtype(dtype), 0
 
     def __matmul__(self, v):
         self.products += 1

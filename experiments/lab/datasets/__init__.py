@@ -144,7 +144,5 @@ def _folder(name: str, data_dir: Path | None) -> Path:
 
 def _check_name(name: str) -> None:
     if name not in NAMES and not (name.startswith(FOLDER_PREFIX) and len(name) > len(FOLDER_PREFIX)):
-        raise DataError(
-            f"there is no data set {name!r}, expected one of {', '.join(NAMES)} or {FOLDER_PREFIX}FOLDER; "
-            "correct the name."
-        )
+        raise DataError(f"there is no data set {name!r}, expected one of {', '.join(NAMES)} or {FOLDER_PREFIX}FOLDER; "
+                        "correct the name.")

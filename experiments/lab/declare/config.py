@@ -305,10 +305,8 @@ def check_fits(config: RunConfig, available: int) -> int:
     """Training examples of `config` in a data set with `available` of them; raises `ConfigError` where it is too small."""
     n_train = available - config.n_validation if config.n_train is None else config.n_train
     if not 0 < n_train <= available - config.n_validation:
-        raise ConfigError(
-            f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "
-            f"{config.dataset}; choose smaller ones"
-        )
+        raise ConfigError(f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "
+                          f"{config.dataset}; choose smaller ones")
     if config.batch_size > n_train:
         raise ConfigError(f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}")
     if (largest := config.batch_size * config.batch_growth**2) > n_train:
