@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_nets import MSE, linear, loop
+from toy_nets import MSE, Failing, linear, loop, state
 
 from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
 from sharpness.gradients.noise import gradient_noise, noise_scale_from_batches
@@ -137,17 +137,6 @@ class Counter(nn.Module):
         return x
 
 
-class Failing:
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def __call__(self, outputs, targets):
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, targets)
-
-
 def measures(model, loss):
     torch.manual_seed(3)
     data = torch.randn(9, 4), torch.randint(0, 3, (9,))
@@ -168,15 +157,9 @@ def test_model_untouched(at):
     torch.manual_seed(3)
     torch.randn(9, 4), torch.randint(0, 3, (9,))
 
-    def facts():
-        tensors = [*model.parameters(), *model.buffers()]
-        seen = [(id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
-        return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
-
-    before = facts()
+    before = state(model)
     try:
         measures(model, Failing(at))
     except KeyboardInterrupt:
         assert at < np.inf
-    assert facts() == before
+    assert state(model) == before

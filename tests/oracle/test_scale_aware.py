@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_nets import Failing, state
 
 from sharpness import hessian, top_eigenvalues
 from sharpness.flatness.scale_aware import fisher_rao_norm, norm_scaled, relative_trace
@@ -221,17 +222,6 @@ def test_float32_and_the_slow_route(make_case, monkeypatch):
     assert fisher_rao_norm(model.double(), CE, (x, t)).value == pytest.approx(exact, rel=1e-5)
 
 
-class Failing:
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def __call__(self, outputs, targets):
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, targets)
-
-
 @pytest.mark.parametrize("at", [np.inf, 3, 6, 9, 12, 15])
 def test_model_untouched(at):
     """Exceptions at any call included."""
@@ -242,18 +232,12 @@ def test_model_untouched(at):
     model[4].bias.requires_grad_(False)
     model[3].eval()
 
-    def facts():
-        tensors = [*model.parameters(), *model.buffers()]
-        seen = [(id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
-        return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
-
-    before, loss = facts(), Failing(at)
+    before, loss = state(model), Failing(at)
     try:
         fisher_rao_norm(model, loss, data, batch_size=5)
         fisher_rao_norm(model, loss, data, labels="model", batch_size=5)
         relative_trace(model, loss, data, probes=2)
     except KeyboardInterrupt:
         assert at < np.inf
-    assert facts() == before
+    assert state(model) == before
     assert loss.calls >= min(at, 15)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_functions import LOSS, data, relu_net
 
 from sharpness.landscape.directions import filter_normalise, random_direction
 from sharpness.landscape.grid import slice_2d
@@ -15,18 +16,6 @@ from sharpness.landscape.planes import plane_through, trajectory_directions
 from sharpness.problem.parameters import flat_weights
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def relu_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
 
 
 def rescaled(model: nn.Sequential, a: float) -> nn.Sequential:

@@ -8,51 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from toy_functions import LOSS, NOTHING, Function, bn_net, data, mean, relu_net
 
 from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
 from sharpness.problem.parameters import flat_weights
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-class Function(nn.Module):
-    """f(w) is whatever `of` makes of the weights, so that losses are known in closed form."""
-
-    def __init__(self, w, of, dtype=torch.float64) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=dtype))
-        self.of = of
-
-    def forward(self, x):
-        return self.of(self.w).expand(len(x))
-
-
-NOTHING = (torch.zeros(4, 1), torch.zeros(4))
-
-
-def mean(outputs, targets):
-    return outputs.mean()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def relu_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-
-
-def bn_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
-    net(3 * torch.randn(64, 4, dtype=torch.float64))
-    return net.eval()
 
 
 def test_quadratic_on_a_plane():

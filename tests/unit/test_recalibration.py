@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_functions import LOSS, bn_net, data
 
 from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
@@ -17,20 +18,6 @@ from sharpness.problem.parameters import flat_weights
 from sharpness.problem.recalibration import recalibrate_batch_norm
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def bn_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).double()
-    net(3 * torch.randn(64, 4, dtype=torch.float64))
-    return net.eval()
 
 
 def by_hand(model: nn.Sequential, w, inputs) -> nn.Sequential:
