@@ -101,18 +101,10 @@ def fisher_rao_norm(
     value = float(np.sqrt(squared)) if finite else float("nan")
     error = float("nan") if not finite else float(squares.std(ddof=1) / np.sqrt(total)) if total > 1 else None
     return FisherRaoNorm(
-        value=value,
-        squared=squared if finite else float("nan"),
-        standard_error=error / (2 * value) if error is not None and value > 0 else error,
-        squared_error=error,
-        labels=labels,
-        evaluations=1 if labels == "data" else 2,
-        examples=problem.examples,
-        n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=None,
-        status="ok" if finite else "nonfinite",
+        value=value, squared=squared if finite else float("nan"),
+        standard_error=error / (2 * value) if error is not None and value > 0 else error, squared_error=error,
+        labels=labels, evaluations=1 if labels == "data" else 2, examples=problem.examples, n=problem.n,
+        dtype=problem.dtype.name, mode=mode, seed=None, status="ok" if finite else "nonfinite",
     )
 
 
@@ -232,14 +224,9 @@ def relative_trace(
     sums = shares.sum(axis=1) if finite else np.full(probes, np.nan)
     means = shares.mean(axis=0) if finite else np.full(len(problem.names), np.nan)
     return RelativeTrace(
-        value=float(sums.mean()),
-        standard_error=float(sums.std(ddof=1) / np.sqrt(probes)),
-        by_parameter=dict(zip(problem.names, means.tolist(), strict=True)),
-        scale=scale,
-        matvecs=probes,
-        n=problem.n,
-        **certificate(problem),
-        status="ok" if finite else "nonfinite",
+        value=float(sums.mean()), standard_error=float(sums.std(ddof=1) / np.sqrt(probes)),
+        by_parameter=dict(zip(problem.names, means.tolist(), strict=True)), scale=scale, matvecs=probes,
+        n=problem.n, **certificate(problem), status="ok" if finite else "nonfinite",
         curvature_check=op.curvature_check,
     )
 

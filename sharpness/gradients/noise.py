@@ -111,23 +111,11 @@ def gradient_noise(
     signals = squared - 2 * p / (total - 1) + d / (total - 1) ** 2 - traces / (total - 1)
     ratio = _ratio(trace, squared - trace / total, traces, signals)
     return GradientNoise(
-        value=ratio.value,
-        standard_error=ratio.standard_error,
-        interval=ratio.interval,
-        data_value=trace / squared if squared > 0 else float("nan"),
-        trace=trace,
-        trace_error=ratio.errors[0],
-        gradient_squared=squared,
-        population_gradient_squared=squared - trace / total,
-        population_gradient_squared_error=ratio.errors[1],
-        loss=spread.loss,
-        evaluations=2,
-        examples=total,
-        n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=None,
-        status=ratio.status,
+        value=ratio.value, standard_error=ratio.standard_error, interval=ratio.interval,
+        data_value=trace / squared if squared > 0 else float("nan"), trace=trace, trace_error=ratio.errors[0],
+        gradient_squared=squared, population_gradient_squared=squared - trace / total,
+        population_gradient_squared_error=ratio.errors[1], loss=spread.loss, evaluations=2, examples=total,
+        n=problem.n, dtype=problem.dtype.name, mode=mode, seed=None, status=ratio.status,
     )
 
 
@@ -209,16 +197,9 @@ def noise_scale_from_batches(
         logged=True,
     )
     return NoiseScale(
-        value=ratio.value,
-        standard_error=ratio.standard_error,
-        interval=ratio.interval,
-        trace=float(traces.mean()),
-        gradient_squared=float(signals.mean()),
-        measurements=m,
-        small=small,
-        big=big,
-        examples=examples,
-        status=ratio.status,
+        value=ratio.value, standard_error=ratio.standard_error, interval=ratio.interval,
+        trace=float(traces.mean()), gradient_squared=float(signals.mean()), measurements=m, small=small,
+        big=big, examples=examples, status=ratio.status,
     )
 
 

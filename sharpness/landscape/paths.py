@@ -175,23 +175,12 @@ def connect(
     finite = np.isfinite(curve[:, 0]).all() and np.isfinite(line[:, 0]).all() and np.isfinite(fit_losses).all()
     xs = [_bezier(t, a, bend, b) for t in ts]
     return Connection(
-        value=value,
-        linear_value=linear_value,
-        alphas=ts,
-        losses=curve[:, 0].copy(),
-        accuracies=known_or_none(curve[:, 1].copy()),
-        linear_losses=line[:, 0].copy(),
-        linear_accuracies=known_or_none(line[:, 1].copy()),
-        bend=bend,
-        fit_losses=fit_losses,
+        value=value, linear_value=linear_value, alphas=ts, losses=curve[:, 0].copy(),
+        accuracies=known_or_none(curve[:, 1].copy()), linear_losses=line[:, 0].copy(),
+        linear_accuracies=known_or_none(line[:, 1].copy()), bend=bend, fit_losses=fit_losses,
         length=float(sum(np.linalg.norm(x - y) for x, y in zip(xs[1:], xs[:-1], strict=True))),
-        linear_length=float(np.linalg.norm(b - a)),
-        standard_error=None,
-        learning_rate=learning_rate,
-        evaluations=len(fit_losses) + 2 * points - 2,
-        bn_mode=bn_mode,
-        n=problem.n,
-        **certificate(problem),
+        linear_length=float(np.linalg.norm(b - a)), standard_error=None, learning_rate=learning_rate,
+        evaluations=len(fit_losses) + 2 * points - 2, bn_mode=bn_mode, n=problem.n, **certificate(problem),
         status="nonfinite" if not finite else "ok" if value <= linear_value else "not lower",
     )
 

@@ -94,13 +94,8 @@ def make_weight_mover(
         else:
             size = None
         statistics = make_problem(
-            problem.model,
-            problem.criterion,
-            source,
-            params=problem.names,
-            batch_size=size,
-            mode=problem.mode,
-            seed=problem.seed,
+            problem.model, problem.criterion, source, params=problem.names, batch_size=size,
+            mode=problem.mode, seed=problem.seed,
         )
     own = tuple((m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None)
     return WeightMover(problem, bn_mode, hook, statistics, ends, own)

@@ -148,23 +148,10 @@ def spectral_density(
         width, points = sigma or float("nan"), np.full(_POINTS, np.nan) if points is None else points
         density, error, cumulative, cumulative_error = (np.full(len(points), np.nan) for _ in range(4))
     return SpectralDensity(
-        values=density,
-        standard_error=error,
-        cumulative=cumulative,
-        cumulative_error=cumulative_error,
-        grid=points,
-        sigma=width,
-        nodes=tuple(nodes),
-        weights=tuple(weights),
-        probes=probes,
-        steps=steps,
-        matvecs=lanczos.matvecs,
-        n=facts.n,
-        examples=facts.examples,
-        dtype=facts.dtype,
-        mode=facts.mode,
-        curvature_check=facts.curvature_check,
-        seed=seed,
+        values=density, standard_error=error, cumulative=cumulative, cumulative_error=cumulative_error,
+        grid=points, sigma=width, nodes=tuple(nodes), weights=tuple(weights), probes=probes, steps=steps,
+        matvecs=lanczos.matvecs, n=facts.n, examples=facts.examples, dtype=facts.dtype, mode=facts.mode,
+        curvature_check=facts.curvature_check, seed=seed,
         status=_status(facts, nodes, points, density, cumulative) if finite else "nonfinite",
     )
 

@@ -233,12 +233,8 @@ def test_wrong_operators():
 
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
-    n=st.integers(1, 24),
-    k=st.integers(1, 24),
-    which=st.sampled_from(["LA", "SA", "LM"]),
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.sampled_from([1e-20, 1.0, 1e20]),
-    rank=st.integers(0, 24),
+    n=st.integers(1, 24), k=st.integers(1, 24), which=st.sampled_from(["LA", "SA", "LM"]),
+    seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-20, 1.0, 1e20]), rank=st.integers(0, 24),
 )
 def test_random_symmetric_matrices(n, k, which, seed, scale, rank):
     """Any symmetric matrix, singular and degenerate ones included, agrees with eigvalsh."""

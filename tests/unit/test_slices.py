@@ -47,13 +47,7 @@ def test_ends_are_the_two_networks(curve, batch_size):
     """With their own buffers: the model's or the other end's statistics would give another loss."""
     a, b = net(1), net(2)
     found = slice_1d(
-        net(3),
-        LOSS,
-        data(),
-        start=a.state_dict(),
-        end=b.state_dict(),
-        alphas=[0, 1],
-        curve=curve,
+        net(3), LOSS, data(), start=a.state_dict(), end=b.state_dict(), alphas=[0, 1], curve=curve,
         batch_size=batch_size,
     )
     np.testing.assert_allclose(found.losses, [direct(a)[0], direct(b)[0]], rtol=1e-12)

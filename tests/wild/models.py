@@ -737,11 +737,7 @@ class Complex(nn.Module):
 
 
 @situation(
-    KIND,
-    "complex weights",
-    expected="refused",
-    first="refused",
-    examples="refused",
+    KIND, "complex weights", expected="refused", first="refused", examples="refused",
     measures=("product", "sam", "slice", "noise"),
 )
 def _() -> Case:

@@ -236,13 +236,9 @@ def _load_pinned(spec: PinnedFolder, files: FolderFiles) -> Dataset:
             f"expected {spec.sha256}; {remedy}, or name the data cifar-bin:{folder}."
         )
     return Dataset(
-        name=spec.name,
-        train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
+        name=spec.name, train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
         test=shuffled(decode_records(contents[-1:], CIFAR10_LAYOUT, paths[-1:], remedy)),
-        classes=CIFAR10_LAYOUT.classes,
-        mean=spec.mean,
-        std=spec.std,
-        sha256=digest.hexdigest(),
+        classes=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest(),
     )
 
 
