@@ -137,10 +137,8 @@ def trajectory_directions(checkpoints: Sequence[Vector] | Vector, k: int = 2, *,
     signs = np.where(coordinates[0] < 0, -1.0, 1.0)
     basis, coordinates = basis * signs, coordinates * signs
     beside = np.sqrt(np.maximum(np.einsum("tn,tn->t", from_final, from_final) - (coordinates**2).sum(1), 0.0))
-    return Trajectory(
-        directions=np.ascontiguousarray(basis.T), values=squares[:k] / squares.sum(), coordinates=coordinates,
-        distances=beside, about=about, standard_error=None, n=points.shape[1], dtype="float64", status="ok",
-    )
+    return Trajectory(directions=np.ascontiguousarray(basis.T), values=squares[:k] / squares.sum(), coordinates=coordinates,
+                      distances=beside, about=about, standard_error=None, n=points.shape[1], dtype="float64", status="ok")
 
 
 def _gram(rows: Vector) -> Vector:

@@ -93,10 +93,8 @@ def make_weight_mover(
             source = source if size else _equal_batches(*source)
         else:
             size = None
-        statistics = make_problem(
-            problem.model, problem.criterion, source, params=problem.names, batch_size=size,
-            mode=problem.mode, seed=problem.seed,
-        )
+        statistics = make_problem(problem.model, problem.criterion, source, params=problem.names, batch_size=size,
+                                  mode=problem.mode, seed=problem.seed)
     own = tuple((m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None)
     return WeightMover(problem, bn_mode, hook, statistics, ends, own)
 

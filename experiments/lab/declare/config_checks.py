@@ -70,10 +70,8 @@ def _validate_budget(c: RunConfig) -> None:
             verb = "needs" if name in needed else "takes no"
             raise ConfigError(f"budget {c.budget} {verb} {name}; it is set by {' and '.join(sorted(needed))}")
     if c.budget in (Budget.TRAIN_LOSS, Budget.PLATEAU) and (c.schedule is not Schedule.CONSTANT or c.warmup):
-        raise ConfigError(
-            f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
-            "use budget epochs or steps for a schedule"
-        )
+        raise ConfigError(f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
+                          "use budget epochs or steps for a schedule")
 
 
 def _validate_combinations(c: RunConfig) -> None:
