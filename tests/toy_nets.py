@@ -96,10 +96,8 @@ def loop(model, loss, inputs, targets, params=None):
     model.eval()
     for p in chosen:
         p.requires_grad_(True)
-    rows = [
-        torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(model(x[None]), t[None]), chosen)])
-        for x, t in zip(inputs, targets, strict=True)
-    ]
+    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(model(x[None]), t[None]), chosen)])
+            for x, t in zip(inputs, targets, strict=True)]
     for p, flag in zip(named.values(), flags, strict=True):
         p.requires_grad_(flag)
     return torch.stack(rows).numpy()

@@ -141,10 +141,8 @@ def speed_net(classes: int, widths: tuple[int, int]) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
     channels = 24
     for width in (narrow, wide, wide):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), Batch(width), nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), Batch(width), nn.GELU(),
-        ]
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), Batch(width), nn.GELU(),
+                   nn.Conv2d(width, width, 3, padding=1, bias=False), Batch(width), nn.GELU()]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes, bias=False))
 

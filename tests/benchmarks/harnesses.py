@@ -161,11 +161,9 @@ def main() -> None:
         row = compared(ours, others) | {"losses": [loss, loss_on_all(model, data)]}
         found["rows"][name] = {"version": importlib.metadata.version(package)} | row
         own, theirs = row["cpu"]["seconds"]
-        print(
-            f"  {name:22} {theirs * 1e6:7.0f} us per update, ours {own * 1e6:5.0f} us: {row['cpu']['ratio']:.2f} x"
-            f"  (loss {row['losses'][1]:.3g}, ours {row['losses'][0]:.3g})",
-            file=sys.stderr, flush=True,
-        )
+        print(f"  {name:22} {theirs * 1e6:7.0f} us per update, ours {own * 1e6:5.0f} us: {row['cpu']['ratio']:.2f} x"
+              f"  (loss {row['losses'][1]:.3g}, ours {row['losses'][0]:.3g})",
+              file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 

@@ -42,10 +42,8 @@ def write_archive(path: Path, *members: tuple[tarfile.TarInfo, bytes], tar_forma
 
 def spec_of(path: Path) -> cifar_archive.ArchiveSpec:
     """The specification by which the small archive at `path` is the official one."""
-    return replace(
-        cifar_archive.CIFAR10, file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), urls=(),
-        train_members=((TRAIN, RECORDS),), test_member=(TEST, RECORDS),
-    )
+    return replace(cifar_archive.CIFAR10, file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), urls=(),
+                   train_members=((TRAIN, RECORDS),), test_member=(TEST, RECORDS))
 
 
 @pytest.fixture

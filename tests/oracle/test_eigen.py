@@ -73,11 +73,9 @@ def test_all_copies_of_a_multiple_eigenvalue(tol):
     assert found.converged
     np.testing.assert_allclose(found.values, [7, 7, 7], rtol=tol)
     np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(3), atol=1e-10)
-    np.testing.assert_allclose(
-        np.linalg.norm(matrix @ found.vectors.T - found.vectors.T * found.values, axis=0),
-        found.residuals,
-        atol=1e-9,
-    )
+    np.testing.assert_allclose(np.linalg.norm(matrix @ found.vectors.T - found.vectors.T * found.values, axis=0),
+                               found.residuals,
+                               atol=1e-9)
 
 
 def test_multiplicity_beyond_k_and_invariant_subspaces():
@@ -232,10 +230,8 @@ def test_wrong_operators():
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    n=st.integers(1, 24), k=st.integers(1, 24), which=st.sampled_from(["LA", "SA", "LM"]),
-    seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-20, 1.0, 1e20]), rank=st.integers(0, 24),
-)
+@given(n=st.integers(1, 24), k=st.integers(1, 24), which=st.sampled_from(["LA", "SA", "LM"]),
+       seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-20, 1.0, 1e20]), rank=st.integers(0, 24))
 def test_random_symmetric_matrices(n, k, which, seed, scale, rank):
     """Any symmetric matrix, singular and degenerate ones included, agrees with eigvalsh."""
     k, rng = min(k, n), np.random.default_rng(seed)

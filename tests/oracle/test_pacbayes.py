@@ -42,10 +42,8 @@ def test_sigma_against_a_fine_grid():
     found = pac_bayes_sigma(model, CROSS_ENTROPY, data, tolerance=1e-3)
     lower, upper = found.bracket
     assert lower == found.sigma and 1 < upper / lower <= 1.001
-    drops = [
-        random_perturbation(model, CROSS_ENTROPY, data, sigma=s, epsilon=1e-3).accuracy_drop
-        for s in (lower, upper, *np.geomspace(0.3, 3, 25) * lower)
-    ]
+    drops = [random_perturbation(model, CROSS_ENTROPY, data, sigma=s, epsilon=1e-3).accuracy_drop
+             for s in (lower, upper, *np.geomspace(0.3, 3, 25) * lower)]
     assert drops[0] == pytest.approx(found.drop, abs=1e-12) and drops[0] <= 0.1 < drops[1]
     grid = np.array(drops[2:])
     assert (grid[:8] <= 0.1).all() and (grid[-8:] > 0.1).all()

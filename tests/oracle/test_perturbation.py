@@ -38,10 +38,8 @@ def test_mean_rise_of_a_quadratic(scaling, antithetic):
 def test_the_standard_error_is_the_spread_over_seeds(antithetic):
     """Pairs counted as two independent draws would understate it."""
     model, data, *_ = quadratic_model()
-    found = [
-        random_perturbation(model, nn.MSELoss(), data, sigma=0.3, draws=20, antithetic=antithetic, seed=seed)
-        for seed in range(150)
-    ]
+    found = [random_perturbation(model, nn.MSELoss(), data, sigma=0.3, draws=20, antithetic=antithetic, seed=seed)
+             for seed in range(150)]
     spread = np.std([r.value for r in found], ddof=1)
     assert spread == pytest.approx(math.sqrt(np.mean([r.standard_error**2 for r in found])), rel=0.2)
 
@@ -49,10 +47,8 @@ def test_the_standard_error_is_the_spread_over_seeds(antithetic):
 def test_pairs_cancel_the_linear_term():
     """At small sigma the gradient dominates single draws by far."""
     model, data, *_ = quadratic_model()
-    single, pairs = (
-        random_perturbation(model, nn.MSELoss(), data, sigma=1e-3, draws=40, antithetic=antithetic)
-        for antithetic in (False, True)
-    )
+    single, pairs = (random_perturbation(model, nn.MSELoss(), data, sigma=1e-3, draws=40, antithetic=antithetic)
+                     for antithetic in (False, True))
     assert pairs.standard_error < 0.02 * single.standard_error
 
 

@@ -105,10 +105,8 @@ def test_the_search_is_the_papers(steps):
     def df(x):
         return A.T @ np.cos(A @ x + b)
 
-    found = maximise_in_ball(
-        lambda x, _: (f(x.numpy()), torch.from_numpy(df(x.numpy()))),
-        torch.zeros(5, dtype=torch.float64), rho=1.5, norm="l2", steps=steps,
-    )
+    found = maximise_in_ball(lambda x, _: (f(x.numpy()), torch.from_numpy(df(x.numpy()))),
+                             torch.zeros(5, dtype=torch.float64), rho=1.5, norm="l2", steps=steps)
     assert found.value == pytest.approx(transcription(f, df, np.zeros(5), 1.5, steps), rel=1e-9)
 
 

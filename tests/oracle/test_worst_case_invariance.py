@@ -62,10 +62,8 @@ def test_scale_of_the_logits(name):
         for p in twin[4].parameters():
             p.mul_(7.0)
     for normalised in (True, False):
-        values = [
-            MEASURES[name](net, CROSS_ENTROPY, class_data(), adaptive=True, logit_normalised=normalised).value
-            for net in (model, twin)
-        ]
+        values = [MEASURES[name](net, CROSS_ENTROPY, class_data(), adaptive=True, logit_normalised=normalised).value
+                  for net in (model, twin)]
         assert (values[1] == pytest.approx(values[0], rel=1e-8)) == normalised
 
 

@@ -82,11 +82,9 @@ def test_report_holds_verdicts_tables_figures_and_deviations(full: Path, capsys:
     assert out.count("REPRODUCED") == 5 and out.count("(drawn)") == len(figures_of(STUDY, "quick"))
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("verdicts", "nobody2020", "--scale", "quick"), ("verdicts", "keskar2017", "--scale", "huge"),
-     ("verdicts", *QUICK, "--store", "/nonexistent"), ("publish", *QUICK, "--published")],
-)
+@pytest.mark.parametrize("words",
+                         [("verdicts", "nobody2020", "--scale", "quick"), ("verdicts", "keskar2017", "--scale", "huge"),
+                          ("verdicts", *QUICK, "--store", "/nonexistent"), ("publish", *QUICK, "--published")])
 def test_wrong_usage_is_status_2(
     words: tuple[str, ...], published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,10 +32,8 @@ def details(seed: int, points=POINTS, hole: bool = False) -> dict:
 
 def tables(*planes: dict) -> SimpleNamespace:
     """As much of `Tables` as the figure looks at; later seeds first."""
-    runs = pd.DataFrame({
-        "run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
-        **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss",
-    })
+    runs = pd.DataFrame({"run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
+                         **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss"})
     measurements = pd.DataFrame({"metric": "plane", "run_id": runs["run_id"], "details": [json.dumps(p) for p in planes]})[::-1]
     return SimpleNamespace(runs=runs, measurements=measurements, study=SimpleNamespace(name="toy"), scale="quick")
 

@@ -66,10 +66,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 def test_names_come_without_numpy() -> None:
     """Breaks when `--help`, which lists the data sets, starts to load numpy."""
-    code = (
-        "import sys; from experiments.lab.datasets import NAMES, DataError; "
-        "sys.exit(any(name in sys.modules for name in ('numpy', 'torch', 'pooch')))"
-    )
+    code = ("import sys; from experiments.lab.datasets import NAMES, DataError; "
+            "sys.exit(any(name in sys.modules for name in ('numpy', 'torch', 'pooch')))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -30,10 +30,8 @@ class Counter(nn.Module):
 def make_model() -> nn.Sequential:
     """Batch normalisation, dropout, a frozen layer, mixed modes, some gradients: nothing as by default."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), Counter(), nn.Linear(6, 6),
-        nn.Linear(6, 3),
-    )
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), Counter(), nn.Linear(6, 6),
+                          nn.Linear(6, 3))
     model(torch.randn(8, 4)).sum().backward()
     model[5].requires_grad_(False)
     model[6].bias.grad = None

@@ -134,11 +134,9 @@ def test_examples_are_random_ones(kind):
     inputs, targets = classes(300)
     order = targets.argsort()
     inputs, targets = inputs[order], targets[order]
-    data = {
-        "pair": (inputs, targets),
-        "list": list(zip(inputs.split(8), targets.split(8), strict=True)),
-        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=8),
-    }[kind]
+    data = {"pair": (inputs, targets),
+            "list": list(zip(inputs.split(8), targets.split(8), strict=True)),
+            "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=8)}[kind]
     seen = []
 
     def loss(outputs, targets):

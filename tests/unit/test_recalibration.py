@@ -44,10 +44,8 @@ def test_modes_of_the_statistics_differ_and_recalibration_is_that_by_hand():
         assert abs(again.losses[i, 0] - keep.losses[i, 0]) > 1e-3
     own = slice_2d(model, LOSS, (inputs, targets), bn_mode="recalibrate", calibration=data(seed=9), **options)
     assert abs(own.losses - again.losses).min() > 1e-6
-    hook = slice_2d(
-        model, LOSS, (inputs, targets), bn_mode="recalibrate",
-        recalibrate=lambda m: recalibrate_batch_norm(m, [(inputs, targets)]), **options,
-    )
+    hook = slice_2d(model, LOSS, (inputs, targets), bn_mode="recalibrate",
+                    recalibrate=lambda m: recalibrate_batch_norm(m, [(inputs, targets)]), **options)
     np.testing.assert_array_equal(hook.losses, again.losses)
 
 
@@ -112,11 +110,9 @@ def test_statistics_that_cannot_be_recomputed_are_refused():
     with pytest.raises(ValueError, match=r"'0' .Stubborn. keeps running_mean"):
         slice_2d(model, LOSS, data(), directions=d, alphas=[0], betas=[0], bn_mode="recalibrate")
     norm = nn.Sequential(nn.BatchNorm1d(4).double())
-    for batches, message in [
-        ([], "no batch"),
-        ([(torch.zeros(1, 4).double(), None)], "one value per channel"),
-        (torch.zeros(2, 3, 4), "where a pair"),
-    ]:
+    for batches, message in [([], "no batch"),
+                             ([(torch.zeros(1, 4).double(), None)], "one value per channel"),
+                             (torch.zeros(2, 3, 4), "where a pair")]:
         with pytest.raises(ValueError, match=message):
             recalibrate_batch_norm(norm, batches)
 
@@ -152,11 +148,9 @@ def test_the_model_is_left_as_it_came(mode, fail_at, tmp_path):
         return LOSS(outputs, targets)
 
     grid = {"directions": d, "alphas": [0.0, 0.1], "betas": [0.0, 0.3], "bn_mode": "recalibrate"}
-    for measure in (
-        lambda: slice_2d(model, loss, pair, mode=mode, checkpoint=tmp_path / "grid", **grid),
-        lambda: slice_1d(model, loss, pair, mode=mode, alphas=[0, 0.5], bn_mode="recalibrate", **ends),
-        lambda: connect(model, loss, pair, mode=mode, steps=2, points=3, **ends),
-    ):
+    for measure in (lambda: slice_2d(model, loss, pair, mode=mode, checkpoint=tmp_path / "grid", **grid),
+                    lambda: slice_1d(model, loss, pair, mode=mode, alphas=[0, 0.5], bn_mode="recalibrate", **ends),
+                    lambda: connect(model, loss, pair, mode=mode, steps=2, points=3, **ends)):
         before, calls = everything(model), 0
         if fail_at is None:
             measure()

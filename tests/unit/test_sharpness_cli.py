@@ -334,10 +334,8 @@ def test_stopped(number, as_json, folder, tmp_path):
 
 def test_the_library_needs_none_of_the_command_lines_packages():
     blocked = ("tyro", "rich", "matplotlib", "jupyter", "pandas", "safetensors.torch")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sharpness, sharpness.panels; "
-        "print(len(sharpness.panels.TABLE))"
-    )
+    code = (f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sharpness, sharpness.panels; "
+            "print(len(sharpness.panels.TABLE))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(len(TABLE)), done.stderr
 
