@@ -121,9 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:  # the user's own are in a UsageError
         return _complain(f"the package {error.name or 'needed'} cannot be imported ({error}); pip install batchlab", 1)
     except (MemoryError, torch.OutOfMemoryError):
-        return _complain(
-            f"out of memory after {len(done)} metrics: use fewer --examples or a smaller --batch-size", 1
-        )
+        return _complain(f"out of memory after {len(done)} metrics: use fewer --examples or a smaller --batch-size", 1)
     except (KeyboardInterrupt, Terminated) as stop:
         if done and not options.json:
             _show(_table(done))
@@ -345,10 +343,7 @@ def _table(entries: Sequence[Measured]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     right = (False, True, True, False, True, True)
     columns = list(zip(widths, right, strict=True))
-    lines = [
-        "  ".join(c.rjust(w) if r else c.ljust(w) for c, (w, r) in zip(row, columns, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = ["  ".join(c.rjust(w) if r else c.ljust(w) for c, (w, r) in zip(row, columns, strict=True)).rstrip() for row in rows]
     said: dict[str, list[str]] = {}
     for e in entries:
         if e.sentence:

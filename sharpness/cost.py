@@ -89,17 +89,9 @@ def cost_estimate(
         counts += work
         found[metric.name] = float(work @ seconds) * share
     return CostEstimate(
-        value=sum(found.values()),
-        metrics=found,
-        passes=int(counts[0]),
-        gradients=int(counts[1]),
-        products=int(counts[2]),
-        pass_seconds=seconds[0],
-        gradient_seconds=seconds[1],
-        product_seconds=seconds[2],
-        n=problem.n,
-        **certificate(problem),
-        status="ok",
+        value=sum(found.values()), metrics=found, passes=int(counts[0]), gradients=int(counts[1]),
+        products=int(counts[2]), pass_seconds=seconds[0], gradient_seconds=seconds[1],
+        product_seconds=seconds[2], n=problem.n, **certificate(problem), status="ok",
     )
 
 

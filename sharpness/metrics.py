@@ -53,12 +53,7 @@ class Subject:
         self.problem, self.data, self.progress = problem, data, progress
         self.pair = isinstance(data, tuple) and isinstance(data[0], Tensor)
         self._leading: dict[float, Eigenvalues] = {}
-        self.options: dict[str, Any] = {
-            "params": problem.names,
-            "batch_size": batch_size,
-            "mode": problem.mode,
-            "weight": weight,
-        }
+        self.options: dict[str, Any] = {"params": problem.names, "batch_size": batch_size, "mode": problem.mode, "weight": weight}
 
     def on(self, function: Callable[..., Any], **options: Any) -> Any:
         """A measurement of the model: `function` with everything that all of them take."""
@@ -145,9 +140,7 @@ def _overlap(subject: Subject) -> Result:
     found = subject.of(top_eigenvalues, **_TOP | {"k": min(_TOP["k"], subject.problem.n)})
     vectors = found.vectors
     if vectors is None:
-        raise FloatingPointError(
-            "a product of the Hessian was not finite, so that it has no eigenvectors here"
-        )
+        raise FloatingPointError("a product of the Hessian was not finite, so that it has no eigenvectors here")
     return subject.on(gradient_hessian_overlap, op=subject.operator, vectors=vectors, mixtures=5)
 
 
@@ -193,15 +186,8 @@ def _worst(**options: Any) -> Callable[[Subject], Result]:
 def _require_classes(problem: Problem) -> None:
     with problem.untouched(), problem.without_gradients():
         outputs, targets = problem.on_first(lambda inputs, targets: (problem.outputs(inputs), targets))
-    if (
-        not isinstance(outputs, Tensor)
-        or outputs.ndim != 2
-        or targets.ndim != 1
-        or targets.is_floating_point()
-    ):
-        raise ValueError(
-            "logits are normalised for outputs [b, classes] and targets [b] of class indices only"
-        )
+    if not isinstance(outputs, Tensor) or outputs.ndim != 2 or targets.ndim != 1 or targets.is_floating_point():
+        raise ValueError("logits are normalised for outputs [b, classes] and targets [b] of class indices only")
 
 
 def _random_slice(subject: Subject) -> Result:
@@ -220,9 +206,7 @@ def _random_slice(subject: Subject) -> Result:
     )
 
 
-_H, _F, _P, _W, _A, _G, _B = (
-    "spectrum", "Fisher", "Keskar", "random weights", "worst case", "gradient", "basin",
-)
+_H, _F, _P, _W, _A, _G, _B = "spectrum", "Fisher", "Keskar", "random weights", "worst case", "gradient", "basin"
 
 TABLE: tuple[Metric, ...] = (
     Metric("lambda_max", _H, "Largest eigenvalue of the Hessian.",

@@ -22,10 +22,7 @@ TARGET = 0.01
 SIZES = (16, 64, 256, 500)
 SEEDS = 8
 N_TRAIN, N_TEST = 5000, 200
-PHI = {
-    "phi_full": measure("phi_full", examples=100),
-    "phi_subspace": measure("phi_subspace", examples=100, subspace=10),
-}
+PHI = {"phi_full": measure("phi_full", examples=100), "phi_subspace": measure("phi_subspace", examples=100, subspace=10)}
 LAMBDA = measure("lambda_max", examples=100)
 SLICE = measure("slice", examples=100, points=25)
 
@@ -48,9 +45,7 @@ def pairs(request: Request) -> list[Pair]:
     return [Pair(config(SIZES[0], seed), config(SIZES[-1], seed), SLICE) for seed in range(3)]
 
 
-def difference(
-    value: str, sign: int, unit: str = "percentage points", scale: ValueScale = ValueScale.LINEAR
-) -> Contrast:
+def difference(value: str, sign: int, unit: str = "percentage points", scale: ValueScale = ValueScale.LINEAR) -> Contrast:
     return Contrast(value, (LARGE, SMALL), sign, unit, scale)
 
 
@@ -208,9 +203,7 @@ def _certificate(value: float, status: str, details: dict[str, Any]) -> dict[str
 def _slice(seed: int) -> dict[str, list[float]]:
     a = np.linspace(-1, 2, 25)
     bump = 1 + 0.1 * seed
-    train = 0.01 + bump * (
-        2 * np.clip(-a, 0, None) ** 2 + 20 * np.clip(a - 1, 0, None) ** 2 + 0.3 * (a * (1 - a)).clip(0)
-    )
+    train = 0.01 + bump * (2 * np.clip(-a, 0, None) ** 2 + 20 * np.clip(a - 1, 0, None) ** 2 + 0.3 * (a * (1 - a)).clip(0))
     test = 1.0 + train + 0.2 * a
     curves = {"alphas": a, "train_loss": train, "test_loss": test, "train_accuracy": 100 * np.exp(-train / 5),
               "test_accuracy": 85 * np.exp(-test / 20)}

@@ -85,9 +85,7 @@ def make_case(name: str) -> Case:
     if name == "regression":
         return Case(mlp, nn.MSELoss(), inputs, torch.randn(13, 3, dtype=torch.float64))
     if name == "dropout in eval":
-        return Case(
-            nn.Sequential(mlp, nn.Dropout(0.5), nn.Linear(3, 3).double()), cross_entropy, inputs, targets
-        )
+        return Case(nn.Sequential(mlp, nn.Dropout(0.5), nn.Linear(3, 3).double()), cross_entropy, inputs, targets)
     if name == "tied":
         return Case(Tied().double(), cross_entropy, inputs, targets)
     if name == "frozen":
@@ -103,14 +101,4 @@ def make_case(name: str) -> Case:
     return Case(images, cross_entropy, pictures, targets, mode="train" if name == "bn train" else "eval")
 
 
-CASES = (
-    "linear softmax",
-    "mlp",
-    "regression",
-    "dropout in eval",
-    "tied",
-    "frozen",
-    "named, though frozen",
-    "bn eval",
-    "bn train",
-)
+CASES = "linear softmax", "mlp", "regression", "dropout in eval", "tied", "frozen", "named, though frozen", "bn eval", "bn train"

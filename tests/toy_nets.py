@@ -96,22 +96,29 @@ def loop(model, loss, inputs, targets, params=None):
     model.eval()
     for p in chosen:
         p.requires_grad_(True)
-    rows = [
-        torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(model(x[None]), t[None]), chosen)])
-        for x, t in zip(inputs, targets, strict=True)
-    ]
+    rows = [torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss(model(x[None]), t[None]), chosen)])
+            for x, t in zip(inputs, targets, strict=True)]
     for p, flag in zip(named.values(), flags, strict=True):
         p.requires_grad_(flag)
     return torch.stack(rows).numpy()
 
 
+class Failing:
+    """Cross-entropy until the given call, then Ctrl-C; counts its calls."""
+
+    def __init__(self, at):
+        self.at, self.calls = at, 0
+
+    def __call__(self, outputs, targets):
+        self.calls += 1
+        if self.calls >= self.at:
+            raise KeyboardInterrupt
+        return nn.functional.cross_entropy(outputs, targets)
+
+
 def state(model):
     """All that a measurement must leave as it found it."""
-    return (
-        [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.grad, t.detach().numpy().tobytes())
-            for t in [*model.parameters(), *model.buffers()]
-        ]
-        + [m.training for m in model.modules()]
-        + [torch.get_rng_state().numpy().tobytes()]
-    )
+    tensors = [*model.parameters(), *model.buffers()]
+    seen = [(id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors]
+    grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
+    return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()

@@ -10,10 +10,8 @@ from experiments.lab.declare.config import Budget, Machine, Norm, RunConfig
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Scale, Stage, Study, measure
 
 LRS = (0.01, 0.02, 0.04)
-BASE = RunConfig(
-    n_train=300, n_validation=100, width=24, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
-    budget=Budget.STEPS, steps=250,
-)
+BASE = RunConfig(n_train=300, n_validation=100, width=24, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
+                 budget=Budget.STEPS, steps=250)
 
 
 def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:

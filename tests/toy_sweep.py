@@ -15,10 +15,8 @@ from experiments.lab.declare.study import Measure, Pair, Record, Request, Scale,
 
 LRS = tuple(0.01 * 1.25**k for k in range(10))
 SEEDS, PARENTS = 14, 6
-BASE = RunConfig(
-    n_train=200, n_validation=100, width=16, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
-    budget=Budget.STEPS, steps=24,
-)
+BASE = RunConfig(n_train=200, n_validation=100, width=16, depth=2, norm=Norm.BATCH, batch_size=20, lr=LRS[0], momentum=0.9,
+                 budget=Budget.STEPS, steps=24)
 
 
 def tune(request: Request, records: Sequence[Record]) -> list[RunConfig]:

@@ -132,19 +132,9 @@ def average_case_sharpness(
     status = "ok" if finite and resolved(problem, rises, float(np.abs(losses).max())) else "unresolved"
     return AverageCaseSharpness(
         value=float(weights @ rises.mean(axis=1)) if finite else math.nan,
-        standard_error=float(np.linalg.norm(weights * np.array(errors))) if known else None,
-        rises=rises,
-        batches=len(rises),
-        loss=float(weights @ np.array(losses)),
-        rho=float(rho),
-        adaptive=adaptive,
-        draws=draws,
-        antithetic=antithetic,
-        m=m,
-        logit_normalised=logit_normalised,
-        fixed=fixed,
-        evaluations=draws + 1,
-        n=problem.n,
-        **certificate(problem),
+        standard_error=float(np.linalg.norm(weights * np.array(errors))) if known else None, rises=rises,
+        batches=len(rises), loss=float(weights @ np.array(losses)), rho=float(rho), adaptive=adaptive,
+        draws=draws, antithetic=antithetic, m=m, logit_normalised=logit_normalised, fixed=fixed,
+        evaluations=draws + 1, n=problem.n, **certificate(problem),
         status="nonfinite" if not finite else "fixed" if fixed == problem.n else status,
     )

@@ -119,16 +119,9 @@ def local_entropy(
         value, error = _log_mean(logs)
         effective = float(np.exp(2 * logsumexp(logs) - logsumexp(2 * logs)))
     return LocalEntropy(
-        value=value,
-        standard_error=error,
-        log_integral=value + problem.n / 2 * float(np.log(2 * np.pi / gamma)),
-        effective=effective,
-        loss=here,
-        gamma=gamma,
-        temperature=temperature,
-        samples=samples,
-        evaluations=samples + 1,
-        n=problem.n,
+        value=value, standard_error=error,
+        log_integral=value + problem.n / 2 * float(np.log(2 * np.pi / gamma)), effective=effective, loss=here,
+        gamma=gamma, temperature=temperature, samples=samples, evaluations=samples + 1, n=problem.n,
         **certificate(problem),
         status="nonfinite" if not finite else "ok" if effective >= MIN_EFFECTIVE else "degenerate",
     )
@@ -256,15 +249,8 @@ def basin_radius(
         standard_error=float(radii.std(ddof=1) / np.sqrt(directions)) if status == "ok" else float("nan"),
         log_radii=radii,
         log_volume_bound=moving / 2 * float(np.log(np.pi)) - float(gammaln(moving / 2 + 1)) + moving * value,
-        rise=rise,
-        scale=scale,
-        tolerance=tolerance,
-        directions=directions,
-        loss=here,
-        evaluations=count,
-        n=moving,
-        **certificate(problem),
-        status=status,
+        rise=rise, scale=scale, tolerance=tolerance, directions=directions, loss=here, evaluations=count,
+        n=moving, **certificate(problem), status=status,
     )
 
 

@@ -162,11 +162,7 @@ def epsilon_sharpness(
 
     facts = tuple(
         SharpnessStart(
-            a.start,
-            None if a.value is None else percent(a.value),
-            a.evaluations,
-            a.iterations,
-            a.status,
+            a.start, None if a.value is None else percent(a.value), a.evaluations, a.iterations, a.status,
             a.message,
         )
         for a in best.ascents
@@ -175,23 +171,11 @@ def epsilon_sharpness(
     below = [a for a in best.ascents if a.start == "origin" and a.value is not None and a.value < at_x - slack]
     status = "nonfinite" if any(s.status == "nonfinite" for s in facts) else "impossible" if below else "ok"
     return EpsilonSharpness(
-        value=percent(best.value),
-        value_origin=next((s.value for s in facts if s.name == "origin"), None),
-        start=best.start or "none",
-        starts=facts,
-        loss=at_x,
-        maximum=max(best.value, at_x),
-        epsilon=epsilon,
-        subspace=subspace,
-        iterations=iterations,
-        seed=seed,
-        mode=mode,
-        n=problem.n,
-        examples=problem.examples,
-        evaluations=1 + sum(s.evaluations for s in facts),
-        hessian_products=num_hvps,
-        dtype=problem.dtype.name,
-        status=status,
+        value=percent(best.value), value_origin=next((s.value for s in facts if s.name == "origin"), None),
+        start=best.start or "none", starts=facts, loss=at_x, maximum=max(best.value, at_x), epsilon=epsilon,
+        subspace=subspace, iterations=iterations, seed=seed, mode=mode, n=problem.n,
+        examples=problem.examples, evaluations=1 + sum(s.evaluations for s in facts),
+        hessian_products=num_hvps, dtype=problem.dtype.name, status=status,
     )
 
 

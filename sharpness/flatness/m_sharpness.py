@@ -27,9 +27,7 @@ def batches_of(problem: Problem, m: int | None, seed: int) -> Iterator[Problem]:
         return iter([problem])
     check_count("m", m, "128")
     if m > problem.examples:
-        raise ValueError(
-            f"m is {m} and data has {problem.examples} examples: pass a smaller m, or None for all"
-        )
+        raise ValueError(f"m is {m} and data has {problem.examples} examples: pass a smaller m, or None for all")
     if isinstance(problem.data, TensorBatches):
         return _shuffled(problem, problem.data, m, seed)
     lengths = [length_of(inputs, targets) for inputs, targets, _ in problem.passes()]

@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sharpness.flatness.perturbation import (
-    Scaling,
-    check_draws,
-    check_scaling,
-    mean_and_error,
-    sample,
-    standard_deviations,
-)
+from sharpness.flatness.perturbation import Scaling, check_draws, check_scaling, mean_and_error, sample, standard_deviations
 from sharpness.problem.arguments import check_choice, check_positive
 from sharpness.problem.batches import Data
 from sharpness.problem.evaluate import evaluate
@@ -153,25 +146,13 @@ def pac_bayes_sigma(
     error = _log_error(tried, sigma) if bracket else None
     value = 1.0 / sigma**2
     return PacBayesSigma(
-        value=value,
-        standard_error=None if error is None else 2.0 * value * error,
-        sigma=sigma,
-        sigma_error=None if error is None else sigma * error,
-        bracket=bracket,
+        value=value, standard_error=None if error is None else 2.0 * value * error, sigma=sigma,
+        sigma_error=None if error is None else sigma * error, bracket=bracket,
         drop=float((tried[sigma] if bracket else list(tried.values())[-1]).mean()),
-        sigmas=np.array(list(tried)),
-        drops=np.array([units.mean() for units in tried.values()]),
-        quantity=quantity,
-        limit=limit,
-        draws=draws,
-        antithetic=antithetic,
-        scaling=scaling,
-        epsilon=float(epsilon),
-        tolerance=float(tolerance),
-        evaluations=1 + draws * len(tried),
-        n=problem.n,
-        **certificate(problem),
-        status=status,
+        sigmas=np.array(list(tried)), drops=np.array([units.mean() for units in tried.values()]),
+        quantity=quantity, limit=limit, draws=draws, antithetic=antithetic, scaling=scaling,
+        epsilon=float(epsilon), tolerance=float(tolerance), evaluations=1 + draws * len(tried), n=problem.n,
+        **certificate(problem), status=status,
     )
 
 

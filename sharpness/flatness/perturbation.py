@@ -126,21 +126,12 @@ def random_perturbation(
     value, error = mean_and_error(rises)
     drop, drop_error = mean_and_error(drops) if finite else (math.nan, None)
     return RandomPerturbation(
-        value=value if finite else math.nan,
-        standard_error=error,
+        value=value if finite else math.nan, standard_error=error,
         accuracy_drop=None if math.isnan(drop) else drop,
-        accuracy_drop_error=None if math.isnan(drop) else drop_error,
-        loss=origin[0],
-        accuracy=None if math.isnan(origin[1]) else origin[1],
-        rises=rises,
-        sigma=float(sigma),
-        scaling=scaling,
-        epsilon=float(epsilon),
-        draws=draws,
-        antithetic=antithetic,
-        evaluations=draws + 1,
-        n=problem.n,
-        **certificate(problem),
+        accuracy_drop_error=None if math.isnan(drop) else drop_error, loss=origin[0],
+        accuracy=None if math.isnan(origin[1]) else origin[1], rises=rises, sigma=float(sigma),
+        scaling=scaling, epsilon=float(epsilon), draws=draws, antithetic=antithetic, evaluations=draws + 1,
+        n=problem.n, **certificate(problem),
         status="nonfinite" if not finite else "ok" if resolved(problem, rises, origin[0]) else "unresolved",
     )
 

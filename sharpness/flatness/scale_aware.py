@@ -101,18 +101,10 @@ def fisher_rao_norm(
     value = float(np.sqrt(squared)) if finite else float("nan")
     error = float("nan") if not finite else float(squares.std(ddof=1) / np.sqrt(total)) if total > 1 else None
     return FisherRaoNorm(
-        value=value,
-        squared=squared if finite else float("nan"),
-        standard_error=error / (2 * value) if error is not None and value > 0 else error,
-        squared_error=error,
-        labels=labels,
-        evaluations=1 if labels == "data" else 2,
-        examples=problem.examples,
-        n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=None,
-        status="ok" if finite else "nonfinite",
+        value=value, squared=squared if finite else float("nan"),
+        standard_error=error / (2 * value) if error is not None and value > 0 else error, squared_error=error,
+        labels=labels, evaluations=1 if labels == "data" else 2, examples=problem.examples, n=problem.n,
+        dtype=problem.dtype.name, mode=mode, seed=None, status="ok" if finite else "nonfinite",
     )
 
 
@@ -126,9 +118,7 @@ def _output_variances(problem: Problem, w: Vector, meter: Meter) -> Vector:
         if not rows:
             _require_own_rows(problem, inputs, logits)
         dummy = torch.zeros_like(logits, requires_grad=True)
-        backward = torch.autograd.grad(
-            logits, problem.parameters, dummy, create_graph=True, allow_unused=True
-        )
+        backward = torch.autograd.grad(logits, problem.parameters, dummy, create_graph=True, allow_unused=True)
         pairs = [(b, v) for b, v in zip(backward, direction, strict=True) if b is not None]
         along = torch.autograd.grad([b for b, _ in pairs], dummy, [v for _, v in pairs])[0].double()
         p = logits.detach().double().softmax(dim=1)
@@ -146,9 +136,7 @@ def _require_cross_entropy(problem: Problem, logits: Any, targets: Tensor) -> No
     found = problem.loss(logits, targets).item()
     plain = nn.functional.cross_entropy(logits, targets).item()
     if abs(found - plain) > 1e-4 * (abs(plain) + 1e-2):
-        raise ValueError(
-            f"loss is {found:.6g} where the cross-entropy is {plain:.6g}: labels='model' needs the latter"
-        )
+        raise ValueError(f"loss is {found:.6g} where the cross-entropy is {plain:.6g}: labels='model' needs the latter")
 
 
 def _require_own_rows(problem: Problem, inputs: Any, logits: Tensor) -> None:
@@ -236,14 +224,9 @@ def relative_trace(
     sums = shares.sum(axis=1) if finite else np.full(probes, np.nan)
     means = shares.mean(axis=0) if finite else np.full(len(problem.names), np.nan)
     return RelativeTrace(
-        value=float(sums.mean()),
-        standard_error=float(sums.std(ddof=1) / np.sqrt(probes)),
-        by_parameter=dict(zip(problem.names, means.tolist(), strict=True)),
-        scale=scale,
-        matvecs=probes,
-        n=problem.n,
-        **certificate(problem),
-        status="ok" if finite else "nonfinite",
+        value=float(sums.mean()), standard_error=float(sums.std(ddof=1) / np.sqrt(probes)),
+        by_parameter=dict(zip(problem.names, means.tolist(), strict=True)), scale=scale, matvecs=probes,
+        n=problem.n, **certificate(problem), status="ok" if finite else "nonfinite",
         curvature_check=op.curvature_check,
     )
 
@@ -278,9 +261,7 @@ class NormScaled(Result):
     status: str
 
 
-def norm_scaled(
-    eigenvalues: Eigenvalues | ArrayLike, model: nn.Module, *, params: Sequence[str] | None = None
-) -> NormScaled:
+def norm_scaled(eigenvalues: Eigenvalues | ArrayLike, model: nn.Module, *, params: Sequence[str] | None = None) -> NormScaled:
     """Eigenvalues of the Hessian times ||w||^2: curvature per relative change of the whole weight vector.
 
     Unchanged when all weights of a scale-invariant network are multiplied by one number. Misleads under

@@ -162,23 +162,10 @@ def worst_case_sharpness(
     else:
         status = "fixed" if fixed == problem.n else "stationary" if "stationary" in statuses else "ok"
     return WorstCaseSharpness(
-        value=value,
-        standard_error=error,
-        batch_values=gains,
-        batches=len(gains),
-        loss=float(weights @ np.array(losses)),
-        rho=float(rho),
-        norm=norm,
-        adaptive=adaptive,
-        steps=steps,
-        starts=starts,
-        m=m,
-        logit_normalised=logit_normalised,
-        fixed=fixed,
-        evaluations=math.ceil(round(evaluations, 6)),
-        n=problem.n,
-        **certificate(problem),
-        status=status,
+        value=value, standard_error=error, batch_values=gains, batches=len(gains),
+        loss=float(weights @ np.array(losses)), rho=float(rho), norm=norm, adaptive=adaptive, steps=steps,
+        starts=starts, m=m, logit_normalised=logit_normalised, fixed=fixed,
+        evaluations=math.ceil(round(evaluations, 6)), n=problem.n, **certificate(problem), status=status,
     )
 
 

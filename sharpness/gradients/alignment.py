@@ -109,16 +109,12 @@ def gradient_hessian_overlap(
     n, total, facts = problem.n, problem.examples, facts_of(op)
     basis = _orthonormal(vectors, n)
     if facts.n != n:
-        raise ValueError(
-            f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params"
-        )
+        raise ValueError(f"op is {tuple(op.shape)} and the model has {n} parameters: build op with the same params")
     if total < 3 or not is_whole(mixtures) or mixtures < 2:
         raise ValueError(f"{total} examples and mixtures = {shown(mixtures)}: at least 3 and 2 are needed")
     signs = np.random.default_rng(seed).choice((-1.0, 1.0), size=(mixtures, total))
     with problem.untouched():
-        spread = gradient_spread(
-            problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total)
-        )
+        spread = gradient_spread(problem, basis, signs, Meter(progress, "gradient_hessian_overlap: examples", total))
     gradient, d, c = spread.gradient, spread.deviations, spread.projections
     meter = Meter(progress, "gradient_hessian_overlap: HVPs", len(basis) + 1 + mixtures)
     product, nan = product_of(op, meter), float("nan")
@@ -146,26 +142,14 @@ def gradient_hessian_overlap(
         noise_without = (in_span.sum() - in_span) / (d.sum() - d)
         everything = np.nan_to_num(squared) * total + np.nan_to_num(trace) * (total - 1)
         return GradientHessianOverlap(
-            value=float(inside @ inside) / squared,
-            standard_error=jackknife_error(shares_without),
-            shares=inside**2 / squared,
-            noise_share=float(in_span.sum()) / (total - 1) / trace,
-            noise_share_error=jackknife_error(noise_without) if trace > 0 else nan,
-            chance=len(basis) / n,
-            curvature=float(forms[0]) / squared,
-            noise_curvature=noise / trace,
+            value=float(inside @ inside) / squared, standard_error=jackknife_error(shares_without),
+            shares=inside**2 / squared, noise_share=float(in_span.sum()) / (total - 1) / trace,
+            noise_share_error=jackknife_error(noise_without) if trace > 0 else nan, chance=len(basis) / n,
+            curvature=float(forms[0]) / squared, noise_curvature=noise / trace,
             noise_curvature_error=float(forms[1:].std(ddof=1)) / np.sqrt(mixtures) / trace,
             example_curvature=summed / everything if everything > 0 and status != "nonfinite" else nan,
-            lambda_max=lambda_max,
-            matvecs=len(basis) + 1 + mixtures,
-            evaluations=2,
-            mixtures=mixtures,
-            examples=total,
-            n=n,
-            dtype=problem.dtype.name,
-            mode=mode,
-            seed=seed,
-            status=status,
+            lambda_max=lambda_max, matvecs=len(basis) + 1 + mixtures, evaluations=2, mixtures=mixtures,
+            examples=total, n=n, dtype=problem.dtype.name, mode=mode, seed=seed, status=status,
             curvature_check=facts.curvature_check,
         )
 
@@ -265,21 +249,11 @@ def batch_sharpness(
         with np.errstate(invalid="ignore", divide="ignore"):
             error = jackknife_error((top.sum() - top) / (bottom.sum() - bottom))
     return BatchSharpness(
-        value=float(top.sum() / bottom.sum()) if defined else float("nan"),
-        standard_error=error,
-        curvatures=top,
-        squares=bottom,
-        batch=max(sizes),
-        batches=m,
-        matvecs=m,
-        evaluations=sum(sizes) / problem.examples,
-        examples=problem.examples,
-        n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=seed if pair else None,
-        status="ok" if defined else "undefined" if finite else "nonfinite",
-        curvature_check=verified,
+        value=float(top.sum() / bottom.sum()) if defined else float("nan"), standard_error=error,
+        curvatures=top, squares=bottom, batch=max(sizes), batches=m, matvecs=m,
+        evaluations=sum(sizes) / problem.examples, examples=problem.examples, n=problem.n,
+        dtype=problem.dtype.name, mode=mode, seed=seed if pair else None,
+        status="ok" if defined else "undefined" if finite else "nonfinite", curvature_check=verified,
     )
 
 
@@ -288,9 +262,7 @@ def jackknife_error(without: Vector) -> float:
     return float(np.sqrt((len(without) - 1) * np.mean((without - without.mean()) ** 2)))
 
 
-def _parts(
-    problem: Problem, data: Any, batch: int | None, batches: int | None, seed: int
-) -> Iterator[Problem]:
+def _parts(problem: Problem, data: Any, batch: int | None, batches: int | None, seed: int) -> Iterator[Problem]:
     """The problem on each batch alone; dropout masks differ between batches."""
     if batch is None:
         for j, (inputs, targets, _) in enumerate(problem.passes()):

@@ -111,23 +111,11 @@ def gradient_noise(
     signals = squared - 2 * p / (total - 1) + d / (total - 1) ** 2 - traces / (total - 1)
     ratio = _ratio(trace, squared - trace / total, traces, signals)
     return GradientNoise(
-        value=ratio.value,
-        standard_error=ratio.standard_error,
-        interval=ratio.interval,
-        data_value=trace / squared if squared > 0 else float("nan"),
-        trace=trace,
-        trace_error=ratio.errors[0],
-        gradient_squared=squared,
-        population_gradient_squared=squared - trace / total,
-        population_gradient_squared_error=ratio.errors[1],
-        loss=spread.loss,
-        evaluations=2,
-        examples=total,
-        n=problem.n,
-        dtype=problem.dtype.name,
-        mode=mode,
-        seed=None,
-        status=ratio.status,
+        value=ratio.value, standard_error=ratio.standard_error, interval=ratio.interval,
+        data_value=trace / squared if squared > 0 else float("nan"), trace=trace, trace_error=ratio.errors[0],
+        gradient_squared=squared, population_gradient_squared=squared - trace / total,
+        population_gradient_squared_error=ratio.errors[1], loss=spread.loss, evaluations=2, examples=total,
+        n=problem.n, dtype=problem.dtype.name, mode=mode, seed=None, status=ratio.status,
     )
 
 
@@ -184,9 +172,7 @@ def noise_scale_from_batches(
     first = numbers_of("small_squared", small_squared, "squared norms, [m] or [m, j]")
     second = numbers_of("big_squared", big_squared, "squared norms, [m]")
     if first.ndim not in (1, 2) or second.ndim != 1 or len(first) != len(second) or not first.size:
-        raise ValueError(
-            f"small_squared has shape {first.shape} and big_squared {second.shape}: [m] or [m, j], and [m]"
-        )
+        raise ValueError(f"small_squared has shape {first.shape} and big_squared {second.shape}: [m] or [m, j], and [m]")
     if len(second) < 3:
         raise ValueError(f"{len(second)} measurements: an interval needs at least 3")
     sizes = (small, big) if examples is None else (small, big, examples)
@@ -211,16 +197,9 @@ def noise_scale_from_batches(
         logged=True,
     )
     return NoiseScale(
-        value=ratio.value,
-        standard_error=ratio.standard_error,
-        interval=ratio.interval,
-        trace=float(traces.mean()),
-        gradient_squared=float(signals.mean()),
-        measurements=m,
-        small=small,
-        big=big,
-        examples=examples,
-        status=ratio.status,
+        value=ratio.value, standard_error=ratio.standard_error, interval=ratio.interval,
+        trace=float(traces.mean()), gradient_squared=float(signals.mean()), measurements=m, small=small,
+        big=big, examples=examples, status=ratio.status,
     )
 
 

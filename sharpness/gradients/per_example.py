@@ -188,9 +188,7 @@ def _one_by_one(
 def refuse_batch_statistics(problem: Problem) -> None:
     """Raise ValueError where a layer normalises with statistics of the batch: its examples are coupled."""
     for name, module in problem.model.named_modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and (
-            module.training or module.running_mean is None
-        ):
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and (module.training or module.running_mean is None):
             raise ValueError(
                 f"module {name!r} normalises with batch statistics, so that per-example gradients do not "
                 "exist: use mode='eval' and layers with running statistics"

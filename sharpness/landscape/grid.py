@@ -142,18 +142,10 @@ def slice_2d(
     shape, norms = (len(first_axis), len(second_axis)), [float(np.linalg.norm(d)) for d in given]
     accuracy = known_or_none(accuracies)
     return Slice2D(
-        alphas=first_axis,
-        betas=second_axis,
-        losses=losses.reshape(shape),
-        accuracies=None if accuracy is None else accuracy.reshape(shape),
-        standard_error=None,
-        norms=(norms[0], norms[1]),
-        cosine=cosine,
-        bn_mode=bn_mode,
-        evaluations=len(where) - resumed,
-        resumed=resumed,
-        n=moving.n,
-        **certificate(problem),
+        alphas=first_axis, betas=second_axis, losses=losses.reshape(shape),
+        accuracies=None if accuracy is None else accuracy.reshape(shape), standard_error=None,
+        norms=(norms[0], norms[1]), cosine=cosine, bn_mode=bn_mode, evaluations=len(where) - resumed,
+        resumed=resumed, n=moving.n, **certificate(problem),
         status="ok" if np.isfinite(losses).all() else "nonfinite",
     )
 

@@ -26,9 +26,7 @@ Above = Literal["larger end", "mean of ends", "line"]
 _AT = 1e-9  # of 0 and 1, where sums of steps end
 
 
-def barrier(
-    alphas: Sequence[float] | Vector, losses: Sequence[float] | Vector, above: Above = "larger end"
-) -> float:
+def barrier(alphas: Sequence[float] | Vector, losses: Sequence[float] | Vector, above: Above = "larger end") -> float:
     """How high a path rises: the maximum over its points with alpha in [0, 1] of loss - level(alpha).
 
     above "larger end": level = max(loss(0), loss(1)), which has to be climbed from the higher end; never
@@ -174,28 +172,15 @@ def connect(
         inner = [_measure(mover, (1 - t) * a + t * b, t, meter) for t in ts[1:-1]]
         line = np.array([curve[0], *inner, curve[-1]])
     value, linear_value = barrier(ts, curve[:, 0]), barrier(ts, line[:, 0])
-    finite = (
-        np.isfinite(curve[:, 0]).all() and np.isfinite(line[:, 0]).all() and np.isfinite(fit_losses).all()
-    )
+    finite = np.isfinite(curve[:, 0]).all() and np.isfinite(line[:, 0]).all() and np.isfinite(fit_losses).all()
     xs = [_bezier(t, a, bend, b) for t in ts]
     return Connection(
-        value=value,
-        linear_value=linear_value,
-        alphas=ts,
-        losses=curve[:, 0].copy(),
-        accuracies=known_or_none(curve[:, 1].copy()),
-        linear_losses=line[:, 0].copy(),
-        linear_accuracies=known_or_none(line[:, 1].copy()),
-        bend=bend,
-        fit_losses=fit_losses,
+        value=value, linear_value=linear_value, alphas=ts, losses=curve[:, 0].copy(),
+        accuracies=known_or_none(curve[:, 1].copy()), linear_losses=line[:, 0].copy(),
+        linear_accuracies=known_or_none(line[:, 1].copy()), bend=bend, fit_losses=fit_losses,
         length=float(sum(np.linalg.norm(x - y) for x, y in zip(xs[1:], xs[:-1], strict=True))),
-        linear_length=float(np.linalg.norm(b - a)),
-        standard_error=None,
-        learning_rate=learning_rate,
-        evaluations=len(fit_losses) + 2 * points - 2,
-        bn_mode=bn_mode,
-        n=problem.n,
-        **certificate(problem),
+        linear_length=float(np.linalg.norm(b - a)), standard_error=None, learning_rate=learning_rate,
+        evaluations=len(fit_losses) + 2 * points - 2, bn_mode=bn_mode, n=problem.n, **certificate(problem),
         status="nonfinite" if not finite else "ok" if value <= linear_value else "not lower",
     )
 
@@ -211,9 +196,7 @@ def _measure(mover: WeightMover, w: Vector, t: float, meter: Meter) -> tuple[flo
     return found
 
 
-def _fit(
-    mover: WeightMover, a: Vector, b: Vector, steps: int, rate: float, seed: int, meter: Meter
-) -> tuple[Vector, Vector]:
+def _fit(mover: WeightMover, a: Vector, b: Vector, steps: int, rate: float, seed: int, meter: Meter) -> tuple[Vector, Vector]:
     """The bend after `steps` of Adam, and the loss at each; ends early, at the last finite bend, where the
     loss or gradient is not finite."""
     rng = np.random.default_rng(seed)

@@ -99,9 +99,7 @@ def plane_through(a: Vector, b: Vector, c: Vector) -> Plane:
     raise ValueError("the three points lie on a line or coincide, and span no plane: pass three others")
 
 
-def trajectory_directions(
-    checkpoints: Sequence[Vector] | Vector, k: int = 2, *, about: About = "final"
-) -> Trajectory:
+def trajectory_directions(checkpoints: Sequence[Vector] | Vector, k: int = 2, *, about: About = "final") -> Trajectory:
     """Principal directions of the weights w_1 ... w_t of a training run (Li et al. 2018, section 7).
 
     about "final": the k leading right singular vectors of the matrix with rows w_t - w_final; `values` are
@@ -139,17 +137,8 @@ def trajectory_directions(
     signs = np.where(coordinates[0] < 0, -1.0, 1.0)
     basis, coordinates = basis * signs, coordinates * signs
     beside = np.sqrt(np.maximum(np.einsum("tn,tn->t", from_final, from_final) - (coordinates**2).sum(1), 0.0))
-    return Trajectory(
-        directions=np.ascontiguousarray(basis.T),
-        values=squares[:k] / squares.sum(),
-        coordinates=coordinates,
-        distances=beside,
-        about=about,
-        standard_error=None,
-        n=points.shape[1],
-        dtype="float64",
-        status="ok",
-    )
+    return Trajectory(directions=np.ascontiguousarray(basis.T), values=squares[:k] / squares.sum(), coordinates=coordinates,
+                      distances=beside, about=about, standard_error=None, n=points.shape[1], dtype="float64", status="ok")
 
 
 def _gram(rows: Vector) -> Vector:

@@ -143,17 +143,9 @@ def slice_1d(
     meter = Meter(progress, "slice_1d: points", len(where))
     losses, accuracies, resumed = measure_points(mover, where, weights, [curve, a, b], checkpoint, meter)
     return Slice1D(
-        alphas=points,
-        losses=losses,
-        accuracies=known_or_none(accuracies),
-        standard_error=None,
-        curve=curve,
-        bn_mode=chosen,
-        recalibrated=chosen == "recalibrate",
-        evaluations=len(points) - resumed,
-        resumed=resumed,
-        n=problem.n,
-        **certificate(problem),
+        alphas=points, losses=losses, accuracies=known_or_none(accuracies), standard_error=None, curve=curve,
+        bn_mode=chosen, recalibrated=chosen == "recalibrate", evaluations=len(points) - resumed,
+        resumed=resumed, n=problem.n, **certificate(problem),
         status="ok" if np.isfinite(losses).all() else "nonfinite",
     )
 

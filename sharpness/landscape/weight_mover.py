@@ -82,37 +82,20 @@ def make_weight_mover(
     if hook is not None and not callable(hook):
         raise ValueError(f"recalibrate is {shown(hook)}: it must be a function of the model, or None")
     if bn_mode != "recalibrate" and (hook is not None or calibration is not None):
-        raise ValueError(
-            f"bn_mode is {bn_mode!r} and recalibrate or calibration is given: they belong to 'recalibrate'"
-        )
+        raise ValueError(f"bn_mode is {bn_mode!r} and recalibrate or calibration is given: they belong to 'recalibrate'")
     if hook is not None and calibration is not None:
-        raise ValueError(
-            "recalibrate and calibration are both given: the hook chooses its own data, leave one"
-        )
+        raise ValueError("recalibrate and calibration are both given: the hook chooses its own data, leave one")
     statistics = None
     if bn_mode == "recalibrate" and hook is None:
         refuse_unknown_statistics(problem.model)
         source, size = data if calibration is None else calibration, batch_size
-        if (
-            isinstance(source, (tuple, list))
-            and len(source) == 2
-            and all(isinstance(p, Tensor) for p in source)
-        ):
+        if isinstance(source, (tuple, list)) and len(source) == 2 and all(isinstance(p, Tensor) for p in source):
             source = source if size else _equal_batches(*source)
         else:
             size = None
-        statistics = make_problem(
-            problem.model,
-            problem.criterion,
-            source,
-            params=problem.names,
-            batch_size=size,
-            mode=problem.mode,
-            seed=problem.seed,
-        )
-    own = tuple(
-        (m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None
-    )
+        statistics = make_problem(problem.model, problem.criterion, source, params=problem.names, batch_size=size,
+                                  mode=problem.mode, seed=problem.seed)
+    own = tuple((m, key, b) for m in problem.model.modules() for key, b in m._buffers.items() if b is not None)
     return WeightMover(problem, bn_mode, hook, statistics, ends, own)
 
 

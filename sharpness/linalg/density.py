@@ -143,30 +143,15 @@ def spectral_density(
     if finite:
         width, points = _resolution(nodes, steps, points, sigma)
         bells = [_smoothed(points, t, w, width) for t, w in zip(nodes, weights, strict=True)]
-        (density, error), (cumulative, cumulative_error) = (
-            _over_probes(np.array(part)) for part in zip(*bells, strict=True)
-        )
+        (density, error), (cumulative, cumulative_error) = (_over_probes(np.array(part)) for part in zip(*bells, strict=True))
     else:
         width, points = sigma or float("nan"), np.full(_POINTS, np.nan) if points is None else points
         density, error, cumulative, cumulative_error = (np.full(len(points), np.nan) for _ in range(4))
     return SpectralDensity(
-        values=density,
-        standard_error=error,
-        cumulative=cumulative,
-        cumulative_error=cumulative_error,
-        grid=points,
-        sigma=width,
-        nodes=tuple(nodes),
-        weights=tuple(weights),
-        probes=probes,
-        steps=steps,
-        matvecs=lanczos.matvecs,
-        n=facts.n,
-        examples=facts.examples,
-        dtype=facts.dtype,
-        mode=facts.mode,
-        curvature_check=facts.curvature_check,
-        seed=seed,
+        values=density, standard_error=error, cumulative=cumulative, cumulative_error=cumulative_error,
+        grid=points, sigma=width, nodes=tuple(nodes), weights=tuple(weights), probes=probes, steps=steps,
+        matvecs=lanczos.matvecs, n=facts.n, examples=facts.examples, dtype=facts.dtype, mode=facts.mode,
+        curvature_check=facts.curvature_check, seed=seed,
         status=_status(facts, nodes, points, density, cumulative) if finite else "nonfinite",
     )
 
@@ -249,9 +234,7 @@ def _over_probes(each: Vector) -> tuple[Vector, Vector]:
     return each.mean(axis=0), each.std(axis=0, ddof=1) / np.sqrt(len(each))
 
 
-def _resolution(
-    nodes: list[Vector], steps: int, points: Vector | None, sigma: float | None
-) -> tuple[float, Vector]:
+def _resolution(nodes: list[Vector], steps: int, points: Vector | None, sigma: float | None) -> tuple[float, Vector]:
     low, high = min(float(t[0]) for t in nodes), max(float(t[-1]) for t in nodes)
     size = max(abs(low), abs(high))
     spread = high - low if high - low > 1e-12 * size else 0.0

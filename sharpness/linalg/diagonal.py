@@ -45,9 +45,7 @@ class Diagonal(Result):
     curvature_check: float | None = None
 
 
-def diagonal(
-    op: Operator, *, matvecs: int = 100, exact: bool = False, seed: int = 0, progress: Progress = None
-) -> Diagonal:
+def diagonal(op: Operator, *, matvecs: int = 100, exact: bool = False, seed: int = 0, progress: Progress = None) -> Diagonal:
     """The diagonal of an operator [n, n]: mean of z * (M z) over random sign vectors z, or exactly by n products (HVPs).
 
     E[z_i (M z)_i] = M_ii (Bekas, Kokiopoulou & Saad 2007). The variance of entry i over probes is the sum of M_ij^2 over

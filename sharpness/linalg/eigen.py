@@ -159,9 +159,7 @@ def top_eigenvalues(
 class _Search:
     """The decisions: are the wanted pairs good enough, is it time for a second look, has that look ended?"""
 
-    def __init__(
-        self, space: KrylovSpace, k: int, key: Callable[[Vector], Vector], tol: float, eps: float
-    ) -> None:
+    def __init__(self, space: KrylovSpace, k: int, key: Callable[[Vector], Vector], tol: float, eps: float) -> None:
         self.space, self.k, self.key, self.tol, self.eps = space, k, key, tol, eps
         self.looking = False  # a second look is under way
         self.looked = False  # one has ended without a find
@@ -271,7 +269,5 @@ def _starts(start: ArrayLike, n: int) -> Vector:
     """The directions [j, n] to begin with."""
     rows = np.atleast_2d(numbers_of("start", start, f"at most 100 finite vectors of n = {n} entries, as rows"))
     if rows.ndim != 2 or rows.shape[1] != n or not np.isfinite(rows).all() or len(rows) > 100:
-        raise ValueError(
-            f"start has shape {rows.shape}: pass at most 100 finite vectors of n = {n} entries, as rows"
-        )
+        raise ValueError(f"start has shape {rows.shape}: pass at most 100 finite vectors of n = {n} entries, as rows")
     return rows

@@ -25,9 +25,7 @@ class KrylovSpace:
     Expanding along the newest tail is the Lanczos step. Everything is float64.
     """
 
-    def __init__(
-        self, product: Callable[[Vector], Vector], n: int, limit: int, rng: np.random.Generator
-    ) -> None:
+    def __init__(self, product: Callable[[Vector], Vector], n: int, limit: int, rng: np.random.Generator) -> None:
         self.n, self.limit, self.num_hvps = n, limit, 0
         self.scale = 0.0  # largest ||H v|| seen, a lower bound of ||H||
         self.asymmetry = 0.0  # largest difference between V H u and (H V)^T u: rounding
@@ -95,10 +93,8 @@ class KrylovSpace:
         column, outside = _project_out(image, self._basis[: m + 1])
         self.asymmetry = max(self.asymmetry, float(np.linalg.norm(column[:m] - coupling @ self._weights)))
         if self.asymmetry > 0.1 * self.scale:
-            raise ValueError(
-                "op is not symmetric, or its products differ from call to call: pass a symmetric operator "
-                "of a deterministic function (no fresh dropout, augmentation or sampling at each product)"
-            )
+            raise ValueError("op is not symmetric, or its products differ from call to call: pass a symmetric operator "
+                             "of a deterministic function (no fresh dropout, augmentation or sampling at each product)")
         self._append(column, outside, tail)
 
     def _append(self, column: Vector, outside: Vector, tail: int) -> None:

@@ -49,9 +49,7 @@ def facts_of(op: Operator) -> Facts:
     Raises ValueError for what is no operator, or one that is not square or empty.
     """
     if isinstance(op, type) or not (hasattr(op, "shape") and hasattr(op, "__matmul__")):
-        raise ValueError(
-            f"op is {shown(op)}: pass an operator, as hessian(model, loss, data) makes, or a symmetric matrix"
-        )
+        raise ValueError(f"op is {shown(op)}: pass an operator, as hessian(model, loss, data) makes, or a symmetric matrix")
     shape = tuple(op.shape)
     if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 1:
         raise ValueError(f"op has shape {shape}: a square symmetric operator is needed")

@@ -65,9 +65,7 @@ class Trace(_Estimate):
         return self.value - half, self.value + half
 
 
-def trace(
-    op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed: int = 0, progress: Progress = None
-) -> Trace:
+def trace(op: Operator, *, method: Method = "hutch++", matvecs: int = 100, seed: int = 0, progress: Progress = None) -> Trace:
     """tr(H) of an operator [n, n], with a standard error, from at most m = `matvecs` Hessian-vector products (HVPs).
 
     - m >= n: exact, from the n unit vectors.
@@ -130,9 +128,7 @@ class FrobeniusNorm(_Estimate):
         return ratio**2, 2 * ratio * self.standard_error / spectral_norm
 
 
-def frobenius_norm(
-    op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None
-) -> FrobeniusNorm:
+def frobenius_norm(op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None) -> FrobeniusNorm:
     """||H||_F of an operator [n, n] from E ||H z||^2 = ||H||_F^2 over `matvecs` random sign vectors z.
 
     Exact, by unit vectors, where matvecs >= n. Misleads with few probes where one eigenvalue dominates: it
@@ -166,9 +162,7 @@ class EffectiveRank(_Estimate):
     frobenius_norm: float
 
 
-def effective_rank(
-    op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None
-) -> EffectiveRank:
+def effective_rank(op: Operator, *, matvecs: int = 100, seed: int = 0, progress: Progress = None) -> EffectiveRank:
     """tr(H)^2 / ||H||_F^2 = (sum lambda)^2 / sum lambda^2 of an operator [n, n]: the participation ratio.
 
     In [1, rank] for positive semidefinite H, r for r equal eigenvalues. Misleads for indefinite H: signs
@@ -201,9 +195,7 @@ class NonFiniteError(ArithmeticError): ...
 class Probes:
     """Random vectors, and the operator's products with them, counted and checked."""
 
-    def __init__(
-        self, op: Operator, budget: int, minimum: int, what: str, seed: int, progress: Progress, name: str
-    ) -> None:
+    def __init__(self, op: Operator, budget: int, minimum: int, what: str, seed: int, progress: Progress, name: str) -> None:
         check_seed(seed)
         self.facts, self.seed, self.budget, self.matvecs = facts_of(op), seed, budget, 0
         n = self.n = self.facts.n

@@ -136,9 +136,7 @@ def fisher(
         raise ValueError(f"kind is {kind!r}: it must be 'empirical', 'true' or 'sampled'")
     problem = make_problem(model, loss, data, params=params, batch_size=batch_size, mode=mode, seed=seed, weight=weight)
     if mode == "train" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-        raise ValueError(
-            "batch norm in train mode couples the examples, so that no Fisher matrix exists: use mode='eval'"
-        )
+        raise ValueError("batch norm in train mode couples the examples, so that no Fisher matrix exists: use mode='eval'")
     if _likelihood(problem) is None and kind != "empirical":
         raise ValueError(
             f"loss is neither the cross-entropy of logits nor the mean squared error, so that its likelihood is "

@@ -127,9 +127,7 @@ class CurvatureOperator:
 
     def _apply(self, v: Tensor) -> Tensor:
         if v.ndim not in (1, 2) or len(v) != self.shape[0]:
-            raise ValueError(
-                f"v has shape {tuple(v.shape)}: the operator needs [{self.shape[0]}] or [{self.shape[0]}, k]"
-            )
+            raise ValueError(f"v has shape {tuple(v.shape)}: the operator needs [{self.shape[0]}] or [{self.shape[0]}, k]")
         if v.ndim == 1:
             return self._checked_product(v)
         columns = [self._checked_product(column) for column in v.T]

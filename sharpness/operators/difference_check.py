@@ -161,9 +161,7 @@ def _compared(problem: Problem, kind: Kind, inputs: Any, targets: Any, *, salt: 
         if min(size, max(second.sizes())) > tolerance and all(steady):
             status = "product"
             break
-    return CurvatureCheck(
-        size, slope, step, length_of(inputs, targets), problem.dtype.name, problem.mode, problem.seed, status
-    )
+    return CurvatureCheck(size, slope, step, length_of(inputs, targets), problem.dtype.name, problem.mode, problem.seed, status)
 
 
 class _Spot:
@@ -300,12 +298,10 @@ class _Spot:
                 scores = len(z) * (g + h) / 2
                 middle = scores * (scores * along[1]).flatten(1).sum(1).reshape(-1, *[1] * (z.ndim - 1)) / len(z)
             found = [(w * middle).sum().reshape(1).cpu().to(torch.float64) for w in along]
-            noise = [
-                _SMALL * float(w.norm()) * float(middle.norm())
-                + large * float(middle.norm())
-                + 16 * self.eps * max(float(g.norm()), len(z) ** -0.5) / small * float(w.norm())
-                for w in along
-            ]
+            noise = [_SMALL * float(w.norm()) * float(middle.norm())
+                     + large * float(middle.norm())
+                     + 16 * self.eps * max(float(g.norm()), len(z) ** -0.5) / small * float(w.norm())
+                     for w in along]
             slope = 0.5 * float(((g + h) * along[1]).sum()), (up - down) / (2 * small)
             rounding = 64 * self.eps * max(abs(up), abs(down), float(z.abs().max())) / small
             rounding += _SMALL * float(g.norm()) * float(along[1].norm())

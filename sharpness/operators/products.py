@@ -56,9 +56,7 @@ def forward_over_reverse(kind: Kind, problem: Problem, inputs: Any, targets: Any
     return product
 
 
-def double_backward(
-    kind: Kind, problem: Problem, inputs: Any, targets: Any
-) -> tuple[Product, Sequence[Tensor | None] | None]:
+def double_backward(kind: Kind, problem: Problem, inputs: Any, targets: Any) -> tuple[Product, Sequence[Tensor | None] | None]:
     """v -> M v by reverse mode alone, through a graph that is built here and kept; with the gradient of the
     mean loss where that comes for nothing (Hessian)."""
     parameters = problem.parameters

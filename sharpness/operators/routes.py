@@ -41,10 +41,8 @@ class Routes:
     it came for nothing; `num_hvps`, products so far.
     """
 
-    def __init__(
-        self, problem: Problem, kind: Kind, replicas: Sequence[Problem], *,
-        method: Method, sampled: bool, memory: int, record_after: int | None,
-    ) -> None:
+    def __init__(self, problem: Problem, kind: Kind, replicas: Sequence[Problem], *,
+                 method: Method, sampled: bool, memory: int, record_after: int | None) -> None:
         self.route: Route | None = None
         self.retained_bytes, self.num_hvps = 0, 0
         self.gradient: NDArray[np.float64] | None = None
@@ -127,9 +125,7 @@ class Routes:
         for weight, replica, inputs, targets in self._batches(self._smaller):
             yield weight, replica, self._by_double_backward(replica, inputs, targets)[0]
 
-    def _by_double_backward(
-        self, replica: int, inputs: Any, targets: Any
-    ) -> tuple[Product, Sequence[Tensor | None] | None]:
+    def _by_double_backward(self, replica: int, inputs: Any, targets: Any) -> tuple[Product, Sequence[Tensor | None] | None]:
         try:
             return double_backward(self._kind, self._replicas[replica], inputs, targets)
         except Exception as error:

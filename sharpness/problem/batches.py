@@ -112,9 +112,7 @@ def _place(t: Tensor) -> int:
 
 def as_batches(data: Data, batch_size: int | None) -> Batches:
     """`data` as something that can be iterated again and again; a pair as `TensorBatches`."""
-    if batch_size is not None and (
-        isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1
-    ):
+    if batch_size is not None and (isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size!r}: it must be a positive integer or None")
     pair = as_whole(data)
     if pair is not None:
@@ -127,15 +125,11 @@ def as_batches(data: Data, batch_size: int | None) -> Batches:
             )
         return TensorBatches(inputs, targets, batch_size or max(lengths[0] or 0, 1))
     if batch_size is not None:
-        raise ValueError(
-            "batch_size splits a pair of tensors, and data is an iterable of batches: leave batch_size None"
-        )
+        raise ValueError("batch_size splits a pair of tensors, and data is an iterable of batches: leave batch_size None")
     if isinstance(data, (str, bytes, Tensor, np.ndarray)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         refuse_data(data)
     if isinstance(data, Iterator):  # asked without iter(data): a loader's start draws from the global generator
-        raise ValueError(
-            "data is a one-shot iterator and is needed several times: pass a list of it or a DataLoader"
-        )
+        raise ValueError("data is a one-shot iterator and is needed several times: pass a list of it or a DataLoader")
     return data
 
 
@@ -184,10 +178,8 @@ def read(batches: Batches, start: Callable[[], None]) -> tuple[Any, tuple[Any, .
         else:
             kept = None
         if len(prints) > limit:
-            raise ValueError(
-                f"data has not ended after {limit:,} batches: pass a list of those to measure on, such as "
-                "list(itertools.islice(loader, 100))"
-            )
+            raise ValueError(f"data has not ended after {limit:,} batches: pass a list of those to measure on, such as "
+                             "list(itertools.islice(loader, 100))")
     if isinstance(batches, (list, tuple)):
         return batches, None
     return kept, tuple(prints)

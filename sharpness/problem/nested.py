@@ -103,10 +103,8 @@ def take(value: Any, index: Tensor, length: int) -> Any:
         if isinstance(value, list) and len(value) == length and not batched:
             return [value[int(i)] for i in index]
         return rebuilt(value, [take(part, index, length) for part in value])
-    raise ValueError(
-        f"inputs hold a {type(value).__name__}, which cannot be cut into examples: pass data as a list of "
-        "batches of one example"
-    )
+    raise ValueError(f"inputs hold a {type(value).__name__}, which cannot be cut into examples: pass data as a list of "
+                     "batches of one example")
 
 
 def fingerprint(value: Any) -> tuple[Any, ...]:
@@ -141,9 +139,7 @@ def identical(a: Tensor, b: Tensor) -> bool:
     if (a.shape, a.dtype, a.device, a.layout) != (b.shape, b.dtype, b.device, b.layout):
         return False
     pairs = zip(_stored(a), _stored(b), strict=True)
-    return all(
-        x.shape == y.shape and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())) for x, y in pairs
-    )
+    return all(x.shape == y.shape and (torch.equal(x, y) or bool(((x == y) | ((x != x) & (y != y))).all())) for x, y in pairs)
 
 
 def _checksum(t: Tensor) -> tuple[Any, ...]:

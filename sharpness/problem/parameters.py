@@ -41,9 +41,7 @@ def select_parameters(
     if params is None:
         chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not chosen:
-            raise ValueError(
-                "model has no parameter with requires_grad: name the frozen ones to measure in params"
-            )
+            raise ValueError("model has no parameter with requires_grad: name the frozen ones to measure in params")
     else:
         params, given = tuple(params) if isinstance(params, Iterable) else (), params
         if not all(isinstance(name, str) for name in params) or not isinstance(given, Iterable):
@@ -51,9 +49,7 @@ def select_parameters(
         known |= {name: p for name, p in own.items() if name not in known}
         unknown = [name for name in params if name not in known]
         if unknown or not params:
-            raise ValueError(
-                f"params {unknown or '[]'} names no parameter of the model: choose among {[*list(known)[:8], *own]}"
-            )
+            raise ValueError(f"params {unknown or '[]'} names no parameter of the model: choose among {[*list(known)[:8], *own]}")
         chosen = {name: known[name] for name in params}
         if len({id(p) for p in chosen.values()}) < len(params):
             raise ValueError("params names the same parameter twice: name each (a tied one too) once")
@@ -62,9 +58,7 @@ def select_parameters(
             raise ValueError(f"parameter {name!r} is {p.dtype}: use float32 or float64, as by model.float()")
     for name, p in known.items():
         if not torch.isfinite(p).all():
-            raise ValueError(
-                f"parameter {name!r} of the model contains NaN or infinity: measure finite weights"
-            )
+            raise ValueError(f"parameter {name!r} of the model contains NaN or infinity: measure finite weights")
     return tuple(chosen), tuple(chosen.values())
 
 
@@ -91,9 +85,7 @@ def refuse_model(model: Any) -> None:
             )
 
 
-def flat_weights(
-    model: nn.Module, weights: Weights | None = None, *, params: Sequence[str] | None = None
-) -> Vector:
+def flat_weights(model: nn.Module, weights: Weights | None = None, *, params: Sequence[str] | None = None) -> Vector:
     """w [n], float64: the parameters of `model`, or those in `weights` (a state dict), flattened in the order
     in which every function of this library counts them.
 
@@ -109,9 +101,7 @@ def flat_weights(
     return vector_of(found)
 
 
-def named_tensors(
-    model: nn.Module, v: Vector | Tensor, *, params: Sequence[str] | None = None
-) -> dict[str, Tensor]:
+def named_tensors(model: nn.Module, v: Vector | Tensor, *, params: Sequence[str] | None = None) -> dict[str, Tensor]:
     """A vector [n], such as an eigenvector or a diagonal, as {parameter name: float64 tensor of its shape}.
 
     v, of the weights of `model`, in the order of `flat_weights` with the same `params`; an operator's are `op.names`.
@@ -140,14 +130,10 @@ def check_weights(model: nn.Module, label: str, weights: Weights) -> None:
     missing = sorted(needed - weights.keys())
     unknown = sorted(map(str, weights.keys() - model.state_dict().keys() - shapes.keys()))
     if missing or unknown:
-        raise ValueError(
-            f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights"
-        )
+        raise ValueError(f"{label} lacks {missing[:4]} and has the unknown {unknown[:4]}: pass this model's weights")
     for name in weights.keys() & shapes.keys():
         if weights[name].shape != shapes[name]:
-            raise ValueError(
-                f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
-                f"{tuple(shapes[name])}: pass weights of this very model"
-            )
+            raise ValueError(f"{label}[{name!r}] has shape {tuple(weights[name].shape)} and the model "
+                             f"{tuple(shapes[name])}: pass weights of this very model")
         if not torch.isfinite(weights[name]).all():
             raise ValueError(f"{label}[{name!r}] contains NaN or infinity: pass finite weights")

@@ -18,14 +18,7 @@ from sharpness.problem.calls import Call, as_pair, length_of, refusal, with_weig
 from sharpness.problem.means import Weight, share_of
 from sharpness.problem.module_state import Attributes, Buffers, modules_of
 from sharpness.problem.nested import cloned, fingerprint, to_device
-from sharpness.problem.untouched import (
-    Mode,
-    generator_states,
-    movable_weights,
-    restore_generators,
-    seed_generators,
-    untouched,
-)
+from sharpness.problem.untouched import Mode, generator_states, movable_weights, restore_generators, seed_generators, untouched
 
 Loss = Callable[..., Tensor]
 Vector = NDArray[np.float64]
@@ -122,11 +115,9 @@ class Problem:
     def on(self, batches: list[tuple[Any, Any]] | TensorBatches, *, seed: int | None = None) -> Problem:
         """The same model and loss on other batches, or some of them."""
         share, sizes = share_of(self.weight), [length_of(*batch) for batch in batches]
-        return replace(
-            self, data=batches, examples=sum(sizes),
-            batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
-            seed=self.seed if seed is None else seed,
-        )
+        return replace(self, data=batches, examples=sum(sizes),
+                       batches=sum(n > 0 for n in sizes), total=sum(share(*batch) for batch in batches), prints=None,
+                       seed=self.seed if seed is None else seed)
 
     def passes(self, *, restore: bool = True) -> Iterator[tuple[Any, Any, float]]:
         """One pass: (inputs, targets, weight s_b / S) on the model's device. Inside `untouched` only. A batch without
@@ -141,10 +132,8 @@ class Problem:
             if share:
                 yield inputs, targets, share / self.total
         if seen != self.examples:
-            raise ValueError(
-                f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
-                "the same examples each time it is iterated, such as a list or a DataLoader"
-            )
+            raise ValueError(f"data gave {self.examples} examples at first and {seen} in a later pass: pass what gives "
+                             "the same examples each time it is iterated, such as a list or a DataLoader")
 
     def walk(self, *, restore: bool = True) -> Iterator[tuple[int, Any, Any, float]]:
         """All batches that are not empty: (index, inputs, targets, s_b), as in `passes`.
@@ -180,9 +169,7 @@ class Problem:
             buffers.restore()
             attributes.restore()
         if self.prints is not None and index + 1 != len(self.prints):
-            raise DataChangedError(
-                f"data gives {len(self.prints)} batches in one pass and {index + 1} in another: {_REMEDY}"
-            )
+            raise DataChangedError(f"data gives {len(self.prints)} batches in one pass and {index + 1} in another: {_REMEDY}")
 
     def on_first(self, function: Callable[[Any, Any], Found]) -> Found:
         """`function` of the first batch's inputs and targets, as in a pass of its own. Inside `untouched` only."""
@@ -218,9 +205,7 @@ class Problem:
             loss = self.batch_loss(inputs, targets)
             value += weight * loss.item()
             if loss.requires_grad:
-                gradient += weight * self.flatten(
-                    torch.autograd.grad(loss, self.parameters, allow_unused=True)
-                )
+                gradient += weight * self.flatten(torch.autograd.grad(loss, self.parameters, allow_unused=True))
         return value, gradient.cpu().numpy()
 
     def flatten(self, tensors: Sequence[Tensor | None]) -> Tensor:
@@ -234,9 +219,7 @@ def scalar(loss: Any) -> Tensor:
     """A loss, checked to be one number."""
     if not isinstance(loss, Tensor) or loss.ndim != 0:
         shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-        raise ValueError(
-            f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')"
-        )
+        raise ValueError(f"loss returned {shape} instead of a scalar tensor: use the batch mean (reduction='mean')")
     return loss
 
 

@@ -149,9 +149,7 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
             with trial.without_gradients():
                 rules = None if single else rules_of(trial.loss, outputs, targets, length)
                 if not looks and math.isfinite(value) and is_summed(trial.loss, outputs, targets, value):
-                    raise ValueError(
-                        "loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'"
-                    )
+                    raise ValueError("loss doubles when a batch is repeated, so it is summed over examples: use reduction='mean'")
         except Exception as error:
             if company is not None and not exhausted(error):
                 return None
@@ -187,9 +185,7 @@ def surveyed(draft: Problem, weight: Weight | None, *, apart: bool = False) -> P
     shares = [float(k.counted if rule == "tokens" else k.rows if rule == "examples" else k.share) for k in looks]
     if not sum(shares) > 0:
         raise ValueError("weight is 0 for every batch: nothing is left to average")
-    return replace(
-        draft, examples=sum(k.rows for k in looks), batches=sum(s > 0 for s in shares), total=sum(shares), weight=rule
-    )
+    return replace(draft, examples=sum(k.rows for k in looks), batches=sum(s > 0 for s in shares), total=sum(shares), weight=rule)
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,7 @@ def movable_weights(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 @contextmanager
-def _without_hooks(
-    modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], observed: bool
-) -> Iterator[None]:
+def _without_hooks(modules: Sequence[nn.Module], parameters: Sequence[nn.Parameter], observed: bool) -> Iterator[None]:
     aside: list[tuple[dict[str, Any], str, Any]] = []
     tensors = [(p, p._backward_hooks) for p in parameters if p._backward_hooks]
     kinds = _GRADIENT_HOOKS if observed else (*_GRADIENT_HOOKS, *_FORWARD_HOOKS)
@@ -139,9 +137,7 @@ def _without_hooks(
 
 def has_observers(modules: Sequence[nn.Module]) -> bool:
     """Whether a module has forward hooks that are not torch's own."""
-    return any(
-        not is_torchs(hook) for m in modules for kind in _FORWARD_HOOKS for hook in vars(m).get(kind, {}).values()
-    )
+    return any(not is_torchs(hook) for m in modules for kind in _FORWARD_HOOKS for hook in vars(m).get(kind, {}).values())
 
 
 def is_torchs(hook: Any) -> bool:

@@ -66,9 +66,7 @@ def reference(net: Net) -> dict[str, Any]:
     tol: Any = 1e-8  # scipy has no types, and its default of 0 is taken for an int
     top = eigsh(op, 5, which="LA", tol=tol, v0=start, return_eigenvectors=False)
     top = np.sort(top)[::-1]
-    rest = top_eigenvalues(
-        hessian(net.model, CRITERION, (net.inputs, net.targets)), 16, which="LM", tol=3e-2
-    ).values
+    rest = top_eigenvalues(hessian(net.model, CRITERION, (net.inputs, net.targets)), 16, which="LM", tol=3e-2).values
     others = [v for v in rest if np.min(np.abs(top - v) / np.abs(v)) > 1e-2]
     return {"top": top.tolist(), "spectrum": [*top.tolist(), *map(float, others)]}
 
@@ -97,15 +95,11 @@ def run(tool: Tool, net: Net, k: int, setting: Any, seed: int) -> tuple[float, n
     return spent, values
 
 
-def time_tops(
-    net: Net, facts: dict[str, Any], k: int, repeats: int, tools: tuple[Tool, ...]
-) -> dict[str, Any]:
+def time_tops(net: Net, facts: dict[str, Any], k: int, repeats: int, tools: tuple[Tool, ...]) -> dict[str, Any]:
     """Median seconds of each tool at its setting; a setting that misses is replaced by the next."""
     wanted = np.asarray(facts["top"])[:k]
     spectrum = np.asarray(facts["spectrum"])
-    ladders = {
-        t.name: loosest(t, spectrum, net.size, k, range(3), ERROR) if t in PEERS else list(t.settings(k)) for t in tools
-    }
+    ladders = {t.name: loosest(t, spectrum, net.size, k, range(3), ERROR) if t in PEERS else list(t.settings(k)) for t in tools}
     times: dict[str, list[float]] = {t.name: [] for t in tools}
     errors: dict[str, list[float]] = {t.name: [] for t in tools}
     for seed in range(repeats):
@@ -153,12 +147,7 @@ def time_products(net: Net, repeats: int) -> dict[str, float]:
     chunked @ v
     pairs: list[list[float]] = []
     for _ in range(repeats):
-        works = (
-            lambda: gradient(len(net.targets)),
-            lambda: whole @ v,
-            lambda: gradient(100),
-            lambda: chunked @ v,
-        )
+        works = lambda: gradient(len(net.targets)), lambda: whole @ v, lambda: gradient(100), lambda: chunked @ v
         pairs.append([seconds(work)[0] for work in works])
     grad, product, grad100, product100 = (median(column) for column in zip(*pairs, strict=True))
     return {
@@ -217,18 +206,12 @@ def main() -> None:
     tools = (OURS, STRICT, *(t for t in PEERS if any(part in t.name for part in parts)))
     # Peers fail on attention's fused kernels, which have no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
-        found = {
-            name: measure(nets.make(name), chosen.cache, chosen.repeats, tools)
-            for name in chosen.nets.split(",")
-        }
+        found = {name: measure(nets.make(name), chosen.cache, chosen.repeats, tools) for name in chosen.nets.split(",")}
     print("\ngeometric means over the nets: seconds of the peer / ours")
     ratios: dict[str, float] = {}
     for k in KS:
         for tool in tools[1:]:
-            each = [
-                f[f"top{k}"][tool.name]["seconds"] / f[f"top{k}"][OURS.name]["seconds"]
-                for f in found.values()
-            ]
+            each = [f[f"top{k}"][tool.name]["seconds"] / f[f"top{k}"][OURS.name]["seconds"] for f in found.values()]
             ratios[f"{tool.name}, top {k}"] = geometric_mean(each)
             goal = f"  (goal {GOALS[tool.name, k]:g})" if (tool.name, k) in GOALS else ""
             print(f"  top {k}  {tool.name:30} {geometric_mean(each):6.2f} x{goal}")

@@ -141,10 +141,8 @@ def speed_net(classes: int, widths: tuple[int, int]) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Conv2d(3, 24, 2), nn.GELU()]
     channels = 24
     for width in (narrow, wide, wide):
-        layers += [
-            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), Batch(width), nn.GELU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False), Batch(width), nn.GELU(),
-        ]
+        layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.MaxPool2d(2), Batch(width), nn.GELU(),
+                   nn.Conv2d(width, width, 3, padding=1, bias=False), Batch(width), nn.GELU()]
         channels = width
     return nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(channels, classes, bias=False))
 
@@ -282,9 +280,7 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     def values(name: str) -> list[Any]:
         return [outcome.values[name] for outcome in outcomes]
 
-    return {"status": [o.status for o in outcomes]} | {
-        name: values(name) for name in ("steps", "train_loss", "test_accuracy")
-    }
+    return {"status": [o.status for o in outcomes]} | {name: values(name) for name in ("steps", "train_loss", "test_accuracy")}
 
 
 PARTS: dict[str, Callable[[Bench], dict[str, Any]]] = {

@@ -40,10 +40,8 @@ class Case:
     depth: int | None = None
 
     def config(self, batch_size: int, steps: int) -> RunConfig:
-        return RunConfig(
-            model=self.model, norm=self.norm, width=self.width, depth=self.depth, n_train=self.n,
-            batch_size=batch_size, optimizer=Optimizer.ADAM, lr=1e-3, budget=Budget.STEPS, steps=steps,
-        )
+        return RunConfig(model=self.model, norm=self.norm, width=self.width, depth=self.depth, n_train=self.n,
+                         batch_size=batch_size, optimizer=Optimizer.ADAM, lr=1e-3, budget=Budget.STEPS, steps=steps)
 
 
 MLP = Case("mlp 2 x 128", Model.MLP, (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 5000), width=128, depth=2)

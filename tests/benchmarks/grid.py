@@ -23,18 +23,14 @@ SEEDS = 10
 SIZES = 12
 KINDS = 50
 """different histories; each stands in many runs"""
-BASE = RunConfig(
-    n_train=5000, width=128, depth=2, optimizer=Optimizer.SGD, momentum=0.9, schedule=Schedule.LINEAR, final_lr=0.01,
-    batch_size=1, lr=1.0, budget=Budget.STEPS, steps=25 * ROWS,
-)
+BASE = RunConfig(n_train=5000, width=128, depth=2, optimizer=Optimizer.SGD, momentum=0.9, schedule=Schedule.LINEAR, final_lr=0.01,
+                 batch_size=1, lr=1.0, budget=Budget.STEPS, steps=25 * ROWS)
 
 
 def configs(runs: int) -> list[RunConfig]:
     """Batch sizes 1 to 2,048, as many learning rates as it takes, ten seeds per cell."""
-    return [
-        BASE.replace(batch_size=2 ** (i // SEEDS % SIZES), lr=1e-4 * 1.005 ** (i // SEEDS // SIZES), seed=i % SEEDS)
-        for i in range(runs)
-    ]
+    return [BASE.replace(batch_size=2 ** (i // SEEDS % SIZES), lr=1e-4 * 1.005 ** (i // SEEDS // SIZES), seed=i % SEEDS)
+            for i in range(runs)]
 
 
 def study(runs: int, measures: Callable[[RunConfig], Sequence[Measure]] = lambda config: ()) -> Study:
@@ -48,10 +44,8 @@ def contents(rows: int) -> list[tuple[bytes, str]]:
     step = np.arange(1, rows + 1) * 25
     given = {"step": step, "examples": step * 32, "epoch": step * 32 / 5000}
     measured = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
-    made = [
-        pack(Columns(("eval",), np.zeros(rows, np.uint8), given | {name: generator.random(rows) for name in measured}))
-        for _ in range(KINDS)
-    ]
+    made = [pack(Columns(("eval",), np.zeros(rows, np.uint8), given | {name: generator.random(rows) for name in measured}))
+            for _ in range(KINDS)]
     return [(content, hashlib.sha256(content).hexdigest()) for content in made]
 
 
@@ -63,11 +57,9 @@ def fill(store: Store, runs: Sequence[RunConfig], rows: int) -> None:
     for index, config in enumerate(runs):
         folder = f"{store.root}/runs/{config.run_id}"
         content, digest = histories[index % KINDS]
-        summary = {
-            "schema": SCHEMA, "run_id": config.run_id, "status": "done", "steps": config.steps, "epochs": 10.0,
-            "examples": 10_000, "seconds": 1.5, "train_accuracy": 99.5, "test_accuracy": 84.25, "device": "cpu",
-            "commit": "0" * 40, "hardware": "none", "files": {COLUMNS: digest}, **values,
-        }
+        summary = {"schema": SCHEMA, "run_id": config.run_id, "status": "done", "steps": config.steps, "epochs": 10.0,
+                   "examples": 10_000, "seconds": 1.5, "train_accuracy": 99.5, "test_accuracy": 84.25, "device": "cpu",
+                   "commit": "0" * 40, "hardware": "none", "files": {COLUMNS: digest}, **values}
         os.mkdir(folder)
         Path(folder, COLUMNS).write_bytes(content)
         Path(folder, "summary.json").write_bytes(with_checksum(to_json(summary)))

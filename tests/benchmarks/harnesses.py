@@ -130,9 +130,7 @@ HARNESSES: dict[str, tuple[str, Fit, bool | None]] = {
 """name: package, how it fits, and whether its Adam is fused (None: torch's default); the Trainer's default is fused"""
 
 
-def fitted(
-    fit: Fit, fused: bool | None, data: engine.Data, weights: list[Tensor], epochs: int
-) -> tuple[Block, nn.Module]:
+def fitted(fit: Fit, fused: bool | None, data: engine.Data, weights: list[Tensor], epochs: int) -> tuple[Block, nn.Module]:
     config = MLP.config(BATCH_SIZE, 1)
     model, marks = net(config, data.shape, weights).train(), Marks()
     with contextlib.redirect_stdout(sys.stderr):
@@ -163,11 +161,9 @@ def main() -> None:
         row = compared(ours, others) | {"losses": [loss, loss_on_all(model, data)]}
         found["rows"][name] = {"version": importlib.metadata.version(package)} | row
         own, theirs = row["cpu"]["seconds"]
-        print(
-            f"  {name:22} {theirs * 1e6:7.0f} us per update, ours {own * 1e6:5.0f} us: {row['cpu']['ratio']:.2f} x"
-            f"  (loss {row['losses'][1]:.3g}, ours {row['losses'][0]:.3g})",
-            file=sys.stderr, flush=True,
-        )
+        print(f"  {name:22} {theirs * 1e6:7.0f} us per update, ours {own * 1e6:5.0f} us: {row['cpu']['ratio']:.2f} x"
+              f"  (loss {row['losses'][1]:.3g}, ours {row['losses'][0]:.3g})",
+              file=sys.stderr, flush=True)
     print(json.dumps(found))
 
 

@@ -95,10 +95,8 @@ def optimizer_of(model: nn.Module, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), lr, fused=True)
 
 
-def update_all(
-    model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batches: Iterator[Tensor], updates: int,
-    size: int | None = None,
-) -> None:
+def update_all(model: nn.Module, optimizer: torch.optim.Optimizer, data: Data, batches: Iterator[Tensor], updates: int,
+               size: int | None = None) -> None:
     """The bare loop; `size`: examples of a micro-batch."""
     inputs, targets = Rows(data.train.inputs), data.train.targets
     parameters, loss_of = list(model.parameters()), nn.functional.cross_entropy

@@ -69,32 +69,13 @@ class Transformer(nn.Module):
 
 
 def conv() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 36),
-        nn.ReLU(),
-        nn.Linear(36, 10),
-    )
+    return nn.Sequential(nn.Conv2d(1, 16, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1),
+                         nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(32 * 7 * 7, 36), nn.ReLU(), nn.Linear(36, 10))
 
 
 def resnet() -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        Block(8, 8, 1),
-        Block(8, 16, 2),
-        Block(16, 32, 2),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, 10),
-    )
+    return nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), Block(8, 8, 1), Block(8, 16, 2),
+                         Block(16, 32, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
 
 
 MAKERS: dict[str, Callable[[], nn.Module]] = {"conv": conv, "resnet": resnet, "transformer": Transformer}

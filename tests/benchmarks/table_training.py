@@ -34,11 +34,9 @@ def _of_bare(part: dict[str, Any]) -> list[str]:
 
 
 def _of_harnesses(part: dict[str, Any]) -> list[str]:
-    rows = [
-        [f"{name} ({row['version']})", *(f"{seconds * 1e6:,.0f}" for seconds in row["cpu"]["seconds"][::-1]),
-         f"{row['cpu']['ratio']:.2f}"]
-        for name, row in part["rows"].items()
-    ]
+    rows = [[f"{name} ({row['version']})", *(f"{seconds * 1e6:,.0f}" for seconds in row["cpu"]["seconds"][::-1]),
+             f"{row['cpu']['ratio']:.2f}"]
+            for name, row in part["rows"].items()]
     return [
         *_table([f"{part['net']}, B {part['batch_size']}", "µs per update", "ours, µs", "ratio"], rows),
         "",
@@ -50,12 +48,10 @@ def _of_harnesses(part: dict[str, Any]) -> list[str]:
 def _of_input(part: dict[str, Any]) -> list[str]:
     best = min(("0 workers", "2 workers"), key=lambda workers: part[workers]["input"]["wall"]["ratio"])
     ours, theirs = (part["batch_size"] / seconds for seconds in part[best]["input"]["wall"]["seconds"])
-    return [
-        f"*Crops and flips of 32 x 32 x 3 images, batches of {part['batch_size']}: {ours:,.0f} images per second against "
-        f"{theirs:,.0f} of a DataLoader with torchvision's steps on PIL images ({best}: of 0 and 2 the smaller ratio), "
-        f"**{part['input']:.1f}x** (goal {part['goal']:g}x); a whole update of small-conv with that input: "
-        f"{part['update']:.1f}x. Wall seconds.*"
-    ]
+    return [f"*Crops and flips of 32 x 32 x 3 images, batches of {part['batch_size']}: {ours:,.0f} images per second against "
+            f"{theirs:,.0f} of a DataLoader with torchvision's steps on PIL images ({best}: of 0 and 2 the smaller ratio), "
+            f"**{part['input']:.1f}x** (goal {part['goal']:g}x); a whole update of small-conv with that input: "
+            f"{part['update']:.1f}x. Wall seconds.*"]
 
 
 def markdown(results: dict[str, Any]) -> str:

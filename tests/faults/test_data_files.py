@@ -33,9 +33,7 @@ def special(name: str, kind: bytes, target: str = "") -> tuple[tarfile.TarInfo, 
     return info, b""
 
 
-def write_archive(
-    path: Path, *members: tuple[tarfile.TarInfo, bytes], tar_format: int = tarfile.GNU_FORMAT
-) -> Path:
+def write_archive(path: Path, *members: tuple[tarfile.TarInfo, bytes], tar_format: int = tarfile.GNU_FORMAT) -> Path:
     with tarfile.open(path, "w:gz", format=tar_format) as tar:
         for info, content in members:
             tar.addfile(info, io.BytesIO(content))
@@ -44,14 +42,8 @@ def write_archive(
 
 def spec_of(path: Path) -> cifar_archive.ArchiveSpec:
     """The specification by which the small archive at `path` is the official one."""
-    return replace(
-        cifar_archive.CIFAR10,
-        file=path.name,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
-        urls=(),
-        train_members=((TRAIN, RECORDS),),
-        test_member=(TEST, RECORDS),
-    )
+    return replace(cifar_archive.CIFAR10, file=path.name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), urls=(),
+                   train_members=((TRAIN, RECORDS),), test_member=(TEST, RECORDS))
 
 
 @pytest.fixture
@@ -95,9 +87,7 @@ def test_unexpected_members_are_skipped(tmp_path: Path, member: tuple[tarfile.Ta
     """Breaks when a path that leaves the folder, a link or a device in an archive has any effect."""
     inside = tmp_path / "data"
     inside.mkdir()
-    path = write_archive(
-        inside / "cifar.tar.gz", member, regular(TRAIN, records()), member, regular(TEST, records())
-    )
+    path = write_archive(inside / "cifar.tar.gz", member, regular(TRAIN, records()), member, regular(TEST, records()))
     before = sorted(tmp_path.rglob("*"))
     assert read_members(path, SIZES, "remedy") == {TRAIN: records(), TEST: records()}
     assert sorted(tmp_path.rglob("*")) == before and not Path("/tmp/escaped.bin").exists()
@@ -121,9 +111,7 @@ def test_duplicate_member_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [RECORDS - 1, RECORDS + 1, 0])
 def test_member_of_another_size_is_refused(tmp_path: Path, count: int) -> None:
     """Breaks when a shorter or longer member is taken."""
-    path = write_archive(
-        tmp_path / "a.tar.gz", regular(TRAIN, records(count=count)), regular(TEST, records())
-    )
+    path = write_archive(tmp_path / "a.tar.gz", regular(TRAIN, records(count=count)), regular(TEST, records()))
     with pytest.raises(DataError, match=rf"{count * 3073} bytes, expected {RECORDS * 3073}"):
         read_members(path, SIZES, "remedy")
 

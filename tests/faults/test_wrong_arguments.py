@@ -131,12 +131,10 @@ NEEDS: dict[tuple[str, str], dict[str, str]] = {
     ("slice_2d", "calibration"): {"bn_mode": "recalibrate"},
     ("slice_2d", "recalibrate"): {"bn_mode": "recalibrate"},
 }
-CASES = [
-    pytest.param(name, argument, index, id=f"{name}-{argument}-{index}")
-    for name in FUNCTIONS
-    for argument in inspect.signature(getattr(sharpness, name)).parameters
-    for index in range(len(OF.get((name, argument), WRONG.get(argument, ()))))
-]
+CASES = [pytest.param(name, argument, index, id=f"{name}-{argument}-{index}")
+         for name in FUNCTIONS
+         for argument in inspect.signature(getattr(sharpness, name)).parameters
+         for index in range(len(OF.get((name, argument), WRONG.get(argument, ()))))]
 
 
 def call(name: str, **change: Any) -> Any:

@@ -63,11 +63,9 @@ def machine(job: Job) -> int:
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         torch.ones(1, device="cuda").sum().item()
-        facts |= {
-            "hardware": hardware("cuda"), "memory, GiB": round(properties.total_memory / 2**30, 1),
-            "multiprocessors": properties.multi_processor_count, "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(), "driver": driver(),
-        }
+        facts |= {"hardware": hardware("cuda"), "memory, GiB": round(properties.total_memory / 2**30, 1),
+                  "multiprocessors": properties.multi_processor_count, "cuda": torch.version.cuda,
+                  "cudnn": torch.backends.cudnn.version(), "driver": driver()}
     job.write("machine", facts)
     return 0
 
@@ -246,9 +244,7 @@ def published(job: Job, wanted: Any) -> dict[str, Any]:
         return {"imported": imported, "files": len(written), "page begins": page.read_text()[:200]}
 
 
-PARTS: dict[str, Callable[[Job], int]] = {
-    "machine": machine, "correctness": correctness, "speed": speed, "study": study,
-}
+PARTS: dict[str, Callable[[Job], int]] = {"machine": machine, "correctness": correctness, "speed": speed, "study": study}
 
 
 def perform(part: str, job: Job) -> int:

@@ -18,9 +18,7 @@ def test_overlap_against_dense(make_case):
     mean, sigma = g.mean(axis=0), np.cov(g.T)
     op = hessian(case.model, case.loss, case.data)
     vectors = np.linalg.eigh(h)[1][:, ::-1][:, :3].T
-    found = gradient_hessian_overlap(
-        case.model, case.loss, case.data, op, vectors, mixtures=200, batch_size=5
-    )
+    found = gradient_hessian_overlap(case.model, case.loss, case.data, op, vectors, mixtures=200, batch_size=5)
     squared = mean @ mean
     np.testing.assert_allclose(found.shares, (vectors @ mean) ** 2 / squared, rtol=1e-8)
     assert found.value == pytest.approx(np.sum((vectors @ mean) ** 2) / squared)
@@ -59,9 +57,7 @@ def test_overlap_takes_ritz_vectors_and_refuses_what_is_wrong(make_case):
         np.eye(2),
         np.eye(2)[:1],
     )
-    assert (
-        flat.status == "undefined" and np.isnan([flat.value, flat.noise_share, flat.example_curvature]).all()
-    )
+    assert flat.status == "undefined" and np.isnan([flat.value, flat.noise_share, flat.example_curvature]).all()
 
 
 def test_batch_sharpness_of_a_quadratic():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_nets import Failing, state
 
 from sharpness.flatness.basin import basin_radius, local_entropy
 
@@ -40,10 +41,7 @@ def test_the_quadratic_is_what_it_says():
 def test_local_entropy_of_a_quadratic(gamma, temperature):
     """-1/2 log det(I + H / (gamma T)), within the stated error; the integral itself includes the constant."""
     true = -0.5 * np.sum(np.log1p(C / (gamma * temperature)))
-    a, b = (
-        local_entropy(*quadratic(C, 3.0), gamma=gamma, temperature=temperature, samples=1000, seed=seed)
-        for seed in (0, 1)
-    )
+    a, b = (local_entropy(*quadratic(C, 3.0), gamma=gamma, temperature=temperature, samples=1000, seed=seed) for seed in (0, 1))
     for found in (a, b):
         assert found.status == "ok" and found.loss == pytest.approx(3)
         assert abs(found.value - true) < 3.5 * found.standard_error < 0.2
@@ -186,17 +184,6 @@ def test_refusals():
         basin_radius(relu_net().float(), CE, (data[0].float(), data[1]), rise=1e-6)
 
 
-class Failing:
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def __call__(self, outputs, targets):
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, targets)
-
-
 @pytest.mark.parametrize("at", [np.inf, 3, 5, 8, 14, 20])
 @pytest.mark.parametrize("mode", ["eval", "train"])
 def test_model_untouched(at, mode):
@@ -208,19 +195,11 @@ def test_model_untouched(at, mode):
     model[3].bias.requires_grad_(False)
     model[2].eval()
 
-    def facts():
-        tensors = [*model.parameters(), *model.buffers()]
-        seen = [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors
-        ]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
-        return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
-
-    before, loss = facts(), Failing(at)
+    before, loss = state(model), Failing(at)
     try:
         local_entropy(model, loss, data, gamma=100.0, samples=4, mode=mode)
         basin_radius(model, loss, data, directions=2, mode=mode)
     except KeyboardInterrupt:
         assert at < np.inf
-    assert facts() == before
+    assert state(model) == before
     assert loss.calls >= min(at, 20)

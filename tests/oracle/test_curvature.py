@@ -68,9 +68,7 @@ def test_sampled_fisher_averages_to_the_true_one(make_case, name):
     true = fisher(case.model, case.loss, case.data)
     v = np.random.default_rng(0).standard_normal(true.shape[0])
     expected = v @ (true @ v)
-    draws = np.array([
-        v @ (fisher(case.model, case.loss, case.data, kind="sampled", seed=s, memory=0) @ v) for s in range(120)
-    ])
+    draws = np.array([v @ (fisher(case.model, case.loss, case.data, kind="sampled", seed=s, memory=0) @ v) for s in range(120)])
     assert abs(draws.mean() - expected) < 4 * draws.std() / 120**0.5
     assert draws.std() > 0
 
@@ -182,10 +180,8 @@ def test_common_layers_by_every_route(make_case, route):
     """Falling back to the graph unnoticed would only cost time, on every net."""
     torch.manual_seed(0)
     x = torch.randn(6, 3, 8, 8, dtype=torch.float64)
-    net = nn.Sequential(
-        nn.Conv2d(3, 4, 3, stride=2, padding=1, groups=1), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2),
-        nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, 3),
-    ).double()
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1, groups=1), nn.BatchNorm2d(4), nn.GELU(), nn.MaxPool2d(2),
+                        nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.LayerNorm(16), nn.Dropout(0.1), nn.Linear(16, 3)).double()
     data, loss = (x, make_case("mlp").targets[:6]), nn.CrossEntropyLoss(label_smoothing=0.1)
     for make in (hessian, ggn):
         op, reference = make(net, loss, data, batch_size=4), make(net, loss, data, memory=0)
@@ -229,11 +225,9 @@ def test_a_replay_refuses_what_it_cannot_replay():
     """A value baked into the recording would be the first vector's for ever."""
     v = [torch.ones(3)]
     constant = torch.zeros(3)
-    for function in (
-        lambda v: [v[0] * v[0].sum().item()],
-        lambda v: [constant.add_(v[0])],
-        lambda v: [v[0] + constant, constant.add_(1.0)][:1],
-    ):
+    for function in (lambda v: [v[0] * v[0].sum().item()],
+                     lambda v: [constant.add_(v[0])],
+                     lambda v: [v[0] + constant, constant.add_(1.0)][:1]):
         with pytest.raises(ReplayError):
             Replay(function, v)
 

@@ -12,11 +12,9 @@ from sharpness.linalg.density import spectral_density
 from sharpness.operators.curvature import hessian
 
 N = 60
-SPECTRA = {
-    "fast decay": 2.0 ** -np.arange(N),
-    "flat": 1 + 0.5 * np.random.default_rng(1).random(N),
-    "indefinite": np.random.default_rng(2).standard_normal(N),
-}
+SPECTRA = {"fast decay": 2.0 ** -np.arange(N),
+           "flat": 1 + 0.5 * np.random.default_rng(1).random(N),
+           "indefinite": np.random.default_rng(2).standard_normal(N)}
 
 
 def dense(eigenvalues):
@@ -31,14 +29,10 @@ def test_stated_errors_are_the_true_ones(spectrum):
     eigenvalues = np.sort(SPECTRA[spectrum])
     matrix, sigma = dense(eigenvalues), np.ptp(eigenvalues) / 10
     grid = np.linspace(eigenvalues[0], eigenvalues[-1], 5)
-    found = [
-        spectral_density(matrix, probes=6, steps=25, grid=grid, sigma=sigma, seed=s) for s in range(250)
-    ]
+    found = [spectral_density(matrix, probes=6, steps=25, grid=grid, sigma=sigma, seed=s) for s in range(250)]
     z = (grid[:, None] - eigenvalues) / sigma
-    for name, errors, truth in (
-        ("values", "standard_error", norm.pdf(z).mean(1) / sigma),
-        ("cumulative", "cumulative_error", norm.cdf(z).mean(1)),
-    ):
+    for name, errors, truth in (("values", "standard_error", norm.pdf(z).mean(1) / sigma),
+                                ("cumulative", "cumulative_error", norm.cdf(z).mean(1))):
         true = np.mean([(getattr(f, name) - truth) ** 2 for f in found], axis=0)
         ratio = np.sqrt(np.mean([getattr(f, errors) ** 2 for f in found], axis=0) / true)
         assert np.all((ratio > 0.8) & (ratio < 1.5)), (name, ratio)
@@ -128,10 +122,8 @@ def test_nonfinite():
 
 def test_refusals():
     matrix = dense(SPECTRA["flat"])
-    for wrong in (
-        {"probes": 1}, {"steps": 0}, {"steps": 2.5}, {"sigma": 0.0}, {"sigma": np.nan}, {"sigma": 1e-9},
-        {"grid": [np.nan]}, {"grid": []}, {"grid": 512},
-    ):
+    for wrong in ({"probes": 1}, {"steps": 0}, {"steps": 2.5}, {"sigma": 0.0}, {"sigma": np.nan}, {"sigma": 1e-9},
+                  {"grid": [np.nan]}, {"grid": []}, {"grid": 512}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             spectral_density(matrix, **wrong)
     with pytest.raises(ValueError, match="order"):

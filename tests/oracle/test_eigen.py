@@ -31,12 +31,8 @@ class Counting:
     """A matrix that counts its products and may compute them in float32."""
 
     def __init__(self, matrix, dtype=np.float64):
-        self.matrix, self.shape, self.dtype, self.products = (
-            matrix.astype(dtype),
-            matrix.shape,
-            np.dtype(dtype),
-            0,
-        )
+        self.matrix, self.shape = matrix.astype(dtype), matrix.shape
+        self.dtype, self.products = np.dtype(dtype), 0
 
     def __matmul__(self, v):
         self.products += 1
@@ -66,9 +62,7 @@ def test_small_diagonals_are_exact(diagonal):
 def test_which():
     matrix = with_spectrum([6.0, 5.5, -7.0, -1.0, 0.5, *np.linspace(-0.4, 0.4, 295)])
     for which, expected in {"LA": [6, 5.5, 0.5], "SA": [-7, -1, -0.4], "LM": [-7, 6, 5.5]}.items():
-        np.testing.assert_allclose(
-            top_eigenvalues(matrix, 3, which=which, tol=1e-8).values, expected, rtol=1e-8
-        )
+        np.testing.assert_allclose(top_eigenvalues(matrix, 3, which=which, tol=1e-8).values, expected, rtol=1e-8)
 
 
 @pytest.mark.parametrize("tol", [1e-3, 1e-8])
@@ -79,11 +73,9 @@ def test_all_copies_of_a_multiple_eigenvalue(tol):
     assert found.converged
     np.testing.assert_allclose(found.values, [7, 7, 7], rtol=tol)
     np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(3), atol=1e-10)
-    np.testing.assert_allclose(
-        np.linalg.norm(matrix @ found.vectors.T - found.vectors.T * found.values, axis=0),
-        found.residuals,
-        atol=1e-9,
-    )
+    np.testing.assert_allclose(np.linalg.norm(matrix @ found.vectors.T - found.vectors.T * found.values, axis=0),
+                               found.residuals,
+                               atol=1e-9)
 
 
 def test_multiplicity_beyond_k_and_invariant_subspaces():
@@ -186,12 +178,7 @@ def test_budget_includes_the_second_look():
 def test_non_finite_products():
     matrix = np.diag([3.0, np.nan, 1.0])
     found = top_eigenvalues(matrix, 1)
-    assert (
-        found.status == "nonfinite"
-        and not found.converged
-        and np.isnan(found.value)
-        and found.vectors is None
-    )
+    assert found.status == "nonfinite" and not found.converged and np.isnan(found.value) and found.vectors is None
     assert json.loads(json.dumps(found.to_dict()))["values"] == [None]
 
 
@@ -243,14 +230,8 @@ def test_wrong_operators():
 
 
 @settings(max_examples=80, deadline=None, derandomize=True)
-@given(
-    n=st.integers(1, 24),
-    k=st.integers(1, 24),
-    which=st.sampled_from(["LA", "SA", "LM"]),
-    seed=st.integers(0, 2**32 - 1),
-    scale=st.sampled_from([1e-20, 1.0, 1e20]),
-    rank=st.integers(0, 24),
-)
+@given(n=st.integers(1, 24), k=st.integers(1, 24), which=st.sampled_from(["LA", "SA", "LM"]),
+       seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1e-20, 1.0, 1e20]), rank=st.integers(0, 24))
 def test_random_symmetric_matrices(n, k, which, seed, scale, rank):
     """Any symmetric matrix, singular and degenerate ones included, agrees with eigvalsh."""
     k, rng = min(k, n), np.random.default_rng(seed)

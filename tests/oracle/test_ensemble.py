@@ -26,10 +26,8 @@ from experiments.lab.training.outcome import Outcome
 
 STEPS = {Model.KESKAR_C2: 1}  # 15 million weights
 LARGE = ((Model.KESKAR_C2, Norm.BATCH), *((Model.WRN16_4, norm) for norm in Norm if norm is not Norm.BATCH))
-ONCE = [
-    pytest.param(model, norm, marks=pytest.mark.verify if (model, norm) in LARGE else (), id=f"{model}-{norm}")
-    for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH
-]
+ONCE = [pytest.param(model, norm, marks=pytest.mark.verify if (model, norm) in LARGE else (), id=f"{model}-{norm}")
+        for model, norm in NETWORKS if model is not Model.KESKAR_C2 or norm is Norm.BATCH]
 """keskar-c1 and resnet20 try the same layers as keskar-c2 and wrn16-4 with every norm, in a fraction of the time"""
 
 

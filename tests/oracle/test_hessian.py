@@ -112,9 +112,7 @@ def test_float32_products_are_accurate(make_case):
     v = np.random.default_rng(1).standard_normal(len(dense))
     case.model.float()
     for batch_size in (None, 4):
-        product = (
-            hessian(case.model, case.loss, (case.inputs.float(), case.targets), batch_size=batch_size) @ v
-        )
+        product = hessian(case.model, case.loss, (case.inputs.float(), case.targets), batch_size=batch_size) @ v
         assert product.dtype == np.float64
         assert np.linalg.norm(product - dense @ v) < 1e-5 * np.linalg.norm(dense @ v)
 
@@ -122,11 +120,7 @@ def test_float32_products_are_accurate(make_case):
 @pytest.mark.parametrize("batch_size", [None, 5])
 def test_changed_weights_are_refused(make_case, batch_size):
     """A retained graph mixes old activations with new weights, silently if written through .data."""
-    for write in (
-        lambda p: p.data.mul_(2.0),
-        lambda p: nn.init.ones_(p),
-        lambda p: setattr(p, "data", p.data + 1),
-    ):
+    for write in lambda p: p.data.mul_(2.0), lambda p: nn.init.ones_(p), lambda p: setattr(p, "data", p.data + 1):
         case = make_case("mlp")
         op = _op(case, batch_size=batch_size)
         op @ np.ones(op.shape[0])
@@ -162,9 +156,7 @@ def test_attention_has_a_second_derivative():
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True).double()
     model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 3).double())
-    op = hessian(
-        model, nn.CrossEntropyLoss(), (torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0]))
-    )
+    op = hessian(model, nn.CrossEntropyLoss(), (torch.randn(4, 3, 8, dtype=torch.float64), torch.tensor([0, 1, 2, 0])))
     rng = np.random.default_rng(0)
     u, v = rng.standard_normal((2, op.shape[0]))
     assert abs(u @ (op @ v) - v @ (op @ u)) < 1e-10 * abs(u @ (op @ v))

@@ -9,36 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from sharpness import (
-    average_case_sharpness,
-    basin_radius,
-    epsilon_sharpness,
-    fisher_rao_norm,
-    ggn,
-    gradient_noise,
-    hessian,
-    pac_bayes_sigma,
-    random_perturbation,
-    relative_trace,
-    top_eigenvalues,
-    trace,
-    worst_case_sharpness,
-)
+import sharpness
 
 MEASURES: dict[str, Callable] = {
-    "lambda": lambda *a, **o: top_eigenvalues(hessian(*a, **o), tol=1e-8).value,
-    "ggn lambda": lambda *a, **o: top_eigenvalues(ggn(*a, **o), tol=1e-8).value,
-    "trace": lambda *a, **o: trace(hessian(*a, **o), matvecs=20).value,
-    "phi": lambda *a, **o: epsilon_sharpness(*a, **o).value,
-    "phi, subspace": lambda *a, **o: epsilon_sharpness(*a, subspace=5, **o).value,
-    "random": lambda *a, **o: random_perturbation(*a, sigma=0.05, **o).value,
-    "pac-bayes": lambda *a, **o: pac_bayes_sigma(*a, quantity="loss", loss_rise=0.1, **o).value,
-    "worst case": lambda *a, **o: worst_case_sharpness(*a, rho=0.1, adaptive=True, **o).value,
-    "average": lambda *a, **o: average_case_sharpness(*a, rho=0.1, **o).value,
-    "fisher-rao": lambda *a, **o: fisher_rao_norm(*a, **o).value,
-    "relative trace": lambda *a, **o: relative_trace(*a, probes=5, **o).value,
-    "noise": lambda *a, **o: gradient_noise(*a, **o).data_value,
-    "basin": lambda *a, **o: basin_radius(*a, rise=0.5, directions=3, **o).value,
+    "lambda": lambda *a, **o: sharpness.top_eigenvalues(sharpness.hessian(*a, **o), tol=1e-8).value,
+    "ggn lambda": lambda *a, **o: sharpness.top_eigenvalues(sharpness.ggn(*a, **o), tol=1e-8).value,
+    "trace": lambda *a, **o: sharpness.trace(sharpness.hessian(*a, **o), matvecs=20).value,
+    "phi": lambda *a, **o: sharpness.epsilon_sharpness(*a, **o).value,
+    "phi, subspace": lambda *a, **o: sharpness.epsilon_sharpness(*a, subspace=5, **o).value,
+    "random": lambda *a, **o: sharpness.random_perturbation(*a, sigma=0.05, **o).value,
+    "pac-bayes": lambda *a, **o: sharpness.pac_bayes_sigma(*a, quantity="loss", loss_rise=0.1, **o).value,
+    "worst case": lambda *a, **o: sharpness.worst_case_sharpness(*a, rho=0.1, adaptive=True, **o).value,
+    "average": lambda *a, **o: sharpness.average_case_sharpness(*a, rho=0.1, **o).value,
+    "fisher-rao": lambda *a, **o: sharpness.fisher_rao_norm(*a, **o).value,
+    "relative trace": lambda *a, **o: sharpness.relative_trace(*a, probes=5, **o).value,
+    "noise": lambda *a, **o: sharpness.gradient_noise(*a, **o).data_value,
+    "basin": lambda *a, **o: sharpness.basin_radius(*a, rise=0.5, directions=3, **o).value,
 }
 
 
@@ -81,7 +67,7 @@ def test_the_same_call_gives_the_same_number(make_case, name):
 def test_hundreds_of_products_leave_nothing_behind(make_case, memory):
     """No graph, gradient or cycle may stay with a product."""
     case = make_case("mlp")
-    op = hessian(case.model, case.loss, case.data, batch_size=5, memory=memory)
+    op = sharpness.hessian(case.model, case.loss, case.data, batch_size=5, memory=memory)
     v = np.ones(op.shape[0])
 
     def tensors_after(products: int) -> int:

@@ -31,9 +31,7 @@ def starts_for(radius, seed=0, number=12):
 
 def by_vertices(function, radius):
     """The maximum of a convex function over the box is at a vertex."""
-    return max(
-        function(np.array(signs) * radius)[0] for signs in itertools.product((-1.0, 1.0), repeat=len(radius))
-    )
+    return max(function(np.array(signs) * radius)[0] for signs in itertools.product((-1.0, 1.0), repeat=len(radius)))
 
 
 def test_diagonal_quadratic_at_its_minimum():
@@ -90,9 +88,7 @@ def test_limits_and_non_finite_values():
     found = maximise_in_box(cliff, -box, box, [Start("a", np.zeros(2)), Start("b", box)])
     assert found.value == 0.0 and [a.status for a in found.ascents] == ["nonfinite", "nonfinite"]
     assert found.ascents[1].value is None
-    limited = maximise_in_box(
-        quadratic(np.diag([1.0, 3.0]), box / 3), -box, box, [Start("a", 0.1 * box, 0, 2)]
-    )
+    limited = maximise_in_box(quadratic(np.diag([1.0, 3.0]), box / 3), -box, box, [Start("a", 0.1 * box, 0, 2)])
     assert limited.ascents[0].evaluations == 2 and limited.ascents[0].status == "evaluations"
     with pytest.raises(ValueError, match="outside the box"):
         maximise_in_box(cliff, -box, box, [Start("a", 2 * box)])
@@ -123,9 +119,7 @@ def quadratic_problem(matrix, minimum, weights, height=0.0):
 
 def test_phi_at_a_minimum_has_its_closed_form():
     curvature, weights, epsilon = np.array([300.0, 20.0, 1.0, 0.0]), np.array([0.5, -2.0, 0.0, 1.0]), 1e-3
-    found = epsilon_sharpness(
-        *quadratic_problem(np.diag(curvature), weights, weights, height=0.25), batch_size=3
-    )
+    found = epsilon_sharpness(*quadratic_problem(np.diag(curvature), weights, weights, height=0.25), batch_size=3)
     expected = 100 * (curvature * (epsilon * (np.abs(weights) + 1)) ** 2).sum() / 2 / 1.25
     assert found.value == pytest.approx(expected, rel=1e-9)
     assert found.value_origin == 0.0 and found.loss == pytest.approx(0.25)
@@ -135,9 +129,7 @@ def test_phi_at_a_minimum_has_its_closed_form():
 def test_phi_off_the_minimum_has_its_closed_form():
     curvature, weights, epsilon = np.array([300.0, 20.0, 1.0]), np.array([0.5, -2.0, 0.0]), 5e-4
     offset = np.array([0.01, -0.02, 0.3])
-    found = epsilon_sharpness(
-        *quadratic_problem(np.diag(curvature), weights - offset, weights), epsilon=epsilon
-    )
+    found = epsilon_sharpness(*quadratic_problem(np.diag(curvature), weights - offset, weights), epsilon=epsilon)
     at_x = (curvature * offset**2).sum() / 2
     highest = (curvature * (np.abs(offset) + epsilon * (np.abs(weights) + 1)) ** 2).sum() / 2
     for value in (found.value, found.value_origin):
@@ -239,13 +231,7 @@ def test_more_starts_never_lower_it_and_stay_affordable(make_case):
     assert usual.starts == tuple(s for s in all_starts.starts if s.name != "interior")
     assert all_starts.value == max(s.value for s in all_starts.starts) >= all_starts.value_origin > 0
     assert all_starts.evaluations <= 80 and all_starts.hessian_products <= 12
-    assert [s.name for s in all_starts.starts] == [
-        "origin",
-        "interior",
-        "eigenvector+",
-        "eigenvector-",
-        "sign-ascent",
-    ]
+    assert [s.name for s in all_starts.starts] == ["origin", "interior", "eigenvector+", "eigenvector-", "sign-ascent"]
     assert all_starts.evaluations == 1 + sum(s.evaluations for s in all_starts.starts)
     facts = json.loads(json.dumps(all_starts.to_dict(), allow_nan=False))
     assert facts["value"] == all_starts.value and len(facts["starts"]) == 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_nets import MSE, linear, loop
+from toy_nets import MSE, Failing, linear, loop, state
 
 from sharpness.gradients.alignment import batch_sharpness, gradient_hessian_overlap
 from sharpness.gradients.noise import gradient_noise, noise_scale_from_batches
@@ -39,9 +39,7 @@ def test_the_jackknife_is_that_of_leaving_out(make_case):
 
     without = np.array([parts(np.delete(g, i, axis=0)) for i in range(13)])
     errors = np.sqrt(12 / 13 * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
-    np.testing.assert_allclose(
-        [noise.trace_error, noise.population_gradient_squared_error], errors, rtol=1e-9
-    )
+    np.testing.assert_allclose([noise.trace_error, noise.population_gradient_squared_error], errors, rtol=1e-9)
 
 
 def test_linear_regression_covariance():
@@ -63,11 +61,7 @@ def by_gradients(g):
 
 def test_interval_covers_the_true_noise_scale():
     """B_simple of a known normal distribution lies within the stated interval in at least 90% of draws."""
-    rng, deviations, mean = (
-        np.random.default_rng(1),
-        np.array([3.0, 2.0, 1.0, 1.0]),
-        np.array([1.0, 1.0, 0, 0]),
-    )
+    rng, deviations, mean = np.random.default_rng(1), np.array([3.0, 2.0, 1.0, 1.0]), np.array([1.0, 1.0, 0, 0])
     true = np.sum(deviations**2) / 2
     inside, values = 0, []
     for _ in range(300):
@@ -143,17 +137,6 @@ class Counter(nn.Module):
         return x
 
 
-class Failing:
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def __call__(self, outputs, targets):
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, targets)
-
-
 def measures(model, loss):
     torch.manual_seed(3)
     data = torch.randn(9, 4), torch.randint(0, 3, (9,))
@@ -174,17 +157,9 @@ def test_model_untouched(at):
     torch.manual_seed(3)
     torch.randn(9, 4), torch.randint(0, 3, (9,))
 
-    def facts():
-        tensors = [*model.parameters(), *model.buffers()]
-        seen = [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors
-        ]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
-        return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
-
-    before = facts()
+    before = state(model)
     try:
         measures(model, Failing(at))
     except KeyboardInterrupt:
         assert at < np.inf
-    assert facts() == before
+    assert state(model) == before

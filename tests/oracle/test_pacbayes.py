@@ -10,15 +10,7 @@ import pytest
 import torch
 from scipy.optimize import brentq
 from torch import nn
-from toy_nets import (
-    CROSS_ENTROPY,
-    classification,
-    expected_drop,
-    own_labels,
-    quadratic_model,
-    regression,
-    relu_net,
-)
+from toy_nets import CROSS_ENTROPY, classification, expected_drop, own_labels, quadratic_model, regression, relu_net
 
 from sharpness.flatness.pac_bayes import bracket_crossing, pac_bayes_sigma
 from sharpness.flatness.perturbation import random_perturbation
@@ -50,10 +42,8 @@ def test_sigma_against_a_fine_grid():
     found = pac_bayes_sigma(model, CROSS_ENTROPY, data, tolerance=1e-3)
     lower, upper = found.bracket
     assert lower == found.sigma and 1 < upper / lower <= 1.001
-    drops = [
-        random_perturbation(model, CROSS_ENTROPY, data, sigma=s, epsilon=1e-3).accuracy_drop
-        for s in (lower, upper, *np.geomspace(0.3, 3, 25) * lower)
-    ]
+    drops = [random_perturbation(model, CROSS_ENTROPY, data, sigma=s, epsilon=1e-3).accuracy_drop
+             for s in (lower, upper, *np.geomspace(0.3, 3, 25) * lower)]
     assert drops[0] == pytest.approx(found.drop, abs=1e-12) and drops[0] <= 0.1 < drops[1]
     grid = np.array(drops[2:])
     assert (grid[:8] <= 0.1).all() and (grid[-8:] > 0.1).all()
@@ -62,9 +52,7 @@ def test_sigma_against_a_fine_grid():
 
 @pytest.mark.parametrize("antithetic", [True, False])
 def test_the_error_of_sigma_is_the_spread_over_seeds(antithetic):
-    found = [
-        pac_bayes_sigma(*classification(), draws=20, antithetic=antithetic, seed=seed) for seed in range(40)
-    ]
+    found = [pac_bayes_sigma(*classification(), draws=20, antithetic=antithetic, seed=seed) for seed in range(40)]
     spread = np.std([np.log(r.sigma) for r in found], ddof=1)
     reported = math.sqrt(np.mean([(r.sigma_error / r.sigma) ** 2 for r in found]))
     assert spread == pytest.approx(reported, rel=0.35)

@@ -127,9 +127,7 @@ def test_a_seed_fixes_the_result_and_the_global_generator_is_not_used(make_case)
     second = top_eigenvalues(again, 2, seed=3)
     assert first.values.tolist() == second.values.tolist() and first.matvecs == second.matvecs
     model, data = single(case)
-    theirs = {
-        pyhessian.hessian(model, case.loss, data=data, cuda=False).eigenvalues()[0][0] for _ in range(3)
-    }
+    theirs = {pyhessian.hessian(model, case.loss, data=data, cuda=False).eigenvalues()[0][0] for _ in range(3)}
     assert len(theirs) == 3
 
 
@@ -214,15 +212,10 @@ def test_running_statistics_do_not_move(make_case, mode):
         assert moved()
         case.model.load_state_dict(before)
         with pytest.raises(RuntimeError):
-            curvlinops.HessianLinearOperator(
-                case.model, case.loss, list(case.model.parameters()), [case.data]
-            )
+            curvlinops.HessianLinearOperator(case.model, case.loss, list(case.model.parameters()), [case.data])
         assert moved()
 
 
 def test_the_mode_is_reported_with_the_number(make_case):
     case = make_case("bn train")
-    assert {hessian(case.model, case.loss, case.data, mode=m).mode for m in ("eval", "train")} == {
-        "eval",
-        "train",
-    }
+    assert {hessian(case.model, case.loss, case.data, mode=m).mode for m in ("eval", "train")} == {"eval", "train"}

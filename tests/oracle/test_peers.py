@@ -97,9 +97,7 @@ def test_eigenvalues_equal_curvlinops_and_scipy(case, dtype):
     np.testing.assert_allclose(found.values, np.sort(theirs)[::-1], rtol=10 * TOLERANCE[dtype] + 1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["linear softmax", "mlp", "regression", "dropout in eval", "tied", "bn eval"]
-)
+@pytest.mark.parametrize("name", ["linear softmax", "mlp", "regression", "dropout in eval", "tied", "bn eval"])
 def test_products_and_eigenvalues_equal_hessian_eigenthings(make_case, name):
     """Their Lanczos, with as many steps as there are parameters, is exact."""
     case = make_case(name)

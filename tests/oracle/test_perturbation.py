@@ -10,16 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from toy_nets import (
-    CROSS_ENTROPY,
-    classification,
-    expected_drop,
-    own_labels,
-    quadratic_model,
-    regression,
-    relu_net,
-    state,
-)
+from toy_nets import CROSS_ENTROPY, classification, expected_drop, own_labels, quadratic_model, regression, relu_net, state
 
 from sharpness.flatness.average_case import average_case_sharpness
 from sharpness.flatness.pac_bayes import pac_bayes_sigma
@@ -36,9 +27,7 @@ def test_mean_rise_of_a_quadratic(scaling, antithetic):
         found = average_case_sharpness(model, nn.MSELoss(), data, rho=sigma, **options)
         expected = sigma**2 * (w**2 * np.diag(H)).sum() / 2
     else:
-        found = random_perturbation(
-            model, nn.MSELoss(), data, sigma=sigma, scaling=scaling, epsilon=0.1, **options
-        )
+        found = random_perturbation(model, nn.MSELoss(), data, sigma=sigma, scaling=scaling, epsilon=0.1, **options)
         variance = sigma**2 if scaling == "plain" else sigma**2 * w**2 + 0.1**2
         expected = (variance * np.diag(H)).sum() / 2
     assert abs(found.value - expected) < 4 * found.standard_error
@@ -49,10 +38,8 @@ def test_mean_rise_of_a_quadratic(scaling, antithetic):
 def test_the_standard_error_is_the_spread_over_seeds(antithetic):
     """Pairs counted as two independent draws would understate it."""
     model, data, *_ = quadratic_model()
-    found = [
-        random_perturbation(model, nn.MSELoss(), data, sigma=0.3, draws=20, antithetic=antithetic, seed=seed)
-        for seed in range(150)
-    ]
+    found = [random_perturbation(model, nn.MSELoss(), data, sigma=0.3, draws=20, antithetic=antithetic, seed=seed)
+             for seed in range(150)]
     spread = np.std([r.value for r in found], ddof=1)
     assert spread == pytest.approx(math.sqrt(np.mean([r.standard_error**2 for r in found])), rel=0.2)
 
@@ -60,10 +47,8 @@ def test_the_standard_error_is_the_spread_over_seeds(antithetic):
 def test_pairs_cancel_the_linear_term():
     """At small sigma the gradient dominates single draws by far."""
     model, data, *_ = quadratic_model()
-    single, pairs = (
-        random_perturbation(model, nn.MSELoss(), data, sigma=1e-3, draws=40, antithetic=antithetic)
-        for antithetic in (False, True)
-    )
+    single, pairs = (random_perturbation(model, nn.MSELoss(), data, sigma=1e-3, draws=40, antithetic=antithetic)
+                     for antithetic in (False, True))
     assert pairs.standard_error < 0.02 * single.standard_error
 
 
@@ -95,9 +80,7 @@ def test_exact_zeros_stay_under_relative_noise():
 def test_average_case_is_relative_noise():
     """Of two implementations of one definition neither may be another's square or half."""
     model, data = relu_net(), own_labels()
-    relative = random_perturbation(
-        model, CROSS_ENTROPY, data, sigma=0.4, scaling="magnitude", epsilon=0.0, draws=400
-    )
+    relative = random_perturbation(model, CROSS_ENTROPY, data, sigma=0.4, scaling="magnitude", epsilon=0.0, draws=400)
     for m in (None, 10):
         average = average_case_sharpness(model, CROSS_ENTROPY, data, rho=0.4, draws=400, m=m)
         error = math.hypot(average.standard_error, relative.standard_error)
@@ -108,9 +91,7 @@ def test_average_case_is_relative_noise():
 
 def test_two_seeds_agree_and_one_seed_repeats():
     def measure(seed, **options):
-        return random_perturbation(
-            relu_net(), CROSS_ENTROPY, own_labels(), sigma=0.2, draws=100, seed=seed, **options
-        )
+        return random_perturbation(relu_net(), CROSS_ENTROPY, own_labels(), sigma=0.2, draws=100, seed=seed, **options)
 
     a, b = measure(0), measure(1)
     assert a.value != b.value and abs(a.value - b.value) < 4 * math.hypot(a.standard_error, b.standard_error)
@@ -140,18 +121,13 @@ def test_rescaled_relu_layers(dtype):
     )
     assert relative[1] == pytest.approx(relative[0], rel=1e-9 if dtype == torch.float64 else 1e-3)
     assert plain[1] > 2.5 * plain[0]
-    sigmas = [
-        pac_bayes_sigma(net, CROSS_ENTROPY, data, scaling="magnitude", epsilon=0.0).sigma
-        for net in (model, twin)
-    ]
+    sigmas = [pac_bayes_sigma(net, CROSS_ENTROPY, data, scaling="magnitude", epsilon=0.0).sigma for net in (model, twin)]
     assert sigmas[1] == pytest.approx(sigmas[0], rel=1e-9 if dtype == torch.float64 else 1e-2)
 
 
 def test_all_cases(case):
     """Every kind of network of the shared fixture: sigma^2 tr(H) / 2 from its dense Hessian."""
-    found = random_perturbation(
-        case.model, case.loss, case.data, sigma=1e-3, draws=400, mode=case.mode, params=case.params
-    )
+    found = random_perturbation(case.model, case.loss, case.data, sigma=1e-3, draws=400, mode=case.mode, params=case.params)
     expected = 1e-6 * np.trace(case.dense_hessian()) / 2
     assert abs(found.value - expected) < 4 * found.standard_error + 1e-3 * expected
     assert found.standard_error < 0.2 * abs(expected)
@@ -209,9 +185,7 @@ def test_the_model_is_left_as_it_came(measure, mode):
     """After success, and after an exception at any of the loss's calls."""
     data = own_labels()
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3)
-    ).double()
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3)).double()
     model[1].eval()
     before, calls, at = state(model), [], 0
 

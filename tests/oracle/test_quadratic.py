@@ -17,10 +17,8 @@ from experiments.lab.training.data import Data, prepare
 from experiments.lab.training.loop import train
 
 torch.set_num_threads(1)
-BASE = RunConfig(
-    dataset="noisy-quadratic", model=Model.QUADRATIC, precision=Precision.FLOAT64, batch_size=4, lr=0.3,
-    budget=Budget.STEPS, steps=12,
-)
+BASE = RunConfig(dataset="noisy-quadratic", model=Model.QUADRATIC, precision=Precision.FLOAT64, batch_size=4, lr=0.3,
+                 budget=Budget.STEPS, steps=12)
 H = 1 / np.arange(1.0, 257.0)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_nets import Failing, state
 
 from sharpness import hessian, top_eigenvalues
 from sharpness.flatness.scale_aware import fisher_rao_norm, norm_scaled, relative_trace
@@ -52,29 +53,19 @@ def test_against_all_labels_by_backward(make_case, name):
         slopes = []
         for y in range(3):
             grads = torch.autograd.grad(CE(case.model(x[None]), torch.tensor([y])), [named[k] for k in names])
-            slopes.append(
-                sum((g * named[k].detach()).sum().item() for g, k in zip(grads, names, strict=True))
-            )
+            slopes.append(sum((g * named[k].detach()).sum().item() for g, k in zip(grads, names, strict=True)))
         data.append(slopes[int(t)] ** 2)
         model.append(float(p.numpy() @ np.array(slopes) ** 2))
     for k, q in named.items():
         q.requires_grad_(flags[k])
     for labels, squares in (("data", data), ("model", model)):
-        found = fisher_rao_norm(
-            case.model, case.loss, case.data, labels=labels, params=case.params, batch_size=4
-        )
+        found = fisher_rao_norm(case.model, case.loss, case.data, labels=labels, params=case.params, batch_size=4)
         assert found.squared == pytest.approx(np.mean(squares), rel=1e-10)
 
 
 def relu_net(bias, seed=0):
     torch.manual_seed(seed)
-    layers = [
-        nn.Linear(5, 8, bias=bias),
-        nn.ReLU(),
-        nn.Linear(8, 7, bias=bias),
-        nn.ReLU(),
-        nn.Linear(7, 3, bias=bias),
-    ]
+    layers = [nn.Linear(5, 8, bias=bias), nn.ReLU(), nn.Linear(8, 7, bias=bias), nn.ReLU(), nn.Linear(7, 3, bias=bias)]
     return nn.Sequential(*layers).double()
 
 
@@ -89,9 +80,7 @@ def test_homogeneous_identity():
     with torch.no_grad():
         f = model(data[0])
         slope = (f.softmax(dim=1) - nn.functional.one_hot(data[1], 3)).mul(f).sum(dim=1)
-    assert fisher_rao_norm(model, CE, data).squared == pytest.approx(
-        9 * slope.square().mean().item(), rel=1e-12
-    )
+    assert fisher_rao_norm(model, CE, data).squared == pytest.approx(9 * slope.square().mean().item(), rel=1e-12)
 
 
 def rescaled(model, factor):
@@ -136,9 +125,7 @@ def test_relative_trace_against_the_dense_hessian(make_case, name):
     expected = np.sqrt(2 * (np.sum(scaled**2) - np.sum(np.diag(scaled) ** 2)) / 200)
     assert found.standard_error == pytest.approx(expected, rel=0.3)
     assert sum(found.by_parameter.values()) == pytest.approx(found.value)
-    other = relative_trace(
-        case.model, case.loss, case.data, params=case.params, probes=200, seed=1, batch_size=5
-    )
+    other = relative_trace(case.model, case.loss, case.data, params=case.params, probes=200, seed=1, batch_size=5)
     assert abs(found.value - other.value) < 4 * np.hypot(found.standard_error, other.standard_error)
 
 
@@ -167,9 +154,7 @@ def test_mean_rise_under_relative_noise_is_half_the_trace():
     trace = relative_trace(model, nn.MSELoss(), data, probes=400)
     moves = w + 0.1 * w * rng.standard_normal((20000, 4))
     rises = np.mean((x @ moves.T - y) ** 2, axis=0) - np.mean((x @ w - y[:, 0]) ** 2)
-    assert 0.005 * trace.value == pytest.approx(
-        rises.mean(), abs=4 * rises.std() / 141 + 0.02 * trace.standard_error
-    )
+    assert 0.005 * trace.value == pytest.approx(rises.mean(), abs=4 * rises.std() / 141 + 0.02 * trace.standard_error)
 
 
 def test_norm_scaled(make_case):
@@ -237,43 +222,22 @@ def test_float32_and_the_slow_route(make_case, monkeypatch):
     assert fisher_rao_norm(model.double(), CE, (x, t)).value == pytest.approx(exact, rel=1e-5)
 
 
-class Failing:
-    def __init__(self, at):
-        self.at, self.calls = at, 0
-
-    def __call__(self, outputs, targets):
-        self.calls += 1
-        if self.calls >= self.at:
-            raise KeyboardInterrupt
-        return nn.functional.cross_entropy(outputs, targets)
-
-
 @pytest.mark.parametrize("at", [np.inf, 3, 6, 9, 12, 15])
 def test_model_untouched(at):
     """Exceptions at any call included."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)
-    ).double()
+    model = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)).double()
     data = some_data(9)
     model(data[0]).sum().backward()
     model[4].bias.requires_grad_(False)
     model[3].eval()
 
-    def facts():
-        tensors = [*model.parameters(), *model.buffers()]
-        seen = [
-            (id(t), t.data_ptr(), t._version, t.requires_grad, t.detach().numpy().tobytes()) for t in tensors
-        ]
-        grads = [None if p.grad is None else p.grad.numpy().tobytes() for p in model.parameters()]
-        return seen, grads, [m.training for m in model.modules()], torch.get_rng_state().numpy().tobytes()
-
-    before, loss = facts(), Failing(at)
+    before, loss = state(model), Failing(at)
     try:
         fisher_rao_norm(model, loss, data, batch_size=5)
         fisher_rao_norm(model, loss, data, labels="model", batch_size=5)
         relative_trace(model, loss, data, probes=2)
     except KeyboardInterrupt:
         assert at < np.inf
-    assert facts() == before
+    assert state(model) == before
     assert loss.calls >= min(at, 15)

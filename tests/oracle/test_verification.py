@@ -82,10 +82,8 @@ WAYS: dict[str, Callable] = {
 
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-    ("act", "loss", "names"),
-    [(Swish(), CROSS_ENTROPY, "'Saves' in module '1'"), (nn.Tanh(), Fused.apply, "'Fused' in the loss")],
-)
+@pytest.mark.parametrize(("act", "loss", "names"),
+                         [(Swish(), CROSS_ENTROPY, "'Saves' in module '1'"), (nn.Tanh(), Fused.apply, "'Fused' in the loss")])
 def test_a_dropped_term_is_refused_by_name(way, act, loss, names, single):
     """Symmetric, deterministic, converged and wrong: 0.49 for 0.69 was reported of such a loss."""
     with pytest.raises(ValueError, match=names) as error:

@@ -46,9 +46,7 @@ def test_linf_maximum_of_a_quadratic(rho, adaptive):
     c = np.abs(w) if adaptive else np.ones_like(w)
     vertices = [rho * c * np.array(signs) for signs in itertools.product((-1.0, 1.0), repeat=len(w))]
     expected = max(g @ d + d @ H @ d / 2 for d in vertices)
-    found = worst_case_sharpness(
-        model, nn.MSELoss(), data, rho=rho, norm="linf", adaptive=adaptive, steps=20, starts=24
-    )
+    found = worst_case_sharpness(model, nn.MSELoss(), data, rho=rho, norm="linf", adaptive=adaptive, steps=20, starts=24)
     assert found.value == pytest.approx(expected, rel=1e-10) and found.evaluations == 24 * 21
 
 
@@ -107,10 +105,8 @@ def test_the_search_is_the_papers(steps):
     def df(x):
         return A.T @ np.cos(A @ x + b)
 
-    found = maximise_in_ball(
-        lambda x, _: (f(x.numpy()), torch.from_numpy(df(x.numpy()))),
-        torch.zeros(5, dtype=torch.float64), rho=1.5, norm="l2", steps=steps,
-    )
+    found = maximise_in_ball(lambda x, _: (f(x.numpy()), torch.from_numpy(df(x.numpy()))),
+                             torch.zeros(5, dtype=torch.float64), rho=1.5, norm="l2", steps=steps)
     assert found.value == pytest.approx(transcription(f, df, np.zeros(5), 1.5, steps), rel=1e-9)
 
 
@@ -151,9 +147,7 @@ def test_more_steps_find_no_less(norm, adaptive):
 
 def test_all_cases(case):
     """Every kind of network of the shared fixture: for small rho rho ||g|| + O(rho^2), from its gradient."""
-    found = worst_case_sharpness(
-        case.model, case.loss, case.data, rho=1e-5, mode=case.mode, params=case.params
-    )
+    found = worst_case_sharpness(case.model, case.loss, case.data, rho=1e-5, mode=case.mode, params=case.params)
     named = dict(case.model.named_parameters())
     names = list(case.params or [name for name, p in named.items() if p.requires_grad])
     twin = copy.deepcopy(case.model)

@@ -62,10 +62,8 @@ def test_scale_of_the_logits(name):
         for p in twin[4].parameters():
             p.mul_(7.0)
     for normalised in (True, False):
-        values = [
-            MEASURES[name](net, CROSS_ENTROPY, class_data(), adaptive=True, logit_normalised=normalised).value
-            for net in (model, twin)
-        ]
+        values = [MEASURES[name](net, CROSS_ENTROPY, class_data(), adaptive=True, logit_normalised=normalised).value
+                  for net in (model, twin)]
         assert (values[1] == pytest.approx(values[0], rel=1e-8)) == normalised
 
 
@@ -105,9 +103,7 @@ def test_zeros_stay(name):
     zeros = sum(int((p == 0).sum()) for p in model.parameters())
     assert some.fixed == zeros and some.value > 0 and some.status == "ok"
     weights = ["0.weight", "2.weight", "4.weight"]
-    both = [
-        MEASURES[name](model, CROSS_ENTROPY, class_data(), adaptive=True, params=p) for p in (None, weights)
-    ]
+    both = [MEASURES[name](model, CROSS_ENTROPY, class_data(), adaptive=True, params=p) for p in (None, weights)]
     if name == "average":  # other draws
         assert abs(both[0].value - both[1].value) < 5 * math.hypot(*(r.standard_error for r in both))
     else:
@@ -176,9 +172,7 @@ def test_inside_the_ball(norm, adaptive):
 def test_the_model_is_left_as_it_came(name, mode):
     """After success, and after an exception at any of the loss's calls."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3)
-    ).double()
+    model = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.ReLU(), nn.Linear(5, 3)).double()
     model[1].eval()
     before, calls = state(model), []
 

@@ -82,11 +82,9 @@ def test_report_holds_verdicts_tables_figures_and_deviations(full: Path, capsys:
     assert out.count("REPRODUCED") == 5 and out.count("(drawn)") == len(figures_of(STUDY, "quick"))
 
 
-@pytest.mark.parametrize(
-    "words",
-    [("verdicts", "nobody2020", "--scale", "quick"), ("verdicts", "keskar2017", "--scale", "huge"),
-     ("verdicts", *QUICK, "--store", "/nonexistent"), ("publish", *QUICK, "--published")],
-)
+@pytest.mark.parametrize("words",
+                         [("verdicts", "nobody2020", "--scale", "quick"), ("verdicts", "keskar2017", "--scale", "huge"),
+                          ("verdicts", *QUICK, "--store", "/nonexistent"), ("publish", *QUICK, "--published")])
 def test_wrong_usage_is_status_2(
     words: tuple[str, ...], published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -155,9 +153,7 @@ def test_readme_is_filled_between_its_marks(published: Path) -> None:
 def test_incomplete_study_is_not_published(partial: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Half a study in figures/."""
     with pytest.raises(StoreError, match="1 runs"):
-        publish.publish(
-            from_store(STUDY, "quick", Store(partial)), figures=tmp_path / "figures", readme=tmp_path / "README.md"
-        )
+        publish.publish(from_store(STUDY, "quick", Store(partial)), figures=tmp_path / "figures", readme=tmp_path / "README.md")
     assert command.main(["publish", *QUICK, "--store", str(partial), "--to", str(tmp_path / "figures")]) == 1
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "figures").exists()
 

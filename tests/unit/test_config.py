@@ -43,10 +43,8 @@ def plain(**changes: Any) -> RunConfig:
     return RunConfig(**{**PLAIN, **changes})
 
 
-@pytest.mark.parametrize(
-    ("fields", "run_id"),
-    [(PLAIN, "75cc78202d1bfc69fe64"), (MATCHED, "5da61f0f34d8f55922f6"), (FULL, "72d44c3cdcf5e987bae0")],
-)
+@pytest.mark.parametrize(("fields", "run_id"),
+                         [(PLAIN, "75cc78202d1bfc69fe64"), (MATCHED, "5da61f0f34d8f55922f6"), (FULL, "72d44c3cdcf5e987bae0")])
 def test_golden_ids(fields: dict[str, Any], run_id: str) -> None:
     """Stored runs would be orphaned: nothing may change the id of an existing configuration."""
     assert RunConfig(**fields).run_id == run_id
@@ -185,10 +183,8 @@ def test_machines_that_do_not_are_taken() -> None:
 
 def test_scaling_rules() -> None:
     """Peak LRs of a scaled sweep would be off by a factor."""
-    peaks = [
-        plain(batch_size=512, scaling=rule, base_batch_size=base).peak_lr
-        for rule, base in ((Scaling.NONE, None), (Scaling.SQRT, 128), (Scaling.LINEAR, 128))
-    ]
+    peaks = [plain(batch_size=512, scaling=rule, base_batch_size=base).peak_lr
+             for rule, base in ((Scaling.NONE, None), (Scaling.SQRT, 128), (Scaling.LINEAR, 128))]
     assert peaks == pytest.approx([0.1, 0.2, 0.4], rel=1e-15)
 
 

@@ -16,11 +16,7 @@ from analysis.load import config_column
 from analysis.style import save, style
 
 ALPHAS, BETAS = np.linspace(-0.5, 1.5, 21), np.linspace(-0.6, 1.2, 17)
-POINTS = [
-    {"label": "B 32", "x": 0.0, "y": 0.0},
-    {"label": "B 1000", "x": 1.0, "y": 0.0},
-    {"label": "start", "x": 0.4, "y": 1.0},
-]
+POINTS = [{"label": "B 32", "x": 0.0, "y": 0.0}, {"label": "B 1000", "x": 1.0, "y": 0.0}, {"label": "start", "x": 0.4, "y": 1.0}]
 
 
 def details(seed: int, points=POINTS, hole: bool = False) -> dict:
@@ -36,13 +32,9 @@ def details(seed: int, points=POINTS, hole: bool = False) -> dict:
 
 def tables(*planes: dict) -> SimpleNamespace:
     """As much of `Tables` as the figure looks at; later seeds first."""
-    runs = pd.DataFrame({
-        "run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
-        **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss",
-    })
-    measurements = pd.DataFrame(
-        {"metric": "plane", "run_id": runs["run_id"], "details": [json.dumps(p) for p in planes]}
-    )[::-1]
+    runs = pd.DataFrame({"run_id": [f"r{i}" for i in range(len(planes))], "seed": range(len(planes)), "batch_size": 32,
+                         **dict.fromkeys(map(config_column, FIELDS)), "budget": "train_loss"})
+    measurements = pd.DataFrame({"metric": "plane", "run_id": runs["run_id"], "details": [json.dumps(p) for p in planes]})[::-1]
     return SimpleNamespace(runs=runs, measurements=measurements, study=SimpleNamespace(name="toy"), scale="quick")
 
 

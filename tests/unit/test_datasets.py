@@ -66,10 +66,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 
 def test_names_come_without_numpy() -> None:
     """Breaks when `--help`, which lists the data sets, starts to load numpy."""
-    code = (
-        "import sys; from experiments.lab.datasets import NAMES, DataError; "
-        "sys.exit(any(name in sys.modules for name in ('numpy', 'torch', 'pooch')))"
-    )
+    code = ("import sys; from experiments.lab.datasets import NAMES, DataError; "
+            "sys.exit(any(name in sys.modules for name in ('numpy', 'torch', 'pooch')))")
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -120,9 +118,7 @@ def test_choice_depends_on_nothing_but_labels() -> None:
     assert (np.sort(labels[order].reshape(-1, 10), axis=1) == np.arange(10)).all()
 
 
-@pytest.mark.skipif(
-    not DEBIAN_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
-)
+@pytest.mark.skipif(not DEBIAN_FOLDER.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed")
 def test_fashion_mini_can_be_made_again(tmp_path: Path) -> None:
     """Breaks when the script no longer makes the committed data from the original."""
     assert make_fashion_mini.make(DEBIAN_FOLDER, tmp_path) == embedded.SHA256
@@ -168,9 +164,7 @@ def test_identity_knows_where_training_ends(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "data_batch_1.bin").write_bytes(train[:-3073])
     (tmp_path / "b" / "test_batch.bin").write_bytes(train[-3073:] + test)
-    assert datasets.identity(f"cifar-bin:{tmp_path / 'a'}") != datasets.identity(
-        f"cifar-bin:{tmp_path / 'b'}"
-    )
+    assert datasets.identity(f"cifar-bin:{tmp_path / 'a'}") != datasets.identity(f"cifar-bin:{tmp_path / 'b'}")
 
 
 def test_cifar_folder_reads_batches_in_natural_order(tmp_path: Path) -> None:
@@ -273,9 +267,7 @@ def test_second_mirror_steps_in(server: tuple[str, Path], tmp_path: Path) -> Non
     spec = replace(small, mirrors=(CLOSED_PORT, f"{address}missing/", f"{address}bad/", f"{address}good/"))
     data = mnist.load_idx(spec, tmp_path / "data")
     assert data.train.labels.tolist() == [0, 1, 2, 3] and data.test.images.shape == (2, 1, 28, 28)
-    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(
-        name for name, _ in spec.files
-    )
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(name for name, _ in spec.files)
 
 
 def test_no_mirror_delivers(server: tuple[str, Path], tmp_path: Path) -> None:
@@ -318,6 +310,4 @@ def small_idx_files(folder: Path) -> mnist.IdxSpec:
     for name, content in zip(names, contents, strict=True):
         (folder / name).write_bytes(gzip.compress(content))
     digests = [hashlib.sha256(content).hexdigest() for content in contents]
-    return replace(
-        mnist.MNIST, files=tuple(zip(names, digests, strict=True)), mirrors=(), train_count=4, test_count=2
-    )
+    return replace(mnist.MNIST, files=tuple(zip(names, digests, strict=True)), mirrors=(), train_count=4, test_count=2)

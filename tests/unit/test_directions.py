@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_functions import LOSS, data, relu_net
 
 from sharpness.landscape.directions import filter_normalise, random_direction
 from sharpness.landscape.grid import slice_2d
@@ -15,18 +16,6 @@ from sharpness.landscape.planes import plane_through, trajectory_directions
 from sharpness.problem.parameters import flat_weights
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def relu_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
 
 
 def rescaled(model: nn.Sequential, a: float) -> nn.Sequential:
@@ -165,7 +154,5 @@ def test_three_networks_are_on_their_plane():
     nets, pair = [relu_net(s) for s in range(3)], data()
     plane = plane_through(*[flat_weights(net) for net in nets])
     for net, (x, y) in zip(nets, plane.values, strict=True):
-        found = slice_2d(
-            nets[0], LOSS, pair, center=plane.origin, directions=plane.directions, alphas=[x], betas=[y]
-        )
+        found = slice_2d(nets[0], LOSS, pair, center=plane.origin, directions=plane.directions, alphas=[x], betas=[y])
         assert found.losses[0, 0] == pytest.approx(LOSS(net(pair[0]), pair[1]).item(), rel=1e-10)

@@ -32,11 +32,9 @@ SECTIONS = ("## Equation", "## When it misleads", "## Example", "## Cost", "## S
 FUNCTIONS = [name for name in sharpness.__all__ if inspect.isfunction(getattr(sharpness, name))]
 TAKES_ANYTHING = {"layers"}  # any module has layers
 
-EXAMPLES = [
-    pytest.param(block, id=f"{page.stem}-{number}")
-    for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))
-]
+EXAMPLES = [pytest.param(block, id=f"{page.stem}-{number}")
+            for page in PAGES
+            for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL))]
 
 
 def test_there_is_a_page_for_each_family() -> None:
@@ -96,10 +94,8 @@ def test_every_argument_is_named_in_the_docstring_or_by_reference(name: str) -> 
 
 
 PROJECT = ROOT.parent
-LINKED = [
-    *PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("figures/**/README.md"), *PAGES,
-    *PROJECT.glob("experiments/**/README.md"),
-]
+LINKED = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("figures/**/README.md"), *PAGES,
+          *PROJECT.glob("experiments/**/README.md")]
 
 
 def text_of(page: Path) -> str:

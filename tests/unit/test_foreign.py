@@ -121,11 +121,9 @@ def test_momentum_is_compared_where_both_were_searched(archive: Path) -> None:
     assert verdict.effect == pytest.approx(math.log(16) - math.log(8)) and "from batch size 16 to 256" in verdict.sentence
 
 
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [("metadata.json", "{"), ("metadata.json", '{"status": "LOST"}'), ("measurements.csv", ""),
-     ("measurements.csv", "a,b\n1,2\n"), ("measurements.csv", None)],
-)
+@pytest.mark.parametrize(("name", "content"),
+                         [("metadata.json", "{"), ("metadata.json", '{"status": "LOST"}'), ("measurements.csv", ""),
+                          ("measurements.csv", "a,b\n1,2\n"), ("measurements.csv", None)])
 def test_a_damaged_trial_is_named_and_harms_itself_alone(
     name: str, content: str | None, archive: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,11 +146,9 @@ def test_groups_of_workloads_stay_apart(archive: Path) -> None:
     assert [s.workload for s in below] == ["mnist, simple_cnn_base, sgd"]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [["verdicts", "keskar2017", "--scale", "quick"], ["pilot", *STUDY[:3]], ["publish", *STUDY[:3]],
-     ["histories", *STUDY[:3]], ["verdicts", *STUDY[:3], "--goal", "-1"]],
-)
+@pytest.mark.parametrize("words",
+                         [["verdicts", "keskar2017", "--scale", "quick"], ["pilot", *STUDY[:3]], ["publish", *STUDY[:3]],
+                          ["histories", *STUDY[:3]], ["verdicts", *STUDY[:3], "--goal", "-1"]])
 def test_what_such_tables_cannot_answer_is_said(words: list[str], archive: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A traceback, or other people's trials published as runs of this project."""
     assert main([*words, "--store", str(archive)]) == 2

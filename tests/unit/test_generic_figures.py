@@ -45,10 +45,8 @@ def tune(request: Request, records: object) -> list[RunConfig]:
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    study = synthetic.study(
-        (synthetic.claim("worse", primary=True),),
-        (Stage("train", train, measures=lambda: (LAMBDA, *PHI.values())), Stage("tune", tune)),
-    )
+    study = synthetic.study((synthetic.claim("worse", primary=True),),
+                            (Stage("train", train, measures=lambda: (LAMBDA, *PHI.values())), Stage("tune", tune)))
     truth = Truth(status=lambda c: "diverged" if c.lr == 0.04 and c.batch_size == 16 else "done")
     found = from_store(study, "quick", synthetic.write(tmp_path_factory.mktemp("store"), study, truth))
     runs = found.runs[(found.runs["stage"] == "train") & (found.runs["weight_decay"] == 0)]

@@ -8,53 +8,13 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from toy_functions import LOSS, NOTHING, Function, bn_net, data, mean, relu_net
 
 from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
 from sharpness.problem.parameters import flat_weights
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-class Function(nn.Module):
-    """f(w) is whatever `of` makes of the weights, so that losses are known in closed form."""
-
-    def __init__(self, w, of, dtype=torch.float64) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=dtype))
-        self.of = of
-
-    def forward(self, x):
-        return self.of(self.w).expand(len(x))
-
-
-NOTHING = (torch.zeros(4, 1), torch.zeros(4))
-
-
-def mean(outputs, targets):
-    return outputs.mean()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def relu_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-
-
-def bn_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
-    net(3 * torch.randn(64, 4, dtype=torch.float64))
-    return net.eval()
 
 
 def test_quadratic_on_a_plane():
@@ -73,18 +33,14 @@ def test_quadratic_on_a_plane():
     np.testing.assert_array_equal(found.values, found.losses)
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert len(facts["losses"]) == 4 and len(facts["losses"][0]) == 3
-    there = slice_2d(
-        Function(0 * c, model.of), mean, NOTHING, directions=(d1, d2), alphas=alphas, betas=betas, center=c
-    )
+    there = slice_2d(Function(0 * c, model.of), mean, NOTHING, directions=(d1, d2), alphas=alphas, betas=betas, center=c)
     np.testing.assert_array_equal(there.losses, found.losses)
 
 
 def test_centre_is_the_network_itself_and_others_are_measured_directly():
     model, (inputs, targets) = bn_net(), data()
     directions = [random_direction(model, seed) for seed in (1, 2)]
-    found = slice_2d(
-        model, LOSS, (inputs, targets), directions=directions, alphas=[0.0, 0.5], betas=[0.0, -1.0]
-    )
+    found = slice_2d(model, LOSS, (inputs, targets), directions=directions, alphas=[0.0, 0.5], betas=[0.0, -1.0])
     moved = copy.deepcopy(model)
     w = flat_weights(model) + 0.5 * directions[0] - directions[1]
     torch.nn.utils.vector_to_parameters(torch.from_numpy(w), moved.parameters())
@@ -125,11 +81,7 @@ def test_nan_logits_have_no_accuracy():
     found = slice_2d(
         model, LOSS, (inputs.float(), targets), directions=directions, alphas=[0.0, 1e39], betas=[0.0]
     )  # infinite weights
-    assert (
-        found.status == "nonfinite"
-        and np.isfinite(found.accuracies[0, 0])
-        and np.isnan(found.accuracies[1, 0])
-    )
+    assert found.status == "nonfinite" and np.isfinite(found.accuracies[0, 0]) and np.isnan(found.accuracies[1, 0])
 
 
 def test_wrong_grids_are_refused():

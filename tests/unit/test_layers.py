@@ -106,10 +106,8 @@ def test_packages_go_one_way() -> None:
 def test_imports_stand_at_the_top() -> None:
     """An import inside a function hides an arrow. It is there to start without a package of LATE, and for nothing else."""
     found = brought()
-    assert [
-        f"{name}:{line} {module}" for name in MODULES for module, line in INSIDE[name]
-        if not found.get(module, {module.partition(".")[0]} & LATE) - found[name]
-    ] == []
+    assert [f"{name}:{line} {module}" for name in MODULES for module, line in INSIDE[name]
+            if not found.get(module, {module.partition(".")[0]} & LATE) - found[name]] == []
 
 
 def test_reading_records_needs_no_torch() -> None:

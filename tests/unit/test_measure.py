@@ -31,10 +31,8 @@ from sharpness.panels import panel
 
 torch.set_num_threads(1)
 
-CERTIFICATE = {
-    "metric", "options", "runs", "value", "standard_error", "residual", "products", "examples", "bn_mode", "dtype",
-    "seed", "status", "details",
-}
+CERTIFICATE = {"metric", "options", "runs", "value", "standard_error", "residual", "products", "examples", "bn_mode", "dtype",
+               "seed", "status", "details"}
 
 
 @pytest.fixture

@@ -9,31 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sharpness import (
-    average_case_sharpness,
-    basin_radius,
-    batch_sharpness,
-    connect,
-    epsilon_sharpness,
-    fisher,
-    fisher_rao_norm,
-    ggn,
-    gradient_hessian_overlap,
-    gradient_noise,
-    hessian,
-    local_entropy,
-    norm_scaled,
-    pac_bayes_sigma,
-    random_direction,
-    random_perturbation,
-    relative_trace,
-    slice_1d,
-    slice_2d,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-    worst_case_sharpness,
-)
+import sharpness
 from sharpness.panels import panel
 
 torch.set_num_threads(1)
@@ -54,15 +30,8 @@ class Counter(nn.Module):
 def make_model() -> nn.Sequential:
     """Batch normalisation, dropout, a frozen layer, mixed modes, some gradients: nothing as by default."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(4, 6),
-        nn.BatchNorm1d(6),
-        nn.Tanh(),
-        nn.Dropout(0.5),
-        Counter(),
-        nn.Linear(6, 6),
-        nn.Linear(6, 3),
-    )
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Dropout(0.5), Counter(), nn.Linear(6, 6),
+                          nn.Linear(6, 3))
     model(torch.randn(8, 4)).sum().backward()
     model[5].requires_grad_(False)
     model[6].bias.grad = None
@@ -103,25 +72,25 @@ def ends():
 
 
 def product(model, loss, **options):
-    op = hessian(model, loss, data(), **options)
-    top_eigenvalues(op, 2, max_matvecs=4)
+    op = sharpness.hessian(model, loss, data(), **options)
+    sharpness.top_eigenvalues(op, 2, max_matvecs=4)
 
 
 def overlap(model, loss, **options):
-    op = hessian(model, loss, data(), **options)
+    op = sharpness.hessian(model, loss, data(), **options)
     vectors = np.eye(2, op.shape[0])
-    gradient_hessian_overlap(model, loss, data(), op, vectors, mixtures=2, **options)
+    sharpness.gradient_hessian_overlap(model, loss, data(), op, vectors, mixtures=2, **options)
 
 
 def plane(model, loss, **options):
-    directions = [random_direction(model, seed) for seed in (0, 1)]
-    slice_2d(model, loss, data(), directions=directions, alphas=[0.0, 0.1], betas=[0.0, 0.1], **options)
+    directions = [sharpness.random_direction(model, seed) for seed in (0, 1)]
+    sharpness.slice_2d(model, loss, data(), directions=directions, alphas=[0.0, 0.1], betas=[0.0, 0.1], **options)
 
 
 def path(model, loss, **options):
     start = model.state_dict()
     end = {name: t + 0.1 if t.is_floating_point() else t for name, t in start.items()}
-    connect(model, loss, data(), start=start, end=end, steps=2, points=3, **options)
+    sharpness.connect(model, loss, data(), start=start, end=end, steps=2, points=3, **options)
 
 
 PER_EXAMPLE = ("fisher", "Fisher-Rao", "Fisher-Rao, model", "gradient noise", "overlap")
@@ -131,62 +100,57 @@ MEASUREMENTS: dict[str, Callable] = {
     "hessian": product,
     "hessian, batches": lambda model, loss, **o: product(model, loss, batch_size=5, **o),
     "frozen by name": lambda model, loss, **o: product(model, loss, params=["5.weight"], **o),
-    "epsilon": lambda model, loss, **o: epsilon_sharpness(model, loss, data(batches=True), iterations=3, **o),
-    "epsilon, subspace": lambda model, loss, **o: epsilon_sharpness(
+    "epsilon": lambda model, loss, **o: sharpness.epsilon_sharpness(model, loss, data(batches=True), iterations=3, **o),
+    "epsilon, subspace": lambda model, loss, **o: sharpness.epsilon_sharpness(
         model, loss, data(), subspace=2, iterations=2, **o
     ),
-    "slice": lambda model, loss, **o: slice_1d(model, loss, data(), **ends(), **o),
-    "slice, recalibrated": lambda model, loss, **o: slice_1d(
+    "slice": lambda model, loss, **o: sharpness.slice_1d(model, loss, data(), **ends(), **o),
+    "slice, recalibrated": lambda model, loss, **o: sharpness.slice_1d(
         model, loss, data(), recalibrate=lambda m: m.train()(data()[0]), **ends(), **o
     ),
     "slice, two directions": plane,
     "path": path,
-    "ggn": lambda model, loss, **o: top_eigenvalues(ggn(model, loss, data(), **o), max_matvecs=3),
-    "fisher": lambda model, loss, **o: top_eigenvalues(
-        fisher(model, loss, data(), kind="sampled", **o), max_matvecs=3
+    "ggn": lambda model, loss, **o: sharpness.top_eigenvalues(sharpness.ggn(model, loss, data(), **o), max_matvecs=3),
+    "fisher": lambda model, loss, **o: sharpness.top_eigenvalues(
+        sharpness.fisher(model, loss, data(), kind="sampled", **o), max_matvecs=3
     ),
-    "trace": lambda model, loss, **o: trace(hessian(model, loss, data(), **o), matvecs=4),
-    "density": lambda model, loss, **o: spectral_density(
-        hessian(model, loss, data(), **o), probes=2, steps=3
+    "trace": lambda model, loss, **o: sharpness.trace(sharpness.hessian(model, loss, data(), **o), matvecs=4),
+    "density": lambda model, loss, **o: sharpness.spectral_density(
+        sharpness.hessian(model, loss, data(), **o), probes=2, steps=3
     ),
-    "norm-scaled": lambda model, loss, mode: norm_scaled(
-        top_eigenvalues(hessian(model, loss, data(), mode=mode), max_matvecs=3), model
+    "norm-scaled": lambda model, loss, mode: sharpness.norm_scaled(
+        sharpness.top_eigenvalues(sharpness.hessian(model, loss, data(), mode=mode), max_matvecs=3), model
     ),
-    "relative trace": lambda model, loss, **o: relative_trace(model, loss, data(), probes=2, **o),
-    "Fisher-Rao": lambda model, loss, **o: fisher_rao_norm(model, loss, data(), **o),
-    "Fisher-Rao, model": lambda model, loss, **o: fisher_rao_norm(model, loss, data(), labels="model", **o),
-    "gradient noise": lambda model, loss, **o: gradient_noise(model, loss, data(), **o),
+    "relative trace": lambda model, loss, **o: sharpness.relative_trace(model, loss, data(), probes=2, **o),
+    "Fisher-Rao": lambda model, loss, **o: sharpness.fisher_rao_norm(model, loss, data(), **o),
+    "Fisher-Rao, model": lambda model, loss, **o: sharpness.fisher_rao_norm(model, loss, data(), labels="model", **o),
+    "gradient noise": lambda model, loss, **o: sharpness.gradient_noise(model, loss, data(), **o),
     "overlap": overlap,
-    "batch sharpness": lambda model, loss, **o: batch_sharpness(model, loss, data(), batch=5, batches=3, **o),
-    "worst case": lambda model, loss, **o: worst_case_sharpness(
+    "batch sharpness": lambda model, loss, **o: sharpness.batch_sharpness(model, loss, data(), batch=5, batches=3, **o),
+    "worst case": lambda model, loss, **o: sharpness.worst_case_sharpness(
         model, loss, data(), rho=0.1, m=6, steps=3, **o
     ),
-    "worst case, one adaptive step": lambda model, loss, **o: worst_case_sharpness(
+    "worst case, one adaptive step": lambda model, loss, **o: sharpness.worst_case_sharpness(
         model, loss, data(), rho=0.1, adaptive=True, steps=1, logit_normalised=True, **o
     ),
-    "average case": lambda model, loss, **o: average_case_sharpness(
+    "average case": lambda model, loss, **o: sharpness.average_case_sharpness(
         model, loss, data(batches=True), rho=0.1, draws=2, **o
     ),
-    "random": lambda model, loss, **o: random_perturbation(model, loss, data(), sigma=0.1, draws=2, **o),
-    "PAC-Bayes": lambda model, loss, **o: pac_bayes_sigma(
+    "random": lambda model, loss, **o: sharpness.random_perturbation(model, loss, data(), sigma=0.1, draws=2, **o),
+    "PAC-Bayes": lambda model, loss, **o: sharpness.pac_bayes_sigma(
         model, loss, data(), quantity="loss", loss_rise=0.1, draws=2, tolerance=0.5, **o
     ),
-    "basin radius": lambda model, loss, **o: basin_radius(
+    "basin radius": lambda model, loss, **o: sharpness.basin_radius(
         model, loss, data(), directions=2, tolerance=0.1, **o
     ),
-    "local entropy": lambda model, loss, **o: local_entropy(model, loss, data(), gamma=100.0, samples=4, **o),
+    "local entropy": lambda model, loss, **o: sharpness.local_entropy(model, loss, data(), gamma=100.0, samples=4, **o),
     "panel": lambda model, loss, **o: list(
         panel(model, loss, data(), metrics=["lambda_max", "gradient_noise", "random_slice"], **o)
     ),
 }
 
 
-CASES = [
-    (name, mode)
-    for name in MEASUREMENTS
-    for mode in ("eval", "train")
-    if mode == "eval" or name not in PER_EXAMPLE
-]
+CASES = [(name, mode) for name in MEASUREMENTS for mode in ("eval", "train") if mode == "eval" or name not in PER_EXAMPLE]
 
 
 @pytest.mark.parametrize("name, mode", CASES)
@@ -238,7 +202,7 @@ def test_after_a_failing_recalibration():
         raise RuntimeError("no data")
 
     with pytest.raises(ValueError, match="no data"):
-        slice_1d(model, nn.CrossEntropyLoss(), data(), recalibrate=fail, **ends())
+        sharpness.slice_1d(model, nn.CrossEntropyLoss(), data(), recalibrate=fail, **ends())
     assert everything(model, versions=False) == before
 
 
@@ -246,20 +210,20 @@ def test_after_refused_input():
     model = make_model()
     before = everything(model)
     with pytest.raises(ValueError, match="summed over examples"):
-        hessian(model, nn.CrossEntropyLoss(reduction="sum"), data())
+        sharpness.hessian(model, nn.CrossEntropyLoss(reduction="sum"), data())
     assert everything(model) == before
 
 
 def test_the_callers_grad_mode_does_not_matter():
     """Measured inside no_grad, the same value comes out, and no_grad is still on afterwards."""
     model, loss = make_model(), nn.CrossEntropyLoss()
-    expected = top_eigenvalues(hessian(model, loss, data())).value
+    expected = sharpness.top_eigenvalues(sharpness.hessian(model, loss, data())).value
     with torch.no_grad():
         before = everything(model)
-        assert top_eigenvalues(hessian(model, loss, data())).value == expected
+        assert sharpness.top_eigenvalues(sharpness.hessian(model, loss, data())).value == expected
         assert everything(model) == before
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert top_eigenvalues(hessian(model, loss, data())).value == expected
+        assert sharpness.top_eigenvalues(sharpness.hessian(model, loss, data())).value == expected
 
 
 def test_training_goes_on_as_if_nothing_had_been_measured():
@@ -272,7 +236,7 @@ def test_training_goes_on_as_if_nothing_had_been_measured():
         for step in range(4):
             loss = nn.functional.cross_entropy(model(inputs), targets)
             if measure and step == 2:  # between forward and backward: the caller's graph must survive
-                epsilon_sharpness(model, nn.CrossEntropyLoss(), data(), iterations=2, mode="train")
+                sharpness.epsilon_sharpness(model, nn.CrossEntropyLoss(), data(), iterations=2, mode="train")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -286,7 +250,7 @@ def test_memory_does_not_grow_with_products():
     import gc
 
     model = make_model()
-    op = hessian(model, nn.CrossEntropyLoss(), data(), batch_size=5)
+    op = sharpness.hessian(model, nn.CrossEntropyLoss(), data(), batch_size=5)
     v = np.ones(op.shape[0])
 
     def tensors_after(products: int) -> int:

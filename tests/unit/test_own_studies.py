@@ -280,10 +280,8 @@ def test_a_small_study_is_answered_like_any(
     """Without claims, without figures or with one seed it ends in a traceback, after the training."""
     whole = synthetic.study()
     (stage,) = whole.stages
-    stage = replace(
-        stage, runs=lambda request, records: [c for c in synthetic.runs(request, records) if c.seed < seeds],
-        pairs=lambda request: [p for p in synthetic.pairs(request) if p.first.seed < seeds],
-    )
+    stage = replace(stage, runs=lambda request, records: [c for c in synthetic.runs(request, records) if c.seed < seeds],
+                    pairs=lambda request: [p for p in synthetic.pairs(request) if p.first.seed < seeds])
     options = {"bars": (), "along_training": (("metric", "sharpness_along"), ("y", ("lambda_max",)))}
     kinds = tuple(Figure(kind, kind, options.get(kind, ())) for kind in drawn)
     study = replace(whole, stages=(stage,), claims=claims, figures=kinds)

@@ -76,30 +76,21 @@ def test_each_has_a_finite_value_and_a_certificate(everything, name):
 
 def test_the_value_is_the_metrics_own():
     (entry,) = panel(net(), nn.CrossEntropyLoss(), classes(), metrics=["lambda_max"])
-    assert entry.value == pytest.approx(
-        top_eigenvalues(hessian(net(), nn.CrossEntropyLoss(), classes())).value, rel=1e-2
-    )
+    assert entry.value == pytest.approx(top_eigenvalues(hessian(net(), nn.CrossEntropyLoss(), classes())).value, rel=1e-2)
 
 
 def test_alone_as_among_others(everything):
     """What metrics share must not change their values."""
     for name in ("gradient_overlap", "norm_scaled_lambda", "frobenius_norm"):
         (entry,) = panel(trained(), nn.CrossEntropyLoss(), classes(), metrics=name)
-        assert entry.value == pytest.approx(
-            next(e for e in everything[0] if e.metric == name).value, rel=1e-5
-        )
+        assert entry.value == pytest.approx(next(e for e in everything[0] if e.metric == name).value, rel=1e-5)
 
 
 def test_a_regression_is_told_what_does_not_apply():
     data = classes()[0], torch.randn(40, 2, generator=torch.Generator().manual_seed(2))
     found = {e.metric: e for e in panel(net(2), nn.MSELoss(), data)}
     without = {name for name, e in found.items() if e.status == "not applicable"}
-    assert without == {
-        "fisher_rao_norm_model",
-        "pac_bayes_sigma",
-        "pac_bayes_sigma_magnitude",
-        "adaptive_linf_logit_normalised",
-    }
+    assert without == {"fisher_rao_norm_model", "pac_bayes_sigma", "pac_bayes_sigma_magnitude", "adaptive_linf_logit_normalised"}
     for name in without:
         assert found[name].value is None and found[name].result is None and found[name].sentence
         assert json.dumps(found[name].to_dict())
@@ -117,10 +108,7 @@ def test_an_unknown_likelihood_has_no_fisher():
 def test_batch_statistics_have_no_single_gradients():
     names = ["gradient_noise", "lambda_max"]
     entries = list(panel(net(), nn.CrossEntropyLoss(), classes(), metrics=names, mode="train"))
-    assert [(e.metric, e.status) for e in entries] == [
-        ("lambda_max", "converged"),
-        ("gradient_noise", "not applicable"),
-    ]
+    assert [(e.metric, e.status) for e in entries] == [("lambda_max", "converged"), ("gradient_noise", "not applicable")]
 
 
 def test_entries_come_one_by_one():
@@ -146,11 +134,9 @@ def test_examples_are_random_ones(kind):
     inputs, targets = classes(300)
     order = targets.argsort()
     inputs, targets = inputs[order], targets[order]
-    data = {
-        "pair": (inputs, targets),
-        "list": list(zip(inputs.split(8), targets.split(8), strict=True)),
-        "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=8),
-    }[kind]
+    data = {"pair": (inputs, targets),
+            "list": list(zip(inputs.split(8), targets.split(8), strict=True)),
+            "loader": torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=8)}[kind]
     seen = []
 
     def loss(outputs, targets):
@@ -174,9 +160,7 @@ def test_as_many_as_there_are_stay_as_they_come():
 
 def test_a_shuffling_loader_measures_and_leaves_the_generator():
     """Without a generator of its own it draws from the global one."""
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.TensorDataset(*classes()), batch_size=8, shuffle=True
-    )
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*classes()), batch_size=8, shuffle=True)
     model = net()
     torch.manual_seed(5)
     state = torch.get_rng_state()

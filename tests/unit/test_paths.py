@@ -5,47 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from toy_functions import LOSS, NOTHING, Function, bn_net, data, mean
 
 from sharpness.landscape.paths import barrier, connect
 from sharpness.landscape.slices import slice_1d
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-class Function(nn.Module):
-    """f(w) is whatever `of` makes of the weights, so that losses are known in closed form."""
-
-    def __init__(self, w, of, dtype=torch.float64) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.tensor(w, dtype=dtype))
-        self.of = of
-
-    def forward(self, x):
-        return self.of(self.w).expand(len(x))
-
-
-NOTHING = (torch.zeros(4, 1), torch.zeros(4))
-
-
-def mean(outputs, targets):
-    return outputs.mean()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def bn_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
-    net(3 * torch.randn(64, 4, dtype=torch.float64))
-    return net.eval()
 
 
 def test_barriers_by_their_definitions():
@@ -96,9 +61,7 @@ def test_the_fit_is_adam_on_the_loss_along_the_curve():
     """Against torch's Adam and autograd through the curve; without 2 t (1 - t) the ends count too much."""
     a, b = torch.tensor([-1.0, 0.0]).double(), torch.tensor([1.0, 0.5]).double()
     steps, spread = 8, ((b - a) ** 2).mean().sqrt().item()
-    found = connect(
-        Function([1.0, 0.0], valley), mean, NOTHING, start={"w": a}, end={"w": b}, steps=steps, seed=4
-    )
+    found = connect(Function([1.0, 0.0], valley), mean, NOTHING, start={"w": a}, end={"w": b}, steps=steps, seed=4)
     bend, draws = ((a + b) / 2).requires_grad_(), np.random.default_rng(4)
     adam = torch.optim.Adam([bend], eps=0)
     for step in range(steps):

@@ -10,33 +10,6 @@ import torch
 from toy_nets import CROSS_ENTROPY, class_data, own_labels, relu_net
 
 import sharpness
-from sharpness import (
-    average_case_sharpness,
-    basin_radius,
-    batch_sharpness,
-    connect,
-    cost_estimate,
-    diagonal,
-    effective_rank,
-    epsilon_sharpness,
-    fisher_rao_norm,
-    frobenius_norm,
-    gradient_hessian_overlap,
-    gradient_noise,
-    hessian,
-    local_entropy,
-    pac_bayes_sigma,
-    panel,
-    random_direction,
-    random_perturbation,
-    relative_trace,
-    slice_1d,
-    slice_2d,
-    spectral_density,
-    top_eigenvalues,
-    trace,
-    worst_case_sharpness,
-)
 from sharpness.metrics import TABLE
 from sharpness.problem import progress as module
 
@@ -52,43 +25,44 @@ def on_model(function, **options):
 
     def measure(progress):
         model, data = relu_net(), own_labels()
-        more = dict(zip(("start", "end"), ends(model), strict=True)) if function in (slice_1d, connect) else {}
-        if function is slice_2d:
-            more["directions"] = [random_direction(model, seed) for seed in (0, 1)]
-        if function is gradient_hessian_overlap:
+        along = function in (sharpness.slice_1d, sharpness.connect)
+        more = dict(zip(("start", "end"), ends(model), strict=True)) if along else {}
+        if function is sharpness.slice_2d:
+            more["directions"] = [sharpness.random_direction(model, seed) for seed in (0, 1)]
+        if function is sharpness.gradient_hessian_overlap:
             n = sum(p.numel() for p in model.parameters())
-            more |= {"op": hessian(model, CROSS_ENTROPY, data), "vectors": np.eye(n)[:2]}
+            more |= {"op": sharpness.hessian(model, CROSS_ENTROPY, data), "vectors": np.eye(n)[:2]}
         return function(model, CROSS_ENTROPY, data, progress=progress, **options, **more)
 
     return measure
 
 
 def on_operator(function, **options):
-    return lambda progress: function(hessian(relu_net(), CROSS_ENTROPY, class_data()), progress=progress, **options)
+    return lambda progress: function(sharpness.hessian(relu_net(), CROSS_ENTROPY, class_data()), progress=progress, **options)
 
 
 LONG = {
-    "top_eigenvalues": on_operator(top_eigenvalues),
-    "trace": on_operator(trace, matvecs=12),
-    "frobenius_norm": on_operator(frobenius_norm, matvecs=5),
-    "effective_rank": on_operator(effective_rank, matvecs=5),
-    "diagonal": on_operator(diagonal, matvecs=5),
-    "spectral_density": on_operator(spectral_density, probes=2, steps=4),
-    "gradient_noise": on_model(gradient_noise),
-    "gradient_hessian_overlap": on_model(gradient_hessian_overlap, mixtures=2),
-    "batch_sharpness": on_model(batch_sharpness, batch=4, batches=3),
-    "epsilon_sharpness": on_model(epsilon_sharpness, starts=["origin"], iterations=2),
-    "random_perturbation": on_model(random_perturbation, sigma=0.01, draws=4),
-    "pac_bayes_sigma": on_model(pac_bayes_sigma, draws=2, tolerance=0.5),
-    "worst_case_sharpness": on_model(worst_case_sharpness, rho=0.1, steps=3, starts=2, m=20),
-    "average_case_sharpness": on_model(average_case_sharpness, rho=0.1, draws=4, m=20),
-    "fisher_rao_norm": on_model(fisher_rao_norm),
-    "relative_trace": on_model(relative_trace, probes=3),
-    "local_entropy": on_model(local_entropy, gamma=1e4, samples=4),
-    "basin_radius": on_model(basin_radius, directions=3, tolerance=0.1),
-    "slice_1d": on_model(slice_1d, alphas=[0, 0.5, 1]),
-    "slice_2d": on_model(slice_2d, alphas=[0, 1], betas=[0, 1]),
-    "connect": on_model(connect, steps=2, points=3),
+    "top_eigenvalues": on_operator(sharpness.top_eigenvalues),
+    "trace": on_operator(sharpness.trace, matvecs=12),
+    "frobenius_norm": on_operator(sharpness.frobenius_norm, matvecs=5),
+    "effective_rank": on_operator(sharpness.effective_rank, matvecs=5),
+    "diagonal": on_operator(sharpness.diagonal, matvecs=5),
+    "spectral_density": on_operator(sharpness.spectral_density, probes=2, steps=4),
+    "gradient_noise": on_model(sharpness.gradient_noise),
+    "gradient_hessian_overlap": on_model(sharpness.gradient_hessian_overlap, mixtures=2),
+    "batch_sharpness": on_model(sharpness.batch_sharpness, batch=4, batches=3),
+    "epsilon_sharpness": on_model(sharpness.epsilon_sharpness, starts=["origin"], iterations=2),
+    "random_perturbation": on_model(sharpness.random_perturbation, sigma=0.01, draws=4),
+    "pac_bayes_sigma": on_model(sharpness.pac_bayes_sigma, draws=2, tolerance=0.5),
+    "worst_case_sharpness": on_model(sharpness.worst_case_sharpness, rho=0.1, steps=3, starts=2, m=20),
+    "average_case_sharpness": on_model(sharpness.average_case_sharpness, rho=0.1, draws=4, m=20),
+    "fisher_rao_norm": on_model(sharpness.fisher_rao_norm),
+    "relative_trace": on_model(sharpness.relative_trace, probes=3),
+    "local_entropy": on_model(sharpness.local_entropy, gamma=1e4, samples=4),
+    "basin_radius": on_model(sharpness.basin_radius, directions=3, tolerance=0.1),
+    "slice_1d": on_model(sharpness.slice_1d, alphas=[0, 0.5, 1]),
+    "slice_2d": on_model(sharpness.slice_2d, alphas=[0, 1], betas=[0, 1]),
+    "connect": on_model(sharpness.connect, steps=2, points=3),
 }
 
 
@@ -143,12 +117,13 @@ def test_lines_without_a_total(monkeypatch, capsys):
 
 def test_progress_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="progress is 'yes'"):
-        trace(np.eye(3), progress="yes")  # pyright: ignore[reportArgumentType]
+        sharpness.trace(np.eye(3), progress="yes")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_panel_passes_progress_on():
     told = set()
-    list(panel(relu_net(), CROSS_ENTROPY, class_data(), metrics=["trace", "basin_radius"], progress=lambda *f: told.add(f[2])))
+    metrics = ["trace", "basin_radius"]
+    list(sharpness.panel(relu_net(), CROSS_ENTROPY, class_data(), metrics=metrics, progress=lambda *f: told.add(f[2])))
     assert told == {"trace: HVPs", "basin_radius: directions"}
 
 
@@ -156,7 +131,7 @@ def test_the_estimate_counts_what_the_panel_then_does():
     """Stated work against the certificates of the results: an estimate half as large would promise too much."""
     model, data = relu_net(torch.float32), class_data(96, torch.float32)
     for metric in TABLE:
-        (entry,) = panel(model, CROSS_ENTROPY, data, metrics=metric.name)
+        (entry,) = sharpness.panel(model, CROSS_ENTROPY, data, metrics=metric.name)
         facts, work = entry.to_dict(), metric.work
         if metric.uses_leading or metric.name == "batch_sharpness":  # its batches are a part of 500 examples, not of 96
             continue
@@ -167,7 +142,8 @@ def test_the_estimate_counts_what_the_panel_then_does():
 
 
 def test_estimate_adds_up_and_the_leading_eigenpair_is_counted_once():
-    found = cost_estimate(relu_net(), CROSS_ENTROPY, class_data(), metrics=["lambda_max", "norm_scaled_lambda", "trace"])
+    metrics = ["lambda_max", "norm_scaled_lambda", "trace"]
+    found = sharpness.cost_estimate(relu_net(), CROSS_ENTROPY, class_data(), metrics=metrics)
     assert found.metrics["lambda_max"] == pytest.approx(40 * found.product_seconds)
     assert found.metrics["norm_scaled_lambda"] == 0 and found.metrics["trace"] == pytest.approx(12 * found.product_seconds)
     assert found.value == pytest.approx(sum(found.metrics.values())) and (found.passes, found.products) == (0, 52)
@@ -175,7 +151,7 @@ def test_estimate_adds_up_and_the_leading_eigenpair_is_counted_once():
 
 def test_estimate_counts_no_more_examples_than_there_are():
     """`examples=10**6` of 200 was an estimate for a million."""
-    few = [cost_estimate(relu_net(), CROSS_ENTROPY, class_data(200), metrics="trace", examples=n) for n in (200, 10**6)]
+    few = [sharpness.cost_estimate(relu_net(), CROSS_ENTROPY, class_data(200), metrics="trace", examples=n) for n in (200, 10**6)]
     for found in few:
         assert found.value == pytest.approx(12 * found.product_seconds * 200 / 128)
 

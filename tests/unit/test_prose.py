@@ -9,11 +9,9 @@ from pathlib import Path
 from experiments.lab.declare.finding import search
 
 ROOT = Path(__file__).resolve().parents[2]
-COUNTED = (
-    r"(?:examples|images|seeds|rows?|updates|epochs|values?|products|lines?|bytes|pixels|measurements?|tensors?"
-    r"|colours?|markers?|dots?|entry|entries|operations|launch|(?:micro|milli)?seconds|ms|µs|us|time|spread|setting|folder"
-    r"|argument|number|doublings|octaves|one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)"
-)
+COUNTED = (r"(?:examples|images|seeds|rows?|updates|epochs|values?|products|lines?|bytes|pixels|measurements?|tensors?"
+           r"|colours?|markers?|dots?|entry|entries|operations|launch|(?:micro|milli)?seconds|ms|µs|us|time|spread|setting|folder"
+           r"|argument|number|doublings|octaves|one|two|three|four|five|six|seven|eight|nine|ten|hundred|thousand)")
 UNIT = (
     r"(?:run|group|cell|seed|second|minute|hour|update|epoch|step|batch|verdict|doubling|octave|forward|pass|hidden|layer|example|image"
     r"|class|chunk|study|product|claim|member|row|column|family|network|arm|metric|core|worker|process|value|parameter|stage|scale"

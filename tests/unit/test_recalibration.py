@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from toy_functions import LOSS, bn_net, data
 
 from sharpness.landscape.directions import random_direction
 from sharpness.landscape.grid import slice_2d
@@ -17,22 +18,6 @@ from sharpness.problem.parameters import flat_weights
 from sharpness.problem.recalibration import recalibrate_batch_norm
 
 torch.set_num_threads(1)
-LOSS = nn.CrossEntropyLoss()
-
-
-def data(n: int = 40, seed: int = 2):
-    generator = torch.Generator().manual_seed(seed)
-    inputs = 2 * torch.randn(n, 4, generator=generator, dtype=torch.float64) + 1
-    return inputs, torch.randint(0, 3, (n,), generator=generator)
-
-
-def bn_net(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
-    ).double()
-    net(3 * torch.randn(64, 4, dtype=torch.float64))
-    return net.eval()
 
 
 def by_hand(model: nn.Sequential, w, inputs) -> nn.Sequential:
@@ -59,19 +44,15 @@ def test_modes_of_the_statistics_differ_and_recalibration_is_that_by_hand():
         assert abs(again.losses[i, 0] - keep.losses[i, 0]) > 1e-3
     own = slice_2d(model, LOSS, (inputs, targets), bn_mode="recalibrate", calibration=data(seed=9), **options)
     assert abs(own.losses - again.losses).min() > 1e-6
-    hook = slice_2d(
-        model, LOSS, (inputs, targets), bn_mode="recalibrate",
-        recalibrate=lambda m: recalibrate_batch_norm(m, [(inputs, targets)]), **options,
-    )
+    hook = slice_2d(model, LOSS, (inputs, targets), bn_mode="recalibrate",
+                    recalibrate=lambda m: recalibrate_batch_norm(m, [(inputs, targets)]), **options)
     np.testing.assert_array_equal(hook.losses, again.losses)
 
 
 def test_modes_on_a_line():
     a, b, pair = bn_net(1), bn_net(2), data()
     ends = {"start": a.state_dict(), "end": b.state_dict(), "alphas": [0.0, 0.5, 1.0]}
-    keep, between, again = (
-        slice_1d(bn_net(3), LOSS, pair, bn_mode=m, **ends) for m in ("keep", "interpolate", "recalibrate")
-    )
+    keep, between, again = (slice_1d(bn_net(3), LOSS, pair, bn_mode=m, **ends) for m in ("keep", "interpolate", "recalibrate"))
     assert slice_1d(bn_net(3), LOSS, pair, **ends).bn_mode == "interpolate"
     assert between.losses[0] == pytest.approx(LOSS(a(pair[0]), pair[1]).item(), rel=1e-12)
     middle = by_hand(a, (flat_weights(a) + flat_weights(b)) / 2, pair[0])
@@ -86,12 +67,7 @@ class Custom(nn.modules.batchnorm._BatchNorm):
         pass
 
 
-SHAPES = [
-    (nn.BatchNorm1d, (3, 5)),
-    (nn.BatchNorm2d, (3, 4, 4)),
-    (nn.BatchNorm3d, (3, 2, 2, 2)),
-    (Custom, (3, 5)),
-]
+SHAPES = [(nn.BatchNorm1d, (3, 5)), (nn.BatchNorm2d, (3, 4, 4)), (nn.BatchNorm3d, (3, 2, 2, 2)), (Custom, (3, 5))]
 
 
 @pytest.mark.parametrize(("layer", "shape"), SHAPES)
@@ -106,9 +82,7 @@ def test_recalibration_weights_batches_by_their_length(layer, shape):
     variance = sum(len(x) / 11 * x.transpose(0, 1).flatten(1).var(1) for x, _ in batches)
     np.testing.assert_allclose(norm.running_mean, mean, rtol=1e-12)
     np.testing.assert_allclose(norm.running_var, variance, rtol=1e-12)
-    assert (
-        norm.momentum == 0.3 and not any(m.training for m in model.modules()) and not norm._forward_pre_hooks
-    )
+    assert norm.momentum == 0.3 and not any(m.training for m in model.modules()) and not norm._forward_pre_hooks
 
 
 def test_dropout_is_off_while_statistics_are_computed():
@@ -136,11 +110,9 @@ def test_statistics_that_cannot_be_recomputed_are_refused():
     with pytest.raises(ValueError, match=r"'0' .Stubborn. keeps running_mean"):
         slice_2d(model, LOSS, data(), directions=d, alphas=[0], betas=[0], bn_mode="recalibrate")
     norm = nn.Sequential(nn.BatchNorm1d(4).double())
-    for batches, message in [
-        ([], "no batch"),
-        ([(torch.zeros(1, 4).double(), None)], "one value per channel"),
-        (torch.zeros(2, 3, 4), "where a pair"),
-    ]:
+    for batches, message in [([], "no batch"),
+                             ([(torch.zeros(1, 4).double(), None)], "one value per channel"),
+                             (torch.zeros(2, 3, 4), "where a pair")]:
         with pytest.raises(ValueError, match=message):
             recalibrate_batch_norm(norm, batches)
 
@@ -176,11 +148,9 @@ def test_the_model_is_left_as_it_came(mode, fail_at, tmp_path):
         return LOSS(outputs, targets)
 
     grid = {"directions": d, "alphas": [0.0, 0.1], "betas": [0.0, 0.3], "bn_mode": "recalibrate"}
-    for measure in (
-        lambda: slice_2d(model, loss, pair, mode=mode, checkpoint=tmp_path / "grid", **grid),
-        lambda: slice_1d(model, loss, pair, mode=mode, alphas=[0, 0.5], bn_mode="recalibrate", **ends),
-        lambda: connect(model, loss, pair, mode=mode, steps=2, points=3, **ends),
-    ):
+    for measure in (lambda: slice_2d(model, loss, pair, mode=mode, checkpoint=tmp_path / "grid", **grid),
+                    lambda: slice_1d(model, loss, pair, mode=mode, alphas=[0, 0.5], bn_mode="recalibrate", **ends),
+                    lambda: connect(model, loss, pair, mode=mode, steps=2, points=3, **ends)):
         before, calls = everything(model), 0
         if fail_at is None:
             measure()

@@ -144,26 +144,13 @@ def test_json_is_one_document_with_complete_fields(folder, capsys):
     assert status == 0
     assert [entry["metric"] for entry in document] == [metric.name for metric in TABLE]
     for entry in document:
-        assert entry.keys() >= {
-            "metric",
-            "family",
-            "value",
-            "standard_error",
-            "seconds",
-            "status",
-            "sentence",
-            "n",
-        }
-        assert "vectors" not in entry and not any(
-            isinstance(v, list) and len(v) > 5000 for v in entry.values()
-        )
+        assert entry.keys() >= {"metric", "family", "value", "standard_error", "seconds", "status", "sentence", "n"}
+        assert "vectors" not in entry and not any(isinstance(v, list) and len(v) > 5000 for v in entry.values())
     assert f"{len(TABLE)} of {len(TABLE)}" in err and "left" in err
 
 
 def test_the_table_for_a_person(folder, capsys):
-    status, out, _ = run(
-        capsys, *of(folder, "--metrics", "trace", "lambda_max", "--examples", "30", data="batches")
-    )
+    status, out, _ = run(capsys, *of(folder, "--metrics", "trace", "lambda_max", "--examples", "30", data="batches"))
     lines = out.splitlines()
     assert status == 0 and len(lines) == 3
     assert lines[0].split()[:2] == ["metric", "value"]
@@ -177,19 +164,7 @@ def test_a_regression_gives_the_reason(folder, capsys):
 
 
 def test_options_reach_the_measurement(folder, capsys):
-    more = (
-        "--json",
-        "--metrics",
-        "trace",
-        "--params",
-        "0.weight",
-        "--seed",
-        "3",
-        "--mode",
-        "train",
-        "--batch-size",
-        "8",
-    )
+    more = "--json", "--metrics", "trace", "--params", "0.weight", "--seed", "3", "--mode", "train", "--batch-size", "8"
     (entry,) = json.loads(run(capsys, *of(folder, *more))[1])
     assert (entry["n"], entry["seed"], entry["mode"]) == (24, 3, "train")
 
@@ -295,17 +270,12 @@ def tensors() -> dict[str, torch.Tensor]:
 def test_weights_are_loaded(folder, capsys):
     save_file(tensors(), "w.safetensors")
     more = ("--json", "--metrics", "norm_scaled_lambda")
-    assert (
-        json.loads(run(capsys, *of(folder, *more, "--weights", "w.safetensors"))[1])[0]["norm_squared"]
-        == 51.0
-    )
+    assert json.loads(run(capsys, *of(folder, *more, "--weights", "w.safetensors"))[1])[0]["norm_squared"] == 51.0
     assert json.loads(run(capsys, *of(folder, *more))[1])[0]["norm_squared"] != 51.0
 
 
 def test_tied_weights_are_in_the_file_once(folder, capsys):
-    save_file(
-        {"0.weight": torch.ones(3, 3), "0.bias": torch.zeros(3), "2.bias": torch.zeros(3)}, "w.safetensors"
-    )
+    save_file({"0.weight": torch.ones(3, 3), "0.bias": torch.zeros(3), "2.bias": torch.zeros(3)}, "w.safetensors")
     more = ("--metrics", "norm_scaled_lambda", "--weights", "w.safetensors")
     assert run(capsys, *of(folder, *more, model="tied", data="three"))[0] == 0
 
@@ -333,11 +303,7 @@ def test_weights_that_cannot_be_used(fault, folder, capsys):
         Path("w.safetensors").unlink()
     status, out, err = run(capsys, *of(folder, "--weights", "w.safetensors"))
     damaged = fault in ("safetensors", "pickle", "NaN")  # the others are weights of something else: wrong usage
-    said = {
-        "missing file": "cannot be read",
-        "pickle": "cannot be read",
-        "safetensors": "cannot be read",
-    }.get(fault, fault)
+    said = {"missing file": "cannot be read", "pickle": "cannot be read", "safetensors": "cannot be read"}.get(fault, fault)
     assert (status, out) == (1 if damaged else 2, "") and said in err and len(err.splitlines()) == 1, err
 
 
@@ -368,10 +334,8 @@ def test_stopped(number, as_json, folder, tmp_path):
 
 def test_the_library_needs_none_of_the_command_lines_packages():
     blocked = ("tyro", "rich", "matplotlib", "jupyter", "pandas", "safetensors.torch")
-    code = (
-        f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sharpness, sharpness.panels; "
-        "print(len(sharpness.panels.TABLE))"
-    )
+    code = (f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import sharpness, sharpness.panels; "
+            "print(len(sharpness.panels.TABLE))")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == str(len(TABLE)), done.stderr
 

@@ -46,16 +46,8 @@ def direct(model: nn.Module):
 def test_ends_are_the_two_networks(curve, batch_size):
     """With their own buffers: the model's or the other end's statistics would give another loss."""
     a, b = net(1), net(2)
-    found = slice_1d(
-        net(3),
-        LOSS,
-        data(),
-        start=a.state_dict(),
-        end=b.state_dict(),
-        alphas=[0, 1],
-        curve=curve,
-        batch_size=batch_size,
-    )
+    found = slice_1d(net(3), LOSS, data(), start=a.state_dict(), end=b.state_dict(), alphas=[0, 1], curve=curve,
+                     batch_size=batch_size)
     np.testing.assert_allclose(found.losses, [direct(a)[0], direct(b)[0]], rtol=1e-12)
     np.testing.assert_allclose(found.accuracies, [direct(a)[1], direct(b)[1]], rtol=1e-12)
     assert found.status == "ok" and found.examples == 11 and found.curve == curve
@@ -83,14 +75,7 @@ def test_points_of_the_curves(curve, weights):
     alphas = np.linspace(-1, 2, 25)
     ends = {"start": Square(3.0).state_dict(), "end": Square(-1.0).state_dict()}
     targets = torch.zeros(5, dtype=torch.float64)
-    found = slice_1d(
-        Square(0.0),
-        lambda o, t: (o - t).mean(),
-        (torch.zeros(5, 1), targets),
-        alphas=alphas,
-        curve=curve,
-        **ends,
-    )
+    found = slice_1d(Square(0.0), lambda o, t: (o - t).mean(), (torch.zeros(5, 1), targets), alphas=alphas, curve=curve, **ends)
     np.testing.assert_allclose(found.losses, weights(alphas) ** 2, rtol=1e-12)
     assert found.accuracies is None
     facts = json.loads(json.dumps(found.to_dict(), allow_nan=False))

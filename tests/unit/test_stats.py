@@ -10,20 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from analysis.stats import (
-    Estimate,
-    contrast,
-    crossed_bootstrap,
-    holm,
-    mean_interval,
-    permutation_p,
-    power,
-    power_within,
-)
+from analysis.stats import Estimate, contrast, crossed_bootstrap, holm, mean_interval, permutation_p, power, power_within
 
-GROUPS = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=15).filter(
-    lambda x: np.ptp(x) > 0.01
-)
+GROUPS = st.lists(st.floats(-100, 100).map(lambda x: round(x, 3)), min_size=2, max_size=15).filter(lambda x: np.ptp(x) > 0.01)
 
 
 @given(first=GROUPS, second=GROUPS)
@@ -64,9 +53,7 @@ def test_no_spread_leaves_no_doubt() -> None:
     assert contrast([[0, 1e-90], [0, 1e-90]], [1, -1]).df == pytest.approx(2)
 
 
-@given(
-    estimate=st.floats(-2, 2), se=st.floats(0.05, 2), df=st.floats(1, 100), margin=st.floats(0.01, 3),
-)
+@given(estimate=st.floats(-2, 2), se=st.floats(0.05, 2), df=st.floats(1, 100), margin=st.floats(0.01, 3))
 @settings(deadline=None)
 def test_tost_is_the_larger_of_two_t_tests(estimate: float, se: float, df: float, margin: float) -> None:
     """Equivalence declared where the 90% interval leaves the margins, or the other way round."""

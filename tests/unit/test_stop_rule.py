@@ -171,10 +171,8 @@ class WithoutCheckpoints(Memory):
 @pytest.mark.parametrize(("batch_size", "optimizer", "lr"), [(8, Optimizer.SGD, 0.1), (250, Optimizer.ADAM, 3e-3)])
 def test_a_target_is_met_within_a_tenth(batch_size: int, optimizer: Optimizer, lr: float) -> None:
     """Curvature scales with the loss: arms that stop at different losses cannot be compared."""
-    config = RunConfig(
-        n_train=1000, width=32, depth=1, batch_size=batch_size, optimizer=optimizer, lr=lr,
-        budget=Budget.TRAIN_LOSS, train_loss=0.1, max_epochs=100,
-    )
+    config = RunConfig(n_train=1000, width=32, depth=1, batch_size=batch_size, optimizer=optimizer, lr=lr,
+                       budget=Budget.TRAIN_LOSS, train_loss=0.1, max_epochs=100)
     data, log = prepare(config, Machine(), load("fashion-mini")), WithoutCheckpoints()
     outcome = train(config, Machine(), data, log)
     assert outcome.status == "done"

@@ -195,10 +195,8 @@ def test_imports_are_light(modules: list[str]) -> None:
 
 def test_a_plan_is_made_without_torch(tmp_path: Path) -> None:
     """The same, for what a plan calls."""
-    code = (
-        "import sys; from experiments.__main__ import main;"
-        f"main(['plan', 'keskar2017', '--scale', 'paper', '--store', {str(tmp_path)!r}]); assert 'torch' not in sys.modules"
-    )
+    code = ("import sys; from experiments.__main__ import main;"
+            f"main(['plan', 'keskar2017', '--scale', 'paper', '--store', {str(tmp_path)!r}]); assert 'torch' not in sys.modules")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list(tmp_path.iterdir())

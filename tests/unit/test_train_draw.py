@@ -45,10 +45,8 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The same images, shuffled and sorted by class."""
     root = tmp_path_factory.mktemp("data")
-    shuffled, ordered = (
-        write_binary(root / name, two_kinds(TRAIN, 0, sort=sort), two_kinds(TEST, 1, sort=sort))
-        for name, sort in (("shuffled", False), ("sorted", True))
-    )
+    shuffled, ordered = (write_binary(root / name, two_kinds(TRAIN, 0, sort=sort), two_kinds(TEST, 1, sort=sort))
+                         for name, sort in (("shuffled", False), ("sorted", True)))
     return shuffled, ordered
 
 

@@ -21,11 +21,9 @@ BASE = RunConfig(batch_size=8, lr=1.0, budget=Budget.EPOCHS, epochs=1)
 
 def records(values: dict[float, float | str], batch_size: int = 8, seed: int = 0) -> list[Record]:
     """lr -> validation accuracy, or the status of a run that has none."""
-    return [
-        Record(BASE.replace(lr=lr, batch_size=batch_size, seed=seed), x if isinstance(x, str) else "done",
-               {} if isinstance(x, str) else {"validation_accuracy": x, "steps": int(x)})
-        for lr, x in values.items()
-    ]
+    return [Record(BASE.replace(lr=lr, batch_size=batch_size, seed=seed), x if isinstance(x, str) else "done",
+                   {} if isinstance(x, str) else {"validation_accuracy": x, "steps": int(x)})
+            for lr, x in values.items()]
 
 
 def test_grid_is_symmetric_by_factors_of_two() -> None:

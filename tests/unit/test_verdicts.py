@@ -68,11 +68,7 @@ def test_table_is_consistent(estimate: float, se: float, df: float, margin: floa
 
     (low, high), (low90, high90) = effect.interval(level), effect.interval(0.9)
     directional = answer(DIRECTIONAL, effect)
-    assert (
-        (directional == NO_EFFECT)
-        == (-margin < low90 and high90 < margin)
-        == (answer(EQUIVALENCE, effect) == REPRODUCED)
-    )
+    assert (directional == NO_EFFECT) == (-margin < low90 and high90 < margin) == (answer(EQUIVALENCE, effect) == REPRODUCED)
     assert directional != REPRODUCED or (low > 0 and high90 >= margin)
     assert directional != CONTRADICTED or (high < 0 and low90 <= -margin)
     assert directional != INCONCLUSIVE or low <= 0 <= high
@@ -173,15 +169,8 @@ def test_failed_gate(tmp_path: Path, gate: Gate, truth: Truth, options: dict[str
 
 def test_gates_that_hold(tmp_path: Path) -> None:
     """A gate that always fails: each at a value it has to let pass."""
-    gates = (
-        Gate("min_seeds", 8),
-        Gate("matched", 0.1, "train_loss"),
-        Gate("status", 0.1),
-        Gate("converged", 0.1, "lambda_max"),
-    )
-    truth = Truth(
-        status=some(1, "capped"), measured=lambda m, c: "unconverged" if c.seed == 0 and c.batch_size == 16 else "ok"
-    )
+    gates = Gate("min_seeds", 8), Gate("matched", 0.1, "train_loss"), Gate("status", 0.1), Gate("converged", 0.1, "lambda_max")
+    truth = Truth(status=some(1, "capped"), measured=lambda m, c: "unconverged" if c.seed == 0 and c.batch_size == 16 else "ok")
     assert answer(tmp_path, truth, gates=gates).verdict == REPRODUCED
 
 

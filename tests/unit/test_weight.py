@@ -14,11 +14,9 @@ from analysis.style import PNG_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 TOTAL, SCALE = 25_000_000, 300_000
-HEAVIER = {
-    "goyal2017/quick": 350_000, "hoffer2017/quick": 350_000, "jastrzebski2018/quick": 350_000, "jiang2020/laptop": 370_000,
-    "jiang2020/quick": 460_000, "keskar2017/laptop": 390_000, "keskar2017/quick": 550_000, "shallue2019/laptop": 340_000,
-    "shallue2019/quick": 340_000, "smith2020/laptop": 530_000, "smith2020/quick": 460_000, "zhang2019/quick": 330_000,
-}
+HEAVIER = {"goyal2017/quick": 350_000, "hoffer2017/quick": 350_000, "jastrzebski2018/quick": 350_000, "jiang2020/laptop": 370_000,
+           "jiang2020/quick": 460_000, "keskar2017/laptop": 390_000, "keskar2017/quick": 550_000, "shallue2019/laptop": 340_000,
+           "shallue2019/quick": 340_000, "smith2020/laptop": 530_000, "smith2020/quick": 460_000, "zhang2019/quick": 330_000}
 """scales that may weigh more: hundreds of runs, long histories, or many figures"""
 
 

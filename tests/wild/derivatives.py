@@ -370,10 +370,8 @@ for _scale in (1e-3, 1e-6, 1e4):
 
     @situation(KIND, f"fused cross-entropy times {_scale:g}", **SILENT, measures=("product", "eigenvalues", "slice"))
     def _(scale: float = _scale) -> Case:
-        return case(
-            mlp(), lambda z, t: FusedCrossEntropy.apply(z, t, scale), points(),
-            clean_loss=lambda z, t: scale * F.cross_entropy(z, t),
-        )
+        return case(mlp(), lambda z, t: FusedCrossEntropy.apply(z, t, scale), points(),
+                    clean_loss=lambda z, t: scale * F.cross_entropy(z, t))
 
 
 @situation(KIND, "fused cross-entropy as a small auxiliary loss", **SILENT)

@@ -166,10 +166,8 @@ def _() -> Case:
 @situation(KIND, "weight by a function", measures=("product", "eigenvalues", "sam", "slice", "ggn"))
 def _() -> Case:
     x, y = points()
-    return case(
-        mlp(), F.cross_entropy, [(x[:4], y[:4]), (x[4:], y[4:])], shares=[0.25, 0.75], coupled=True,
-        options={"weight": lambda inputs, targets: 1.0 if len(targets) == 4 else 3.0},
-    )
+    return case(mlp(), F.cross_entropy, [(x[:4], y[:4]), (x[4:], y[4:])], shares=[0.25, 0.75], coupled=True,
+                options={"weight": lambda inputs, targets: 1.0 if len(targets) == 4 else 3.0})
 
 
 @situation(KIND, 'weight="tokens", a batch without any', measures=("product", "sam", "slice"), expected="right or refused")
@@ -408,11 +406,9 @@ def bad(value: float, batch: int) -> Case:
     return Case(Shown(), loss, data, nothing)
 
 
-NOT_FINITE = {
-    "expected": "refused",
-    "examples": "refused",
-    "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise"),
-}
+NOT_FINITE = {"expected": "refused",
+              "examples": "refused",
+              "measures": ("product", "eigenvalues", "sam", "ascent", "phi", "slice", "noise")}
 
 
 @situation(KIND, "loss of the third batch is NaN", **NOT_FINITE)

@@ -124,10 +124,8 @@ def _() -> Case:
 @situation(KIND, "dict with a keyword that forward does not take", **EITHER)
 def _() -> Case:
     x, mask, y = with_mask()
-    return case(
-        Masked(), F.cross_entropy, [(dict(x=x, mask=mask, identifier=torch.arange(12)), y)],
-        call=lambda model, given: model(given["x"], given["mask"]),
-    )
+    return case(Masked(), F.cross_entropy, [(dict(x=x, mask=mask, identifier=torch.arange(12)), y)],
+                call=lambda model, given: model(given["x"], given["mask"]))
 
 
 @situation(KIND, "None among the inputs", **EITHER)
@@ -230,10 +228,8 @@ def _() -> Case:
 def _() -> Case:
     batch, y = texts()
     data = [(dict(batch, labels=y), y)]
-    return case(
-        Transformer(), lambda out, t: out.loss, data, batches=[(batch, y)], clean_loss=of_logits, call=named,
-        outputs=logits,
-    )
+    return case(Transformer(), lambda out, t: out.loss, data, batches=[(batch, y)], clean_loss=of_logits, call=named,
+                outputs=logits)
 
 
 @situation(KIND, "3-tuples with weights of examples", **EITHER)
@@ -736,14 +732,8 @@ class Complex(nn.Module):
         return self.o(torch.tanh((x.to(self.w.dtype) @ self.w).abs()))
 
 
-@situation(
-    KIND,
-    "complex weights",
-    expected="refused",
-    first="refused",
-    examples="refused",
-    measures=("product", "sam", "slice", "noise"),
-)
+@situation(KIND, "complex weights", expected="refused", first="refused", examples="refused",
+           measures=("product", "sam", "slice", "noise"))
 def _() -> Case:
     return Case(Complex(), F.cross_entropy, points(), nothing)
 

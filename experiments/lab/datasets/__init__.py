@@ -13,9 +13,7 @@ from .base import DataError, Dataset, Split
 
 __all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Split", "available", "candidates", "identity", "load"]
 
-NAMES: tuple[str, ...] = (
-    "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
-)
+NAMES: tuple[str, ...] = "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
 IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})
 """data sets whose subsets are the first examples as they lie, because published results were made so; each is in an order
 without meaning (`cifar10-jpeg` once its test file is shuffled). Of all others subsets are random: see `RunConfig.train_draw`."""
@@ -53,9 +51,7 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         return load_pinned_folder(JPEG_COPY, root)
     from . import cifar_archive
 
-    return cifar_archive.load_archive(
-        cifar_archive.CIFAR10 if name == "cifar10" else cifar_archive.CIFAR100, root
-    )
+    return cifar_archive.load_archive(cifar_archive.CIFAR10 if name == "cifar10" else cifar_archive.CIFAR100, root)
 
 
 def identity(name: str, data_dir: Path | None = None) -> str | None:
@@ -148,7 +144,5 @@ def _folder(name: str, data_dir: Path | None) -> Path:
 
 def _check_name(name: str) -> None:
     if name not in NAMES and not (name.startswith(FOLDER_PREFIX) and len(name) > len(FOLDER_PREFIX)):
-        raise DataError(
-            f"there is no data set {name!r}, expected one of {', '.join(NAMES)} or {FOLDER_PREFIX}FOLDER; "
-            "correct the name."
-        )
+        raise DataError(f"there is no data set {name!r}, expected one of {', '.join(NAMES)} or {FOLDER_PREFIX}FOLDER; "
+                        "correct the name.")

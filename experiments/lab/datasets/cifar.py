@@ -96,9 +96,7 @@ def decode_records(contents: Sequence[bytes], layout: Layout, paths: Sequence[Pa
     images, labels = [], []
     for content, path in zip(contents, paths, strict=True):
         if not content or len(content) % layout.record_size:
-            raise DataError(
-                f"{path} has {len(content)} bytes, expected whole records of {layout.record_size}; {remedy}."
-            )
+            raise DataError(f"{path} has {len(content)} bytes, expected whole records of {layout.record_size}; {remedy}.")
         records = np.frombuffer(content, np.uint8).reshape(-1, layout.record_size)
         for column, classes in enumerate(layout.label_classes):
             largest = records[:, column].max()
@@ -130,10 +128,8 @@ def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[flo
 
 def folder_files(folder: Path) -> FolderFiles:
     """The data files of `folder`; DataError unless it holds exactly one of the layouts."""
-    remedy = (
-        "name a folder with data_batch_1.bin ... and test_batch.bin, or with train.bin and test.bin, or with the same "
-        "names without .bin in CIFAR's Python layout"
-    )
+    remedy = ("name a folder with data_batch_1.bin ... and test_batch.bin, or with train.bin and test.bin, or with the same "
+              "names without .bin in CIFAR's Python layout")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder in CIFAR's binary or Python layout; {remedy}.")
     names = {path.name for path in folder.iterdir() if path.is_file()}
@@ -233,19 +229,11 @@ def _load_pinned(spec: PinnedFolder, files: FolderFiles) -> Dataset:
     for content in contents:
         digest.update(content)
     if digest.hexdigest() != spec.sha256:
-        raise DataError(
-            f"{folder} is not {spec.name}: its files have SHA-256 {digest.hexdigest()}, "
-            f"expected {spec.sha256}; {remedy}, or name the data cifar-bin:{folder}."
-        )
-    return Dataset(
-        name=spec.name,
-        train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
-        test=shuffled(decode_records(contents[-1:], CIFAR10_LAYOUT, paths[-1:], remedy)),
-        classes=CIFAR10_LAYOUT.classes,
-        mean=spec.mean,
-        std=spec.std,
-        sha256=digest.hexdigest(),
-    )
+        raise DataError(f"{folder} is not {spec.name}: its files have SHA-256 {digest.hexdigest()}, "
+                        f"expected {spec.sha256}; {remedy}, or name the data cifar-bin:{folder}.")
+    return Dataset(name=spec.name, train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
+                   test=shuffled(decode_records(contents[-1:], CIFAR10_LAYOUT, paths[-1:], remedy)),
+                   classes=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
 
 
 def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> bytes:
@@ -255,9 +243,7 @@ def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> b
             raise DataError(f"{path} has more than the {MOST_BYTES} bytes that a pickle may have; {remedy}.")
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}), expected a readable file; check its permissions."
-        ) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}), expected a readable file; check its permissions.") from error
     return read_pickle(path, content, len(layout.label_classes), remedy) if pickled else content
 
 

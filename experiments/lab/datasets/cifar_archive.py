@@ -49,9 +49,7 @@ class ArchiveSpec:
 
     def sizes(self) -> dict[str, int]:
         """Bytes of each member, training members first."""
-        return {
-            name: count * self.layout.record_size for name, count in (*self.train_members, self.test_member)
-        }
+        return {name: count * self.layout.record_size for name, count in (*self.train_members, self.test_member)}
 
 
 CIFAR10 = ArchiveSpec(
@@ -80,18 +78,14 @@ CIFAR10 = ArchiveSpec(
 )
 
 CIFAR100 = ArchiveSpec(
-    name="cifar100",
-    file="cifar-100-binary.tar.gz",
+    name="cifar100", file="cifar-100-binary.tar.gz",
     sha256="58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    urls=("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",),
-    layout=CIFAR100_LAYOUT,
+    urls=("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",), layout=CIFAR100_LAYOUT,
     train_members=(("cifar-100-binary/train.bin", 50_000),),
-    test_member=("cifar-100-binary/test.bin", 10_000),
-    mean=(0.5071, 0.4865, 0.4409),
+    test_member=("cifar-100-binary/test.bin", 10_000), mean=(0.5071, 0.4865, 0.4409),
     std=(0.2673, 0.2564, 0.2762),
     sha1=("e207cd2e05b73b1393c74c7f5e7bea451d63e08e", "8fb6623e830365ff53cf14adec797474f5478006"),
-    python_file="cifar-100-python.tar.gz",
-    python_folder="cifar-100-python",
+    python_file="cifar-100-python.tar.gz", python_folder="cifar-100-python",
 )
 
 
@@ -112,15 +106,9 @@ def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)
-    return Dataset(
-        name=spec.name,
-        train=decode_records(contents[:-1], spec.layout, paths[:-1], _remedy(spec)),
-        test=decode_records(contents[-1:], spec.layout, paths[-1:], _remedy(spec)),
-        classes=spec.layout.classes,
-        mean=spec.mean,
-        std=spec.std,
-        sha256=digest.hexdigest(),
-    )
+    return Dataset(name=spec.name, train=decode_records(contents[:-1], spec.layout, paths[:-1], _remedy(spec)),
+                   test=decode_records(contents[-1:], spec.layout, paths[-1:], _remedy(spec)),
+                   classes=spec.layout.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
 
 
 def _download(spec: ArchiveSpec, path: Path) -> None:

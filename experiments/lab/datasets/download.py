@@ -22,30 +22,20 @@ def fetch(urls: tuple[str, ...], path: Path, verify: Callable[[Path], object]) -
     try:
         import pooch
     except ImportError:
-        raise DataError(
-            f"{path} is missing, and to download it the package pooch is expected; "
-            "pip install 'batchlab[data]', or copy the file there from a machine that has it."
-        ) from None
+        raise DataError(f"{path} is missing, and to download it the package pooch is expected; "
+                        "pip install 'batchlab[data]', or copy the file there from a machine that has it.") from None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(
-            f"{path} is missing and its folder cannot be made ({error.strerror}), expected a writable place; "
-            "choose another with --data-dir or BATCHLAB_DATA_DIR."
-        ) from error
+        raise DataError(f"{path} is missing and its folder cannot be made ({error.strerror}), expected a writable place; "
+                        "choose another with --data-dir or BATCHLAB_DATA_DIR.") from error
     downloader: Any = pooch.HTTPDownloader(timeout=TIMEOUT_SECONDS)  # pooch's own annotation of it is wrong
     failures = []
     for url in urls:
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
         try:
             # No hash here: `verify` decides, and may look at the decompressed content.
-            pooch.retrieve(
-                url,
-                known_hash=None,
-                fname=partial.name,
-                path=partial.parent,
-                downloader=downloader,
-            )
+            pooch.retrieve(url, known_hash=None, fname=partial.name, path=partial.parent, downloader=downloader)
             verify(partial)
             os.replace(partial, path)
             return
@@ -54,10 +44,8 @@ def fetch(urls: tuple[str, ...], path: Path, verify: Callable[[Path], object]) -
             failures.append(f"{url}: {_first_line(error)}")
         finally:
             partial.unlink(missing_ok=True)
-    raise DataError(
-        f"{path} is missing and no mirror delivered it ({'; '.join(failures)}); "
-        "go online, or copy the file there from a machine that has it."
-    )
+    raise DataError(f"{path} is missing and no mirror delivered it ({'; '.join(failures)}); "
+                    "go online, or copy the file there from a machine that has it.")
 
 
 def _first_line(error: Exception) -> str:

@@ -34,9 +34,7 @@ def load_fashion_mini(folder: Path = FOLDER) -> Dataset:
     files = [(folder / name, read_exactly(folder / name, size, "xz", REMEDY)) for name, size in FILES]
     digest = hashlib.sha256(b"".join(content for _, content in files)).hexdigest()
     if digest != SHA256:
-        raise DataError(
-            f"{folder} was altered: its content has SHA-256 {digest}, expected {SHA256}; {REMEDY}."
-        )
+        raise DataError(f"{folder} was altered: its content has SHA-256 {digest}, expected {SHA256}; {REMEDY}.")
     train = idx.decode_split(files[0], files[1], TRAIN_COUNT, CLASSES, REMEDY)
     test = idx.decode_split(files[2], files[3], TEST_COUNT, CLASSES, REMEDY)
     return Dataset("fashion-mini", train, test, CLASSES, MEAN, STD, digest)

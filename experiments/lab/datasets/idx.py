@@ -45,14 +45,9 @@ def decode_labels(content: bytes, count: int, classes: int, path: Path, remedy: 
     return labels
 
 
-def decode_split(
-    images: tuple[Path, bytes], labels: tuple[Path, bytes], count: int, classes: int, remedy: str
-) -> Split:
+def decode_split(images: tuple[Path, bytes], labels: tuple[Path, bytes], count: int, classes: int, remedy: str) -> Split:
     """The split of two decompressed IDX files, each with the path it came from; DataError as above."""
-    return Split(
-        decode_images(images[1], count, images[0], remedy),
-        decode_labels(labels[1], count, classes, labels[0], remedy),
-    )
+    return Split(decode_images(images[1], count, images[0], remedy), decode_labels(labels[1], count, classes, labels[0], remedy))
 
 
 def encode_images(images: np.ndarray) -> bytes:

@@ -41,9 +41,7 @@ def choose(labels: np.ndarray) -> np.ndarray:
             for label in range(embedded.CLASSES)
         ]
     )
-    return np.array(
-        [sorted(block, key=lambda index: _rank("order", index)) for block in chosen.T.tolist()]
-    ).ravel()
+    return np.array([sorted(block, key=lambda index: _rank("order", index)) for block in chosen.T.tolist()]).ravel()
 
 
 def make(source: Path, out: Path) -> str:
@@ -54,11 +52,9 @@ def make(source: Path, out: Path) -> str:
     full = mnist.load_idx(mnist.FASHION_MNIST, source, download=False)
     order = choose(full.train.labels)
     train = Split(full.train.images[order], full.train.labels[order])
-    contents = [
-        encode(part)
-        for split in (train, full.test)
-        for encode, part in ((idx.encode_images, split.images), (idx.encode_labels, split.labels))
-    ]
+    contents = [encode(part)
+                for split in (train, full.test)
+                for encode, part in ((idx.encode_images, split.images), (idx.encode_labels, split.labels))]
     out.mkdir(parents=True, exist_ok=True)
     for (name, _), content in zip(embedded.FILES, contents, strict=True):
         (out / name).write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))

@@ -78,9 +78,7 @@ def read_file(spec: IdxSpec, position: int, path: Path) -> bytes:
     content = read_exactly(path, spec.size(position), "gz", remedy)
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
-        raise DataError(
-            f"{path} was altered: its content has SHA-256 {found}, expected {expected}; {remedy}."
-        )
+        raise DataError(f"{path} was altered: its content has SHA-256 {found}, expected {expected}; {remedy}.")
     return content
 
 
@@ -104,17 +102,12 @@ def load_idx(spec: IdxSpec, folder: Path, *, download: bool = True) -> Dataset:
         path = folder / name
         if download and not path.exists():
             urls = tuple(mirror + name for mirror in spec.mirrors)
-            fetch(
-                urls, path, verify=lambda candidate, position=position: read_file(spec, position, candidate)
-            )
+            fetch(urls, path, verify=lambda candidate, position=position: read_file(spec, position, candidate))
         files.append((path, read_file(spec, position, path)))
     remedy = f"delete it and copy {spec.name}'s original there"
     return Dataset(
-        name=spec.name,
-        train=idx.decode_split(files[0], files[1], spec.train_count, spec.classes, remedy),
+        name=spec.name, train=idx.decode_split(files[0], files[1], spec.train_count, spec.classes, remedy),
         test=idx.decode_split(files[2], files[3], spec.test_count, spec.classes, remedy),
-        classes=spec.classes,
-        mean=spec.mean,
-        std=spec.std,
+        classes=spec.classes, mean=spec.mean, std=spec.std,
         sha256=hashlib.sha256(b"".join(content for _, content in files)).hexdigest(),
     )

@@ -173,8 +173,7 @@ class RunConfig:
     def to_dict(self) -> dict[str, Any]:
         """Only the fields that differ from their defaults; `from_dict` restores the config."""
         values = self.__dict__
-        return {name: value for name, default in _DEFAULTS
-                if (value := values[name]) is not default and value != default}
+        return {name: value for name, default in _DEFAULTS if (value := values[name]) is not default and value != default}
 
     def full_dict(self) -> dict[str, Any]:
         """Every field, defaults included: one row of the `runs` table."""
@@ -306,14 +305,10 @@ def check_fits(config: RunConfig, available: int) -> int:
     """Training examples of `config` in a data set with `available` of them; raises `ConfigError` where it is too small."""
     n_train = available - config.n_validation if config.n_train is None else config.n_train
     if not 0 < n_train <= available - config.n_validation:
-        raise ConfigError(
-            f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "
-            f"{config.dataset}; choose smaller ones"
-        )
+        raise ConfigError(f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "
+                          f"{config.dataset}; choose smaller ones")
     if config.batch_size > n_train:
-        raise ConfigError(
-            f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}"
-        )
+        raise ConfigError(f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}")
     if (largest := config.batch_size * config.batch_growth**2) > n_train:
         raise ConfigError(
             f"batch_size {config.batch_size} grows to {largest}, more than the {n_train} training examples; choose a smaller one"

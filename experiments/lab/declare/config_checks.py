@@ -57,9 +57,7 @@ def check_fields(c: RunConfig) -> None:
     if not 0 <= c.seed < 2**63:
         raise ConfigError(f"seed is {shown(c.seed)}, but must be at least 0 and below 2**63")
     if c.n_train is not None and c.batch_size > c.n_train:
-        raise ConfigError(
-            f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}"
-        )
+        raise ConfigError(f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}")
     _validate_budget(c)
     _validate_combinations(c)
 
@@ -72,10 +70,8 @@ def _validate_budget(c: RunConfig) -> None:
             verb = "needs" if name in needed else "takes no"
             raise ConfigError(f"budget {c.budget} {verb} {name}; it is set by {' and '.join(sorted(needed))}")
     if c.budget in (Budget.TRAIN_LOSS, Budget.PLATEAU) and (c.schedule is not Schedule.CONSTANT or c.warmup):
-        raise ConfigError(
-            f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
-            "use budget epochs or steps for a schedule"
-        )
+        raise ConfigError(f"budget {c.budget} has no known length, so its schedule must be constant without warm-up; "
+                          "use budget epochs or steps for a schedule")
 
 
 def _validate_combinations(c: RunConfig) -> None:

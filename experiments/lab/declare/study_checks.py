@@ -290,9 +290,7 @@ def _of_measure(one: Measure, runs: int) -> Iterator[Wrong]:
         yield from _options(f"metric {one.metric}", dict(one.options), metric.options)
 
 
-def _of_group(
-    group: Group, value: str, runs: Sequence[RunConfig], measured: Sequence[Sequence[Measure]]
-) -> Iterator[Wrong]:
+def _of_group(group: Group, value: str, runs: Sequence[RunConfig], measured: Sequence[Sequence[Measure]]) -> Iterator[Wrong]:
     where = [(name, wanted) for name, wanted in group.where if name != "stage"]
     held = [i for i, config in enumerate(runs) if all(getattr(config, name) == wanted for name, wanted in where)]
     metric = value.partition(".")[0]

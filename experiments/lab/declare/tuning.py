@@ -79,10 +79,8 @@ def candidates(records: Sequence[Record], score: Score) -> dict[RunConfig, list[
     runs: dict[RunConfig, dict[float, list[Record]]] = {}
     for record in records:
         runs.setdefault(cell_of(record.config), {}).setdefault(record.config.lr, []).append(record)
-    return {
-        cell: sorted((_candidate(found, score) for found in rates.values()), key=lambda c: c.order)
-        for cell, rates in runs.items()
-    }
+    return {cell: sorted((_candidate(found, score) for found in rates.values()), key=lambda c: c.order)
+            for cell, rates in runs.items()}
 
 
 def best_candidates(records: Sequence[Record], score: Score) -> list[Candidate]:
@@ -108,12 +106,10 @@ def extension(records: Sequence[Record], score: Score, *, octaves: int = 2) -> l
 
 def contenders(records: Sequence[Record], score: Score, *, best: int = 3, seeds: int = 2) -> list[RunConfig]:
     """Further tuning seeds for the best learning rates of each cell: one seed may prefer a rate that the mean does not."""
-    return [
-        candidate.config.replace(seed=candidate.config.seed + k)
-        for cell in candidates(records, score).values()
-        for candidate in cell[:best]
-        for k in range(1, seeds + 1)
-    ]
+    return [candidate.config.replace(seed=candidate.config.seed + k)
+            for cell in candidates(records, score).values()
+            for candidate in cell[:best]
+            for k in range(1, seeds + 1)]
 
 
 def _candidate(records: Sequence[Record], score: Score) -> Candidate:

@@ -23,10 +23,8 @@ SUMMARY = {
 FIELDS = tuple(field.name for field in dataclasses.fields(RunConfig))
 COLUMNS = {f"target_{f.name}" if f.name in SUMMARY else f.name: str(f.type) for f in dataclasses.fields(RunConfig)}
 """columns of the runs table that hold config fields, and the fields' types"""
-VALUES = (
-    *(name for name, kind in SUMMARY.items() if kind != "str"),
-    *(name for name, kind in COLUMNS.items() if kind.removesuffix(" | None") in ("int", "float", "bool")),
-)
+VALUES = (*(name for name, kind in SUMMARY.items() if kind != "str"),
+          *(name for name, kind in COLUMNS.items() if kind.removesuffix(" | None") in ("int", "float", "bool")))
 """what a run has of every claim's values without being measured"""
 GATES = ("min_seeds", "matched", "status", "converged", "edge_lr")
 TESTS = ("welch", "cluster-bootstrap")

@@ -35,10 +35,8 @@ class StackedUpdate:
     def __init__(self, configs: Sequence[RunConfig], weights: Tensor, shapes: Sequence[torch.Size] | None = None) -> None:
         self.config, self.weights = configs[0], weights
         self.shapes = [weights.shape[1:]] if shapes is None else list(shapes)
-        self.slots = {
-            name: weights.clone() if name == AVERAGE else torch.zeros_like(weights)
-            for name in slot_names(configs[0]) if name != "step"
-        }
+        self.slots = {name: weights.clone() if name == AVERAGE else torch.zeros_like(weights)
+                      for name in slot_names(configs[0]) if name != "step"}
         self.count = torch.zeros((), dtype=torch.float64, device=weights.device)
 
         def column(name: str, dtype: torch.dtype = weights.dtype) -> Tensor:

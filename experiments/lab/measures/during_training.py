@@ -80,11 +80,9 @@ def distance_along(subject: Subject, *, points: int, first: int) -> dict[str, An
     distances = np.array([float((weights - start).norm()) for weights in replayed])
     logarithm, power, slope, exponent = walks(np.array(steps, dtype=np.float64), distances)
     curves = {"steps": list(steps), "distance": distances.tolist()}
-    return {
-        **_record(subject, 0, None, curves, logarithm - power, r2_logarithm=logarithm, r2_power=power, slope=slope,
-                 exponent=exponent, window=[steps[0], steps[-1]]),
-        "examples": None,
-    }
+    return {**_record(subject, 0, None, curves, logarithm - power, r2_logarithm=logarithm, r2_power=power, slope=slope,
+                     exponent=exponent, window=[steps[0], steps[-1]]),
+            "examples": None}
 
 
 def walks(steps: NDArray[np.float64], distances: NDArray[np.float64]) -> tuple[float, float, float, float]:
@@ -135,10 +133,8 @@ def batch_sharpness_along(
     """
     limit, steps = threshold(subject.config), evenly(subject.replay_facts().steps, points)
     pair, size = subset(subject, examples), subject.config.batch_size
-    found = [
-        batch_sharpness(model, cross_entropy, pair, batch=min(size, len(pair[1])), batches=batches, seed=seed).value
-        for _, model in states(subject, steps)
-    ]
+    found = [batch_sharpness(model, cross_entropy, pair, batch=min(size, len(pair[1])), batches=batches, seed=seed).value
+             for _, model in states(subject, steps)]
     inside = _window(steps, subject.replay_facts().steps, first, last)
     value = _mean([(found[i] + subject.config.weight_decay) / limit for i in inside])
     curves = {"steps": list(steps), "batch_sharpness": found}

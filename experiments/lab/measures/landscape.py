@@ -56,11 +56,9 @@ def plane(first: Subject, second: Subject, *, points: int, examples: int) -> dic
     low, high = corners.min(axis=0), corners.max(axis=0)
     margin = 0.25 * (high - low)
     alphas, betas = (np.linspace(low[i] - margin[i], high[i] + margin[i], points) for i in (0, 1))
-    grid = slice_2d(
-        first.model, cross_entropy, subset(first, examples), center=first.weights,
-        directions=found.directions, alphas=alphas, betas=betas, batch_size=BATCH, bn_mode="recalibrate",
-        recalibrate=lambda model: calibrate_on(model, train.inputs),
-    )
+    grid = slice_2d(first.model, cross_entropy, subset(first, examples), center=first.weights,
+                    directions=found.directions, alphas=alphas, betas=betas, batch_size=BATCH, bn_mode="recalibrate",
+                    recalibrate=lambda model: calibrate_on(model, train.inputs))
     labels = (f"B {first.config.batch_size}", f"B {second.config.batch_size}", "start")
     facts = grid.to_dict()
     return {

@@ -32,11 +32,9 @@ def slice_width(
         d, other = (random_direction(subject.model, seed + i, "filter" if filters else "none") for i in (k, directions + k))
         if not filters:
             d /= np.linalg.norm(d)
-        found = slice_2d(
-            subject.model, cross_entropy, subset(subject, examples), center=subject.weights,
-            directions=np.stack([d, other]), alphas=places, betas=[0.0], batch_size=BATCH, bn_mode="recalibrate",
-            recalibrate=lambda model: calibrate_on(model, subject.data.train.inputs),
-        )
+        found = slice_2d(subject.model, cross_entropy, subset(subject, examples), center=subject.weights,
+                         directions=np.stack([d, other]), alphas=places, betas=[0.0], batch_size=BATCH, bn_mode="recalibrate",
+                         recalibrate=lambda model: calibrate_on(model, subject.data.train.inputs))
         curves.append(np.asarray(found.losses, np.float64).reshape(points))
     losses = np.stack(curves)
     rises = (losses[:, 0] + losses[:, -1]) / 2 - losses[:, half]

@@ -88,9 +88,7 @@ def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed
     }
 
 
-def disguised_lambda(
-    subject: Subject, *, examples: int, batch_size: int, layer: int, factor: float, seed: int
-) -> dict[str, Any]:
+def disguised_lambda(subject: Subject, *, examples: int, batch_size: int, layer: int, factor: float, seed: int) -> dict[str, Any]:
     """lambda_max, of runs with this `batch_size` after rescaling, of others as trained: what is left of a comparison."""
     chosen = rescaled_subject(subject, layer, factor) if subject.config.batch_size == batch_size else subject
     return curvature.lambda_max(chosen, examples=examples, tol=curvature.TOL, seed=seed)

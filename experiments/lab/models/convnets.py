@@ -31,16 +31,12 @@ def small_conv(shape: tuple[int, int, int], classes: int, norm: Normalizer) -> n
 def keskar_c1(shape: tuple[int, int, int], classes: int, norm: Normalizer, *, dropout: bool) -> nn.Sequential:
     """AlexNet-like: 2 x [conv 5x5x64, norm, ReLU, max-pool 3/2], then 384 and 192 units (norm, ReLU, dropout 1/2)."""
     p = 0.5 if dropout else 0.0
-    body = nn.Sequential(
-        nn.Conv2d(shape[0], 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
-        nn.Flatten(),
-    )
-    head = [
-        nn.Linear(_features(body, shape), 384), norm(384), nn.ReLU(), Dropout(p),
-        nn.Linear(384, 192), norm(192), nn.ReLU(), Dropout(p),
-        nn.Linear(192, classes),
-    ]
+    body = nn.Sequential(nn.Conv2d(shape[0], 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
+                         nn.Conv2d(64, 64, 5, padding=2), norm(64), nn.ReLU(), nn.MaxPool2d(3, 2),
+                         nn.Flatten())
+    head = [nn.Linear(_features(body, shape), 384), norm(384), nn.ReLU(), Dropout(p),
+            nn.Linear(384, 192), norm(192), nn.ReLU(), Dropout(p),
+            nn.Linear(192, classes)]
     return nn.Sequential(*body, *head).train()
 
 

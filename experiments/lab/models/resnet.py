@@ -21,10 +21,8 @@ class Block(nn.Module):
         super().__init__()
         self.stride = 1 if channels == width else 2
         self.padding = width - channels
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, width, 3, self.stride, 1, bias=False), norm(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width),
-        )
+        self.body = nn.Sequential(nn.Conv2d(channels, width, 3, self.stride, 1, bias=False), norm(width), nn.ReLU(),
+                                  nn.Conv2d(width, width, 3, 1, 1, bias=False), norm(width))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x

@@ -16,10 +16,8 @@ class WideBlock(nn.Module):
     def __init__(self, channels: int, width: int, stride: int, norm: Normalizer) -> None:
         super().__init__()
         self.before = nn.Sequential(norm(channels), nn.ReLU())
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stride, 1, bias=False), norm(width), nn.ReLU(),
-            nn.Conv2d(width, width, 3, 1, 1, bias=False),
-        )
+        self.body = nn.Sequential(nn.Conv2d(channels, width, 3, stride, 1, bias=False), norm(width), nn.ReLU(),
+                                  nn.Conv2d(width, width, 3, 1, 1, bias=False))
         same = channels == width and stride == 1
         self.shortcut = None if same else nn.Conv2d(channels, width, 1, stride, bias=False)
 

@@ -88,7 +88,5 @@ def located(config: RunConfig, data_dir: Path | None, root: Path) -> str:
     places, changed = list(map(str, others)), next(iter(others.values()))
     state = "is not there" if changed is None else f"has changed: its SHA-256 is {changed[:12]}..."
     more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
-    raise DataError(
-        f"{config.dataset} {state}, and the data of this run, with SHA-256 {wanted[:12]}..., are in none of "
-        f"{', '.join(places[:SHOWN])}{more}; name their folder, or the one that holds it, with --data-dir."
-    )
+    raise DataError(f"{config.dataset} {state}, and the data of this run, with SHA-256 {wanted[:12]}..., are in none of "
+                    f"{', '.join(places[:SHOWN])}{more}; name their folder, or the one that holds it, with --data-dir.")

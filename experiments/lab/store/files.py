@@ -42,10 +42,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = _REMEDIES.get(error.errno or 0, "check the disk")
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}); {remedy} and run the same command again: "
-            "finished runs and checkpoints are kept"
-        ) from error
+        raise StoreError(f"{path} cannot be written ({error.strerror or error}); {remedy} and run the same command again: "
+                         "finished runs and checkpoints are kept") from error
 
 
 _REMEDIES = dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space there") | {

@@ -51,11 +51,9 @@ def columns(rows: Sequence[Mapping[str, Any]]) -> Columns:
     kinds = tuple(dict.fromkeys(str(row["kind"]) for row in rows))
     code = {kind: index for index, kind in enumerate(kinds)}
     names = dict.fromkeys(name for row in rows for name in row if name != "kind")
-    return Columns(
-        kinds,
-        np.array([code[row["kind"]] for row in rows], np.uint8),
-        {name: _column(name, [row.get(name) for row in rows]) for name in names},
-    )
+    return Columns(kinds,
+                   np.array([code[row["kind"]] for row in rows], np.uint8),
+                   {name: _column(name, [row.get(name) for row in rows]) for name in names})
 
 
 def _column(name: str, values: Sequence[Any]) -> NDArray[Any]:

@@ -45,11 +45,9 @@ def tally(found: Verdicts) -> str:
 
 def cells(verdict: Mapping[str, Any]) -> tuple[str, ...]:
     """One row of the board, in the order of COLUMNS."""
-    return (
-        verdict["study"], verdict["scale"], verdict["sentence"] + (" (primary)" if verdict["primary"] else ""),
-        verdict["verdict"] or DASH, effect(verdict), str(verdict["n_seeds"]), number(paper_effect(verdict)),
-        DASH if verdict["paper_value"] is None else verdict["paper_source"],
-    )
+    return (verdict["study"], verdict["scale"], verdict["sentence"] + (" (primary)" if verdict["primary"] else ""),
+            verdict["verdict"] or DASH, effect(verdict), str(verdict["n_seeds"]), number(paper_effect(verdict)),
+            DASH if verdict["paper_value"] is None else verdict["paper_source"])
 
 
 def markdown(found: Verdicts) -> str:

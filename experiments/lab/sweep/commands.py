@@ -62,15 +62,10 @@ def _listed(study: Study, store: Store) -> dict[str, Any]:
         request = Request(scale.name)
         stages = make_plan(study, request, store)
         check_runs(study, request, stages)
-        claims = [
-            {"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash}
-            for c in study.claims_at(scale.name)
-        ]
-        scales.append({
-            "scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
-            "finished": sum(record is not None for stage in stages for record in stage.records),
-            "runs": sum(stage.at_most for stage in stages),
-        })
+        claims = [{"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash} for c in study.claims_at(scale.name)]
+        scales.append({"scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
+                       "finished": sum(record is not None for stage in stages for record in stage.records),
+                       "runs": sum(stage.at_most for stage in stages)})
     return {"study": study.name, "title": study.title, "citation": study.citation, "scales": scales}
 
 
@@ -165,10 +160,8 @@ def run(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or (1 if cuda else cores)
-    machine = Machine(
-        device=options.device, fused=options.fused, micro_batch=options.micro_batch,
-        data_dir=None if options.data_dir is None else str(options.data_dir),
-    )
+    machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch,
+                      data_dir=None if options.data_dir is None else str(options.data_dir))
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
     if result.chosen == 0 and options.where:
         asked = f"plan {study.name} --scale {study.scale(request.scale).asked}"
@@ -204,10 +197,8 @@ def train(options: Any) -> tuple[int, Any]:
     from experiments.lab.sweep.worker import run_task
 
     config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
-    machine = Machine(
-        device=options.device, threads=options.threads, micro_batch=options.micro_batch,
-        data_dir=None if options.data_dir is None else str(options.data_dir),
-    )
+    machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch,
+                      data_dir=None if options.data_dir is None else str(options.data_dir))
     machine.check(config)
     examples = launch.check_data([config], machine, options.store)[config.run_id]
     store, stopper, asked = Store(options.store), Stopper(), []

@@ -41,12 +41,10 @@ def texts(kind: type) -> dict[str, str]:
     """The text below each field of a dataclass, which is documentation to Python and help on the command line."""
     (declared,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(declared, ast.ClassDef)
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(declared.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }
+    return {field.target.id: " ".join(text.value.value.split())
+            for field, text in itertools.pairwise(declared.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)}
 
 
 def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
@@ -58,10 +56,8 @@ def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     found = []
     for name in names:
         default, switch = declared[name].default, hints[name] is bool and kind is not RunConfig
-        shown = tyro.conf.arg(
-            prefix_name=False, help=said.get(name), metavar=METAVARS.get(hints[name]),
-            help_behavior_hint="" if default is None or switch else None,
-        )
+        shown = tyro.conf.arg(prefix_name=False, help=said.get(name), metavar=METAVARS.get(hints[name]),
+                              help_behavior_hint="" if default is None or switch else None)
         plain = hints[name] if switch else tyro.conf.FlagConversionOff[hints[name]]
         found.append((name, Annotated[plain, shown], dataclasses.field(default=default)))
     return found
@@ -73,11 +69,9 @@ def grouped(common: type) -> type:
     groups = {name: flags_of(RunConfig, fields) for name, fields in GROUPS.items()}
     groups["machine"] += [*machine, *flags_of(common, ("data_dir", "json"))]
     usual = [*flags_of(RunConfig, USUAL), *flags_of(Machine, ("device",)), *flags_of(common, ("store",))]
-    made = [
-        (f"{name}_flags", Annotated[dataclasses.make_dataclass(name, fields, kw_only=True), tyro.conf.arg(name=name)],
-         dataclasses.field())
-        for name, fields in groups.items()
-    ]
+    made = [(f"{name}_flags", Annotated[dataclasses.make_dataclass(name, fields, kw_only=True), tyro.conf.arg(name=name)],
+             dataclasses.field())
+            for name, fields in groups.items()]
     return dataclasses.make_dataclass("Flags", [*usual, *made], kw_only=True)
 
 

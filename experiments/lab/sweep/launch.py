@@ -135,11 +135,9 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
         look_ahead(whole, result.chosen, stage, later, chosen, [*tasks, *ahead], where)
         execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
         stage, *later = _planned(study, request, store, machine)[index:]
-        due = [
-            MeasurePair(measure, run_ids)
-            for measure, run_ids in measurements_due(stage, request, store)
-            if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)
-        ]
+        due = [MeasurePair(measure, run_ids)
+               for measure, run_ids in measurements_due(stage, request, store)
+               if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)]
         look_ahead(whole, result.chosen, stage, later, chosen, due, where)
         execute(pool, due, "pairs of runs", result, quiet=quiet, part=part)
         result.planned += len(chosen)
@@ -172,11 +170,9 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
 def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
-    return [
-        Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
-        for config in chosen
-        if config.run_id in missing or config.run_id in unmeasured
-    ]
+    return [Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
+            for config in chosen
+            if config.run_id in missing or config.run_id in unmeasured]
 
 
 def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, machine: Machine,
@@ -190,8 +186,7 @@ def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, ma
     return [TrainTogether(group) for group in groups(missing, store, most)]
 
 
-def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool,
-            part: Part | None = None) -> None:
+def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool, part: Part | None = None) -> None:
     """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
     if not tasks:
         return

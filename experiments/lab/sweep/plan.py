@@ -209,20 +209,14 @@ def identified(config: RunConfig, data_dir: Path | None, store: Store, hashes: d
 
 def measurements_due(stage: PlannedStage, request: Request, store: Store) -> list[tuple[Measure, tuple[str, ...]]]:
     """Measurements declared for finished, not diverged runs of `stage` and not yet in the store."""
-    due = [
-        (measure, (config.run_id,))
-        for config, record in zip(stage.runs or (), stage.records, strict=True)
-        if record is not None and record.status != "diverged"
-        for measure in stage.measures(config)
-    ]
-    diverged = {
-        c.run_id for c, r in zip(stage.runs or (), stage.records, strict=True) if r is None or r.status == "diverged"
-    }
-    due += [
-        (pair.measure, (pair.first.run_id, pair.second.run_id))
-        for pair in stage.pairs(request)
-        if not diverged & {pair.first.run_id, pair.second.run_id}
-    ]
+    due = [(measure, (config.run_id,))
+           for config, record in zip(stage.runs or (), stage.records, strict=True)
+           if record is not None and record.status != "diverged"
+           for measure in stage.measures(config)]
+    diverged = {c.run_id for c, r in zip(stage.runs or (), stage.records, strict=True) if r is None or r.status == "diverged"}
+    due += [(pair.measure, (pair.first.run_id, pair.second.run_id))
+            for pair in stage.pairs(request)
+            if not diverged & {pair.first.run_id, pair.second.run_id}]
     return [(measure, runs) for measure, runs in due if not store.measured(measure, runs)]
 
 

@@ -41,9 +41,7 @@ MEASURED = ("value", "standard_error", "residual", "products", "examples", "bn_m
 Row = dict[str, Any]
 
 
-def import_published(
-    store: Store, figures: Path, study: str | None = None, scale: str | None = None
-) -> tuple[int, int]:
+def import_published(store: Store, figures: Path, study: str | None = None, scale: str | None = None) -> tuple[int, int]:
     """Take the runs published below `figures`, of one study or of all, that `store` has not begun.
 
     Returns how many were taken, and how many were left as they are: runs that are finished or begun here. Raises
@@ -147,10 +145,8 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
         texts = {"bits": bits["bits"], "test_set": bits["test_set"].encode()}
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in texts.items()}
         contents[BITS] = save(arrays | {"examples": np.array([bits["examples"]])})
-    summary = {
-        "schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
-        LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()},
-    }
+    summary = {"schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
+               LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()}}
     return contents | {"summary.json": with_checksum(to_json(finite_or_null(summary)))}
 
 

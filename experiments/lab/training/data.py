@@ -80,10 +80,8 @@ def dtype_of(config: RunConfig) -> torch.dtype:
 def prepare(config: RunConfig, machine: Machine, dataset: Dataset) -> Data:
     """The tensors of `config`; raises `ConfigError` where the data set is too small for it, `DataError` where it is another."""
     if config.data_sha256 not in (None, dataset.sha256):
-        raise DataError(
-            f"{config.dataset} has changed: its SHA-256 is {dataset.sha256[:12]}..., and this run is of "
-            f"{config.data_sha256[:12]}...; bring the old files back, or run the study anew on the new ones."
-        )
+        raise DataError(f"{config.dataset} has changed: its SHA-256 is {dataset.sha256[:12]}..., and this run is of "
+                        f"{config.data_sha256[:12]}...; bring the old files back, or run the study anew on the new ones.")
     available = len(dataset.train.labels)
     n_train = check_fits(config, available)
     # strided convolutions on CPU run a third faster on channels-last inputs

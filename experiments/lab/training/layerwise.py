@@ -38,10 +38,8 @@ def lars_(
         w.sub_(step if v is None else v.mul_(_each(momentum, w)).add_(step))
 
 
-def lamb_(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], *,
-    count: Tensor, lr: Number, beta1: Number, beta2: Number, eps: Number, decay: Number, axis: int = 0,
-) -> None:
+def lamb_(parameters: Sequence[Tensor], gradients: Sequence[Tensor], first: Sequence[Tensor], second: Sequence[Tensor], *,
+          count: Tensor, lr: Number, beta1: Number, beta2: Number, eps: Number, decay: Number, axis: int = 0) -> None:
     """One update in place, the `count`-th: w <- w - lr (||w|| / ||u||) u, u = m' / (sqrt(v') + eps) + d w.
 
     m' and v' are Adam's moments, corrected for their bias; d is the weight decay (You et al. 2020, Algorithm 2, phi the

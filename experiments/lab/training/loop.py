@@ -204,10 +204,8 @@ class Run:
     def write_curve_point(self) -> None:
         model, data = self.model(), self.data
         calibrate_on(model, data.train.inputs)
-        scores = {
-            split: evaluate(model, examples.inputs[:CURVE], examples.targets[:CURVE])
-            for split, examples in (("train", data.train), ("test", data.test))
-        }
+        scores = {split: evaluate(model, examples.inputs[:CURVE], examples.targets[:CURVE])
+                  for split, examples in (("train", data.train), ("test", data.test))}
         if all(math.isfinite(score.loss) for score in scores.values()):
             columns = {f"{split}_{name}": getattr(score, name) for split, score in scores.items()
                        for name in ("loss", "accuracy")}

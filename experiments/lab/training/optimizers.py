@@ -83,10 +83,8 @@ class Update:
                   eps=c.eps, decay=c.weight_decay)
             return
         kernel = _torch._fused_adam_ if c.optimizer is Optimizer.ADAM else _torch._fused_adamw_
-        kernel(
-            w, gradients, s["exp_avg"], s["exp_avg_sq"], [], s["step"], lr=lr, beta1=c.beta1, beta2=c.beta2,
-            weight_decay=c.weight_decay, eps=c.eps, amsgrad=False, maximize=False,
-        )
+        kernel(w, gradients, s["exp_avg"], s["exp_avg_sq"], [], s["step"], lr=lr, beta1=c.beta1, beta2=c.beta2,
+               weight_decay=c.weight_decay, eps=c.eps, amsgrad=False, maximize=False)
 
 
 def _start(slot: str, p: Tensor) -> Tensor:

@@ -43,11 +43,9 @@ def outcome(ending: Ending, model: nn.Module, start: Tensors, step: int, config:
                 scores = evaluate(model, examples.inputs, examples.targets)
                 values[f"{split}_loss"], values[f"{split}_accuracy"] = scores.loss, scores.accuracy
                 if split == "test":
-                    predictions = {
-                        "test_prediction": scores.predictions.to(torch.uint8),
-                        "test_loss": scores.losses.float(),
-                        "test_label": examples.targets.cpu().to(torch.uint8),
-                    }
+                    predictions = {"test_prediction": scores.predictions.to(torch.uint8),
+                                   "test_loss": scores.losses.float(),
+                                   "test_label": examples.targets.cpu().to(torch.uint8)}
         values["gap_accuracy"] = values["train_accuracy"] - values["test_accuracy"]
         values["gap_loss"] = values["test_loss"] - values["train_loss"]
         moved = [(p.detach().double() - start[name].double()).square().sum() for name, p in model.named_parameters()]
