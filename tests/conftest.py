@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SHARE = 1 / 1000
+SHARE = 1 / 2000
 SLOW = Path(__file__).with_name("slow.txt")
 
 torch.set_num_threads(1)

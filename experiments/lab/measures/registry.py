@@ -3,14 +3,15 @@
 To add one, write a function in a module of this folder and a row in `OWN`:
 
     def mine(subject: Subject, *, examples: int, power: float, seed: int) -> dict[str, Any]:       # of a pair: first, second
-        return {**head(subject, examples, seed), "value": ..., "status": "ok"}
+        return {**head(subject, examples, seed), "value": ..., "status": "ok"}    # both names are in `measures.subject`
 
     Metric("mine", "curvature", "One sentence that says what it is.", mine, options={"examples": int, "power": 2.0, "seed": 0}),
 
-A study then declares `measure("mine", examples=1000)`. The options of a row are those of its function: a default, or a type
-where the study must choose. An option that a declaration leaves out has the default of the row, in old records too: raise
-`version` when a default or the numbers change, and old records are made anew instead of mixed in. Plans read the rows' text,
-because they import no torch: write names, options and versions as they are (`2.0`, not a constant).
+A study then declares `measure("mine", examples=1000)`; with `examples=1000` in the row too, `measure RUN` offers it. The
+options of a row are those of its function: a default, or a type where the study must choose. An option that a declaration
+leaves out has the default of the row, in old records too: raise `version` when a default or the numbers change, and old
+records are made anew instead of mixed in. Plans read the rows' text, because they import no torch: write names, options and
+versions as they are (`2.0`, not a constant).
 
 A metric of any model belongs in `sharpness.metrics.TABLE`, which owns its name, and is here by itself. On a bare name of that
 table, `python -m sharpness` and `python -m experiments measure` do the same; the latter writes every option into the record.
