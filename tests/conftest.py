@@ -1,7 +1,8 @@
 """One thread for every test, as workers compute, so that bits do not depend on the number of cores; and which tests are slow.
 
-A test function is slow if its cases take more than `SHARE` of the time of all tests. `tests/slow.txt` names them, `make test`
-says what it lacks, and `make slow` writes it anew; a test that it does not name belongs to `make test-fast`.
+A test function is slow if its cases take more than `SHARE` of the time of all tests, together with the longest preparation in
+its file: whichever test runs first prepares what others share. `tests/slow.txt` names them, `make test` says what it lacks, and
+`make slow` writes it anew; a test that it does not name belongs to `make test-fast`.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     times: Counter[str] = Counter()
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            if isinstance(report, pytest.TestReport):
-                times[report.nodeid.partition("[")[0]] += report.duration
-    slow = {name for name, seconds in times.items() if seconds > SHARE * times.total()}
+    prepared: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            times[report.nodeid.partition("[")[0]] += report.duration
+            if report.when == "setup":
+                prepared[report.fspath] = max(prepared[report.fspath], report.duration)
+    share = SHARE * times.total()
+    slow = {name for name, seconds in times.items() if seconds > share or prepared[name.partition("::")[0]] > share}
     if config.option.write_slow:
         SLOW.write_text("".join(f"{name}\n" for name in sorted(slow)), "utf-8")
     elif config.args == config.getini("testpaths") and not config.option.markexpr.count("slow"):

@@ -127,6 +127,7 @@ def test_killed_again_and_again(steps: tuple[int, ...], tmp_path: Path) -> None:
     print(f"survived {len(steps)}/{len(steps)} kills")
 
 
+@pytest.mark.slow  # quick only where the others have run
 @pytest.mark.parametrize("forgotten", ["optimizer.", "step"])
 def test_a_forgetful_resume_is_seen(forgotten: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests above could not fail: without its moments, or its place in the order, a killed run must end elsewhere."""

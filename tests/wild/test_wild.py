@@ -70,6 +70,7 @@ def test_what_peers_did_is_known_for_every_situation():
     assert not [s.name for s in SITUATIONS if s.name not in table.peers()["outcomes"] and s.make().oracles is not None]
 
 
+@pytest.mark.slow  # quick only where the others have run
 def test_the_table_is_current():
     """sharpness/docs/wild.md, by python tests/wild/table.py."""
     assert table.PAGE.read_text() == table.page(table.PAGE.read_text(), lambda s: found(s, s.measures[0]))
