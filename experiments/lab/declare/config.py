@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.declare.config_checks import check_fields, shown
-from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Optimizer, Precision, Scaling, Schedule, TrainDraw
+from experiments.lab.declare.enums import Augment, Budget, Loss, Model, Norm, Optimizer, Precision, Scaling, Schedule, TrainDraw
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.own_code import DATA_FORMATS, is_own
 
 __all__ = [
-    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Machine", "Model", "Norm", "Optimizer", "Precision",
+    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Loss", "Machine", "Model", "Norm", "Optimizer", "Precision",
     "RunConfig", "Scaling", "Schedule", "TrainDraw", "program",
 ]
 
@@ -42,9 +43,9 @@ class RunConfig:
     """
 
     dataset: str = "fashion-mini"
-    """name of the data set, or `cifar-bin:<folder>`"""
+    """name of the data set, or your own: MODULE:FUNCTION, npz:FILE, images:FOLDER, idx:FOLDER, cifar-bin:FOLDER, text:FILE"""
     data_sha256: str | None = None
-    """content hash of a `cifar-bin:` data set; filled in when the run is planned"""
+    """content hash of your own data; filled in when the run is planned"""
     n_train: int | None = None
     """training examples used, the first in the order of `train_draw` (default: all that validation leaves)"""
     n_validation: int = 0
@@ -55,8 +56,17 @@ class RunConfig:
     augment: Augment = Augment.NONE
     """crop-flip: 4-pixel zero padding, random crop, horizontal flip; a pure function of (seed, epoch, example)"""
 
-    model: Model = Model.MLP
-    """the network"""
+    label_noise: float = 0.0
+    """share of the training labels, drawn by the seed alone, that become another class, each equally likely"""
+    imbalance: float = 1.0
+    """how many times as many training examples the first class keeps as the last, with a geometric sequence between"""
+
+    model: Model | str = Model.MLP
+    """the network, or MODULE:FUNCTION of your own, called with what its signature takes of `input_shape` and `outputs`"""
+    model_options: str | None = None
+    """what else your own function is called with, NAME=VALUE with blanks between, sorted (default: nothing)"""
+    model_sha256: str | None = None
+    """hash of the source of your own network; filled in when the run is planned"""
     width: int | None = None
     """units per hidden layer, mlp only (default: 512, Keskar's F1)"""
     depth: int | None = None
@@ -75,10 +85,16 @@ class RunConfig:
     noise_batch: int | None = None
     """weights the examples of each batch by 1 + s xi (xi of mean 0 and variance 1, sum 0 over the batch, s^2 = B / b - 1): the
     gradient noise of batch size b = noise_batch with the data of B; on the loss alone, not on batch norm (default: weights 1)"""
+    loss: Loss | str = Loss.CROSS_ENTROPY
+    """what is minimised, or MODULE:NAME of your own, a function of (outputs, targets)"""
+    loss_sha256: str | None = None
+    """hash of the source of your own loss; filled in when the run is planned"""
     label_smoothing: float = 0.0
     """share of the training target spread evenly over the classes; evaluation never smooths"""
-    optimizer: Optimizer = Optimizer.SGD
-    """the rule of an update"""
+    optimizer: Optimizer | str = Optimizer.SGD
+    """the rule of an update, or MODULE:FUNCTION of your own, called with the parameters and `lr`"""
+    optimizer_sha256: str | None = None
+    """hash of the source of your own optimizer; filled in when the run is planned"""
     lr: float
     """learning rate before the scaling rule, per update"""
     scaling: Scaling = Scaling.NONE
@@ -137,7 +153,9 @@ class RunConfig:
     tf32: bool = False
     """float32 products in TensorFloat-32, on a GPU"""
     seed: int = 0
-    """initial weights, data order, augmentation and dropout"""
+    """initial weights, data order, augmentation, dropout and label noise"""
+    allow_random: bool = False
+    """train a network of your own although it draws random numbers that no seed fixes; such a run cannot be repeated exactly"""
     parent: str | None = None
     """run_id whose final weights are the initial ones (default: fresh initialisation)"""
 
@@ -163,11 +181,12 @@ class RunConfig:
     def canonical(self) -> str:
         """Canonical JSON of the fields away from their frozen defaults, so that a new field keeps old ids.
 
-        A `cifar-bin:` folder counts by its content: moved, it is the same data; edited, it is not.
+        A user's own data count by their content: moved, they are the same; edited, they are not.
         """
         fields = {"science_version": SCIENCE_VERSION, **self.to_dict()}
         if self.data_sha256 is not None:
-            fields["dataset"] = "cifar-bin"
+            form = self.dataset.partition(":")[0]
+            fields["dataset"] = form if form in DATA_FORMATS else "own"
         return _JSON.encode(fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,11 +231,13 @@ class RunConfig:
 
 
 _ENUMS: dict[str, type[StrEnum]] = {
-    "model": Model, "norm": Norm, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,
+    "model": Model, "norm": Norm, "loss": Loss, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,
     "budget": Budget, "augment": Augment, "precision": Precision, "train_draw": TrainDraw,
 }
 
 
+OWN = {"model": "MODULE:FUNCTION", "loss": "MODULE:NAME", "optimizer": "MODULE:FUNCTION"}
+"""fields that may name a user's code, and how"""
 _KINDS: dict[str, tuple[type, bool]] = {
     f.name: (_ENUMS.get(f.name) or {"str": str, "int": int, "float": float, "bool": bool}[str(f.type).removesuffix(" | None")],
              str(f.type).endswith(" | None"))
@@ -232,11 +253,13 @@ def typed(name: str, value: Any) -> Any:
     kind, optional = _KINDS[name]
     if type(value) is kind or (optional and value is None):
         return value
+    if name in OWN and isinstance(value, str) and is_own(value):
+        return str(value)
     if name in _ENUMS:
         try:
             return kind(value)
         except ValueError:
-            choices = ", ".join(_ENUMS[name])
+            choices = ", ".join(_ENUMS[name]) + (f" or {OWN[name]} of your own" if name in OWN else "")
             raise ConfigError(f"{name} is {shown(value)}, but must be one of {choices}") from None
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)

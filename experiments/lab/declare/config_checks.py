@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from experiments.lab.declare.enums import Budget, Model, Norm, Optimizer, Scaling, Schedule
+from experiments.lab.declare.enums import Budget, Loss, Model, Norm, Optimizer, Scaling, Schedule
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.own_code import is_own_data, options_of
 
 if TYPE_CHECKING:
     from experiments.lab.declare.config import RunConfig
@@ -23,13 +25,13 @@ def shown(value: Any) -> str:
 
 _POSITIVE = {
     **dict.fromkeys(("n_train", "width", "depth", "norm_batch", "batch_size", "batch_growth", "noise_batch", "penalty_batch",
-                     "base_batch_size", "steps", "epochs", "patience", "max_epochs"), 2.0**53),
+                     "base_batch_size", "steps", "epochs", "patience", "max_epochs", "imbalance"), 2.0**53),
     **dict.fromkeys(("lr", "train_loss", "eps", "trust", "clip_norm"), sys.float_info.max),
 }
 """field -> its largest value: counts are exact in float64"""
 _TRUST = 0.001
 """where it has no meaning it must be its default, so that one run has one id"""
-_FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr", "ema", "label_smoothing")
+_FRACTIONS = ("momentum", "beta1", "beta2", "warmup", "final_lr", "ema", "label_smoothing", "label_noise")
 _NOT_NEGATIVE = ("weight_decay", "sam_rho", "gradient_penalty")
 _BUDGET_FIELDS = {
     Budget.EPOCHS: {"epochs"},
@@ -93,14 +95,14 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("nesterov needs a momentum above 0")
     if c.nesterov and c.optimizer is not Optimizer.SGD:
         raise ConfigError(f"nesterov is for optimizer sgd, not {c.optimizer}; leave it out")
-    if c.momentum and c.optimizer not in (Optimizer.SGD, Optimizer.LARS):
+    if c.momentum and c.optimizer not in (Optimizer.SGD, Optimizer.LARS) and isinstance(c.optimizer, Optimizer):
         raise ConfigError(f"momentum is for optimizer sgd or lars; {c.optimizer} has beta1")
     if c.trust != _TRUST and c.optimizer is not Optimizer.LARS:
         raise ConfigError(f"trust is for optimizer lars, not {c.optimizer}; leave it out")
     if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
-    if c.data_sha256 is not None and not c.dataset.startswith("cifar-bin:"):
-        raise ConfigError("data_sha256 is for cifar-bin: data sets; named ones are pinned already")
+    if c.data_sha256 is not None and not is_own_data(c.dataset):
+        raise ConfigError("data_sha256 is for data of your own, as cifar-bin: ones; named ones are pinned already")
     if c.noise_batch is not None and c.batch_size == 1:
         raise ConfigError("noise_batch needs a batch_size of at least 2: the weights of one example cannot vary about their mean")
     if c.noise_batch is not None and not c.noise_batch <= c.batch_size:
@@ -119,6 +121,25 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("sam_rho and gradient_penalty both look along the gradient; choose one")
     if c.penalty_batch is not None:
         _validate_penalty(c, c.penalty_batch)
+    _validate_task(c)
+
+
+def _validate_task(c: RunConfig) -> None:
+    own = not isinstance(c.model, Model)
+    if own and (c.norm is not Norm.NONE or not c.dropout):
+        raise ConfigError("norm and dropout are for built-in models; your own brings its layers with it")
+    if c.model_options is not None and not own:
+        raise ConfigError(f"model_options are for a model of your own, not {c.model}; leave them out")
+    options_of(c.model_options)
+    for part in ("model", "loss", "optimizer"):
+        if getattr(c, f"{part}_sha256") is not None and isinstance(getattr(c, part), StrEnum):
+            raise ConfigError(f"{part}_sha256 is for a {part} of your own, not {getattr(c, part)}")
+    if c.label_smoothing and c.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError(f"label_smoothing is for loss cross_entropy, not {c.loss}; leave it out")
+    if c.imbalance < 1:
+        raise ConfigError(f"imbalance is {c.imbalance}, but must be at least 1: the first class is the largest")
+    if c.allow_random and not (own or not isinstance(c.loss, Loss) or not isinstance(c.optimizer, Optimizer)):
+        raise ConfigError("allow_random is for code of your own; built-in parts draw what the seed says")
 
 
 def _validate_penalty(c: RunConfig, size: int) -> None:

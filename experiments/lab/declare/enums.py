@@ -37,6 +37,14 @@ class Optimizer(StrEnum):
     LAMB = "lamb"
 
 
+class Loss(StrEnum):
+    """What is minimised; targets of -100 count nothing, columns are averaged."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    MSE = "mse"
+    BCE = "bce"
+
+
 class Scaling(StrEnum):
     """How the learning rate follows the batch size B: peak LR = lr * (B / base_batch_size) ** {none: 0, sqrt: 1/2, linear: 1}."""
 

@@ -26,8 +26,9 @@ METAVARS: Mapping[Any, str] = {int | None: "INT", float | None: "FLOAT", str | N
 
 USUAL = ("dataset", "model", "batch_size", "lr", "optimizer", "budget", "epochs", "seed")
 GROUPS = {
-    "task": ("data_sha256", "n_train", "n_validation", "train_draw", "augment", "width", "depth", "norm", "norm_batch", "parent"),
-    "optimizer": ("momentum", "nesterov", "beta1", "beta2", "eps", "trust", "clip_norm", "noise_batch"),
+    "task": ("data_sha256", "n_train", "n_validation", "train_draw", "augment", "label_noise", "imbalance", "model_options",
+             "model_sha256", "width", "depth", "norm", "norm_batch", "loss", "loss_sha256", "allow_random", "parent"),
+    "optimizer": ("optimizer_sha256", "momentum", "nesterov", "beta1", "beta2", "eps", "trust", "clip_norm", "noise_batch"),
     "schedule": ("schedule", "warmup", "final_lr", "scaling", "base_batch_size", "batch_growth"),
     "budget": ("steps", "train_loss", "patience", "max_epochs"),
     "regularisation": ("weight_decay", "dropout", "label_smoothing", "sam_rho", "sam_adaptive", "gradient_penalty",
