@@ -61,7 +61,7 @@ STUDY = Study(
 def few(name: str, data_dir: Path | None) -> Dataset:
     """The data set's first examples: preparing all of them takes longer than the run."""
     whole = load(name, data_dir)
-    train, test = (Split(split.images[:400].copy(), split.labels[:400]) for split in (whole.train, whole.test))
+    train, test = (Split(split.inputs[:400].copy(), split.targets[:400]) for split in (whole.train, whole.test))
     return dataclasses.replace(whole, train=train, test=test)
 
 

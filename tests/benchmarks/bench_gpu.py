@@ -163,7 +163,7 @@ def large_program(bench: Bench, *, deterministic: bool, choose: bool = False) ->
     config = ANY.replace(batch_size=bench.size.large, precision=Precision.BFLOAT16, n_train=bench.size.images)
     machine = bench.machine(graphs=True)
     data = bench.data(config, machine)
-    net = speed_net(data.classes, bench.size.widths).to(bench.device).train()
+    net = speed_net(data.outputs, bench.size.widths).to(bench.device).train()
     engine = program([config], machine, data, [net.to(memory_format=torch.channels_last)])
     set_kernels(deterministic, choose)
     return engine
@@ -192,7 +192,7 @@ def large_batch(bench: Bench) -> dict[str, Any]:
     """Share of the measured bfloat16 peak that an update of the fast network reaches."""
     net = speed_net(10, bench.size.widths)
     with FlopCounterMode(display=False) as counter:
-        net(torch.zeros(2, *bench.dataset.train.images.shape[1:])).sum().backward()
+        net(torch.zeros(2, *bench.dataset.train.inputs.shape[1:])).sum().backward()
     took = bench.seconds_an_update(large_program(bench, deterministic=True))["seconds"]
     rate, peak = counter.get_total_flops() / 2 * bench.size.large / took, matmul_peak(bench)
     print(f"  B {bench.size.large}: {took:.3g} s, {rate / 1e12:.3g} of {peak / 1e12:.3g} TFLOP/s, {100 * rate / peak:.0f}%")
@@ -317,7 +317,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = load(chosen.dataset, chosen.data_dir) if chosen.dataset else learnable_images(size.images, size.side)
     except DataError as error:
         parser.error(str(error))
-    size = replace(size, images=min(size.images, len(dataset.train.labels)))
+    size = replace(size, images=min(size.images, len(dataset.train.targets)))
     as_a_worker()
     bench = Bench(chosen.device, dataset, size)
     found: dict[str, Any] = {"rehearsal": "tiny: these numbers say nothing" if chosen.tiny else None}

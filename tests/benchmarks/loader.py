@@ -71,8 +71,8 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """One transformed image and its label an index."""
 
     def __init__(self, dataset: Dataset) -> None:
-        self.images = np.ascontiguousarray(dataset.train.images.transpose(0, 2, 3, 1))
-        self.labels = dataset.train.labels.tolist()
+        self.images = np.ascontiguousarray(dataset.train.inputs.transpose(0, 2, 3, 1))
+        self.labels = dataset.train.targets.tolist()
         self.transforms: list[Any] = [RandomCrop(), RandomFlip(), to_tensor, Normalise(dataset)]
 
     def __len__(self) -> int:

@@ -84,8 +84,8 @@ MAKERS: dict[str, Callable[[], nn.Module]] = {"conv": conv, "resnet": resnet, "t
 def make(name: str, examples: int = EXAMPLES) -> Net:
     """The network `name`, trained from a fixed seed; the caller's generator is left alone."""
     split = load("fashion-mini").train
-    inputs = (torch.from_numpy(split.images[:examples]).float() / 255 - 0.286) / 0.353
-    targets = torch.from_numpy(split.labels[:examples])
+    inputs = (torch.from_numpy(split.inputs[:examples]).float() / 255 - 0.286) / 0.353
+    targets = torch.from_numpy(split.targets[:examples])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = MAKERS[name]()

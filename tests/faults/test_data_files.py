@@ -63,8 +63,8 @@ def test_good_archive_loads_without_unpacking(tmp_path: Path, tar_format: int) -
     members = (folder, regular(TEST, records(5)), readme, regular(TRAIN, records()))
     path = write_archive(tmp_path / "cifar.tar.gz", *members, tar_format=tar_format)
     data = cifar_archive.load_archive(spec_of(path), tmp_path)
-    assert data.train.labels.tolist() == [3, 3] and data.test.labels.tolist() == [5, 5]
-    assert data.train.images[0].tobytes() == bytes(range(256)) * 12
+    assert data.train.targets.tolist() == [3, 3] and data.test.targets.tolist() == [5, 5]
+    assert data.train.inputs[0].tobytes() == bytes(range(256)) * 12
     assert data.sha256 == hashlib.sha256(records() + records(5)).hexdigest()
     assert list(tmp_path.iterdir()) == [path]
 

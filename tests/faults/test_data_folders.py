@@ -34,7 +34,7 @@ def small_pinned_folder(folder: Path) -> cifar.PinnedFolder:
 def test_pinned_folder_is_found_and_checked(tmp_path: Path, place: str) -> None:
     """Breaks when cifar10-jpeg is not found in one of its places, or damage goes unnoticed."""
     spec = small_pinned_folder(tmp_path / place)
-    assert cifar.load_pinned_folder(spec, tmp_path).train.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert cifar.load_pinned_folder(spec, tmp_path).train.targets.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     path = tmp_path / place / "data_batch_3.bin"
     content = bytearray(path.read_bytes())
     content[5000] ^= 1

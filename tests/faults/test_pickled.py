@@ -70,8 +70,8 @@ def test_both_layouts_are_the_same_data(tmp_path: Path, protocol: int, key: type
     pickled = write_pickled(tmp_path / "pickled", TRAIN, TEST, protocol, key)
     first, second = (datasets.load(f"cifar-bin:{folder}") for folder in (binary, pickled))
     assert first.sha256 == second.sha256 == datasets.identity(f"cifar-bin:{pickled}")
-    assert (first.train.images == second.train.images).all() and first.test.labels.tolist() == second.test.labels.tolist()
-    assert (first.mean, first.std, first.classes) == (second.mean, second.std, second.classes)
+    assert (first.train.inputs == second.train.inputs).all() and first.test.targets.tolist() == second.test.targets.tolist()
+    assert (first.mean, first.std, first.outputs) == (second.mean, second.std, second.outputs)
 
 
 def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_fine_labels_of_cifar100(tmp_path: Path) -> None:
         named = {b"data": np.asfortranarray(pixels), b"fine_labels": labels + 90, b"coarse_labels": [7] * len(labels)}
         (tmp_path / name).write_bytes(pickle.dumps(named, 4))
     data = datasets.load(f"cifar-bin:{tmp_path}")
-    assert data.train.labels.tolist() == (TRAIN[1] + 90).tolist() and data.classes == 92
-    assert data.train.images.reshape(6, -1).tolist() == TRAIN[0].tolist()
+    assert data.train.targets.tolist() == (TRAIN[1] + 90).tolist() and data.outputs == 92
+    assert data.train.inputs.reshape(6, -1).tolist() == TRAIN[0].tolist()
     assert records((TRAIN[0], TRAIN[1] + 90), coarse=7) == read_pickle(tmp_path, (tmp_path / "train").read_bytes(), 2, "remedy")
 
 
@@ -170,9 +170,9 @@ def test_unpacked_copies_are_known_by_content(tmp_path: Path, place: str) -> Non
         root.mkdir()
         write(root / "x", examples, examples).rename(root / place) if place else write(root / "x", examples, examples)
     right, wrong = (tmp_path / name / ("" if place else "x") for name in ("right", "wrong"))
-    assert cifar.load_pinned_folder(folder, right).train.labels.tolist() == same[1].tolist()
+    assert cifar.load_pinned_folder(folder, right).train.targets.tolist() == same[1].tolist()
     found = cifar_archive.load_archive(archive, right)
-    assert found.test.labels.tolist() == same[1].tolist()
+    assert found.test.targets.tolist() == same[1].tolist()
     assert found.sha256 == hashlib.sha256(records(same) * 2).hexdigest()
     for load in (lambda: cifar.load_pinned_folder(folder, wrong), lambda: cifar_archive.load_archive(archive, wrong)):
         with pytest.raises(DataError, match=rf"{wrong}.*{ONE_SENTENCE[1:]}"):
@@ -187,6 +187,6 @@ def test_torchvisions_archive(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data/cifar-10-python.tar.gz", "w:gz") as tar:
         tar.add(tmp_path / "cifar-10-batches-py", "cifar-10-batches-py")
-    assert cifar_archive.load_archive(archive, tmp_path / "data").train.labels.tolist() == same[1].tolist()
+    assert cifar_archive.load_archive(archive, tmp_path / "data").train.targets.tolist() == same[1].tolist()
     with pytest.raises(DataError, match="SHA-1"):
         cifar_archive.load_archive(replace(archive, sha1=(archive.sha1[0], "0" * 40)), tmp_path / "data")

@@ -196,7 +196,7 @@ def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     for name in ("HOME", "BATCHLAB_DATA_DIR", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", lambda _: {}["nobody"])
-    assert len(datasets.load("fashion-mini").train.labels) == 10_000 and autotune.cache() is None
+    assert len(datasets.load("fashion-mini").train.targets) == 10_000 and autotune.cache() is None
     with pytest.raises(DataError, match=r"--data-dir or BATCHLAB_DATA_DIR"):
         datasets.load("mnist")
     with pytest.raises(DataError, match="begins with a home folder, and this user has none"):

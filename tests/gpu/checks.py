@@ -110,7 +110,7 @@ def convolution_products(device: str) -> Compared:
     config = toy_config(model=Model.KESKAR_C1, norm=Norm.BATCH)
     data = toy_data(config, "cpu")
     torch.manual_seed(0)
-    model = models.build(config, data.shape, data.classes).eval()
+    model = models.build(config, data.shape, data.outputs).eval()
     inputs, targets = data.train.inputs[:24].double(), data.train.targets[:24]
     loss = torch.nn.functional.cross_entropy
     moved = copy.deepcopy(model).to(device)

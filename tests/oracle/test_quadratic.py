@@ -37,7 +37,7 @@ def test_signs_are_balanced(examples: Data) -> None:
 
 def test_loss_and_gradient(examples: Data) -> None:
     """v(w; s) = 1/2 sum h (w - s / sqrt h)^2 through a cross-entropy, its gradient h w - sqrt(h) s, and the risk 1/2 w^T H w."""
-    model = models.build(BASE, examples.shape, examples.classes).double()
+    model = models.build(BASE, examples.shape, examples.outputs).double()
     (weights,) = model.parameters()
     w, s = weights.detach().numpy(), examples.train.inputs[:3].flatten(1).numpy()
     loss = cross_entropy(model.train()(examples.train.inputs[:3]), examples.train.targets[:3])

@@ -74,15 +74,15 @@ def test_names_come_without_numpy() -> None:
 def test_fashion_mini_shapes(mini: datasets.Dataset) -> None:
     """Breaks when the embedded data no longer is what models and studies expect."""
     for split in (mini.train, mini.test):
-        assert split.images.shape == (10_000, 1, 28, 28) and split.images.dtype == np.uint8
-        assert split.labels.shape == (10_000,) and split.labels.dtype == np.int64
-        assert np.bincount(split.labels).tolist() == [1_000] * 10
-    assert mini.classes == 10 and mini.sha256 == embedded.SHA256
+        assert split.inputs.shape == (10_000, 1, 28, 28) and split.inputs.dtype == np.uint8
+        assert split.targets.shape == (10_000,) and split.targets.dtype == np.int64
+        assert np.bincount(split.targets).tolist() == [1_000] * 10
+    assert mini.outputs == 10 and mini.sha256 == embedded.SHA256
 
 
 def test_fashion_mini_prefixes_are_balanced(mini: datasets.Dataset) -> None:
     """Breaks when `n_train` smaller than 10,000 would give an unbalanced or class-sorted training set."""
-    blocks = mini.train.labels.reshape(-1, 10)
+    blocks = mini.train.targets.reshape(-1, 10)
     assert (np.sort(blocks, axis=1) == np.arange(10)).all()
     # Random order within blocks: each class stands in each place about 100 times in 1,000.
     counts = np.array([np.bincount(blocks[:, place], minlength=10) for place in range(10)])
@@ -91,14 +91,14 @@ def test_fashion_mini_prefixes_are_balanced(mini: datasets.Dataset) -> None:
 
 def test_fashion_mini_examples_are_distinct_and_apart_from_test(mini: datasets.Dataset) -> None:
     """Breaks when the selection repeats examples; Fashion-MNIST itself holds a few identical images."""
-    train = {image.tobytes() for image in mini.train.images}
+    train = {image.tobytes() for image in mini.train.inputs}
     assert len(train) > 9_980
-    assert sum(image.tobytes() in train for image in mini.test.images) < 20
+    assert sum(image.tobytes() in train for image in mini.test.inputs) < 20
 
 
 def test_pinned_statistics_are_those_of_the_images(mini: datasets.Dataset) -> None:
     """Breaks when the constants that normalise inputs drift from the data."""
-    mean, std = channel_statistics(mini.train.images)
+    mean, std = channel_statistics(mini.train.inputs)
     assert mini.mean == pytest.approx(mean, abs=6e-5) and mini.std == pytest.approx(std, abs=6e-5)
 
 
@@ -172,10 +172,10 @@ def test_cifar_folder_reads_batches_in_natural_order(tmp_path: Path) -> None:
     write_cifar_folder(tmp_path, (1,) * 11)
     data = datasets.load(f"cifar-bin:{tmp_path}")
     last = np.frombuffer((tmp_path / "data_batch_11.bin").read_bytes(), np.uint8)
-    assert data.train.labels[-1] == last[0]
-    assert (data.train.images[-1].ravel() == last[1:]).all()
-    assert data.train.images.shape == (11, 3, 32, 32) and data.test.images.shape == (3, 3, 32, 32)
-    assert data.mean == channel_statistics(data.train.images)[0]
+    assert data.train.targets[-1] == last[0]
+    assert (data.train.inputs[-1].ravel() == last[1:]).all()
+    assert data.train.inputs.shape == (11, 3, 32, 32) and data.test.inputs.shape == (3, 3, 32, 32)
+    assert data.mean == channel_statistics(data.train.inputs)[0]
 
 
 def test_cifar100_style_folder_uses_the_fine_label(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_cifar100_style_folder_uses_the_fine_label(tmp_path: Path) -> None:
     (tmp_path / "train.bin").write_bytes(record * 2)
     (tmp_path / "test.bin").write_bytes(record)
     data = datasets.load(f"cifar-bin:{tmp_path}")
-    assert data.classes == 94 and data.train.labels.tolist() == [93, 93]
+    assert data.outputs == 94 and data.train.targets.tolist() == [93, 93]
 
 
 @pytest.mark.parametrize(("train", "test", "classes"), [((0, 0), (0,), 2), ((0, 1), (1,), 2), ((0, 4), (19,), 20)])
@@ -195,7 +195,7 @@ def test_the_head_fits_a_users_labels(tmp_path: Path, layout: str, train: tuple[
     names, coarse = (("data_batch_1", "test_batch"), b"") if layout == "one label" else (("train", "test"), b"\x1e")
     for name, labels in zip(names, (train, test), strict=True):
         (tmp_path / f"{name}.bin").write_bytes(b"".join(coarse + bytes([label]) + bytes(3072) for label in labels))
-    assert datasets.load(f"cifar-bin:{tmp_path}").classes == classes
+    assert datasets.load(f"cifar-bin:{tmp_path}").outputs == classes
 
 
 def test_a_constant_channel_is_no_division_by_zero(tmp_path: Path) -> None:
@@ -248,10 +248,10 @@ def test_jpeg_copy_of_cifar10() -> None:
         pytest.skip("BATCHLAB_DATA_DIR is not set or holds no cifar10-jpeg")
     data = datasets.load("cifar10-jpeg")
     for split in (data.train, data.test):  # learning curves look at the first 2,000
-        assert (np.bincount(split.labels[:2000]) > 150).all()
-    assert data.train.images.shape == (50_000, 3, 32, 32) and data.sha256 == JPEG_COPY.sha256
-    assert np.bincount(data.train.labels).tolist() == [5_000] * 10
-    mean, std = channel_statistics(data.train.images)
+        assert (np.bincount(split.targets[:2000]) > 150).all()
+    assert data.train.inputs.shape == (50_000, 3, 32, 32) and data.sha256 == JPEG_COPY.sha256
+    assert np.bincount(data.train.targets).tolist() == [5_000] * 10
+    mean, std = channel_statistics(data.train.inputs)
     assert data.mean == pytest.approx(mean, abs=6e-5) and data.std == pytest.approx(std, abs=6e-5)
 
 
@@ -266,7 +266,7 @@ def test_second_mirror_steps_in(server: tuple[str, Path], tmp_path: Path) -> Non
         (served / "bad" / name).write_bytes(gzip.compress(bytes(content)))
     spec = replace(small, mirrors=(CLOSED_PORT, f"{address}missing/", f"{address}bad/", f"{address}good/"))
     data = mnist.load_idx(spec, tmp_path / "data")
-    assert data.train.labels.tolist() == [0, 1, 2, 3] and data.test.images.shape == (2, 1, 28, 28)
+    assert data.train.targets.tolist() == [0, 1, 2, 3] and data.test.inputs.shape == (2, 1, 28, 28)
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted(name for name, _ in spec.files)
 
 
@@ -291,7 +291,7 @@ def test_download_needs_a_writable_place(tmp_path: Path) -> None:
 def test_present_files_need_no_network(tmp_path: Path) -> None:
     """Breaks when files that are already there are downloaded again."""
     spec = replace(small_idx_files(tmp_path), mirrors=())
-    assert mnist.load_idx(spec, tmp_path).train.images.shape == (4, 1, 28, 28)
+    assert mnist.load_idx(spec, tmp_path).train.inputs.shape == (4, 1, 28, 28)
 
 
 def small_idx_files(folder: Path) -> mnist.IdxSpec:

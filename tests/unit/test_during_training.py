@@ -49,7 +49,7 @@ def test_a_replay_is_the_run(config: RunConfig, tmp_path: Path, monkeypatch: pyt
         torch.nn.functional.cross_entropy(model(subject.data.train.inputs), subject.data.train.targets).backward()
     from experiments.lab import models
 
-    start = models.build(config, subject.data.shape, subject.data.classes).state_dict()
+    start = models.build(config, subject.data.shape, subject.data.outputs).state_dict()
     named = [name for name, _ in subject.model.named_parameters()]
     assert [step for step, _ in seen] == [0, last // 2, last]
     assert all(torch.equal(seen[0][1][name], start[name]) for name in named)

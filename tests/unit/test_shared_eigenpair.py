@@ -22,7 +22,7 @@ def subject() -> Subject:
     data = toy_data(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = models.build(config, data.shape, data.classes).eval()
+        model = models.build(config, data.shape, data.outputs).eval()
     return Subject(config, model, dict(model.state_dict()), data)
 
 

@@ -53,7 +53,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def partial(config: RunConfig, data: Data) -> torch.nn.Module:
     """A network that knows the dark images alone: whatever is measured of one class is far from that of both."""
     torch.manual_seed(0)
-    model = models.build(config, data.shape, data.classes)
+    model = models.build(config, data.shape, data.outputs)
     with torch.no_grad():
         weight, bias = list(model.parameters())[-2:]
         weight *= 6
@@ -144,6 +144,6 @@ def test_a_run_in_file_order_stays_as_it_was_made(folders: tuple[Path, Path]) ->
     old = config.replace(train_draw=TrainDraw.FIRST)
     dataset = load(old.dataset)
     data = prepare(old, Machine(), dataset)
-    assert data.classes == 10 and old.run_id != config.run_id
-    assert data.test.targets.tolist() == dataset.test.labels.tolist()
-    assert prepare(config, Machine(), dataset).classes == 2
+    assert data.outputs == 10 and old.run_id != config.run_id
+    assert data.test.targets.tolist() == dataset.test.targets.tolist()
+    assert prepare(config, Machine(), dataset).outputs == 2

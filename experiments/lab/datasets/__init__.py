@@ -9,9 +9,9 @@ import contextlib
 import os
 from pathlib import Path
 
-from .base import DataError, Dataset, Split
+from .base import DataError, Dataset, Kind, Split
 
-__all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Split", "available", "candidates", "identity", "load"]
+__all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Kind", "Split", "available", "candidates", "identity", "load"]
 
 NAMES: tuple[str, ...] = "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
 IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,28 +14,43 @@ class DataError(Exception):
     """A data file is missing, damaged or mislabelled: one sentence naming file, expectation and remedy."""
 
 
+class Kind(StrEnum):
+    """What the targets are, and with them what is scored."""
+
+    CLASSES = "classes"
+    """int64 [N] in 0..outputs-1: accuracy in percent"""
+    NUMBERS = "numbers"
+    """floats [N] or [N, outputs]: R^2"""
+    TOKENS = "tokens"
+    """int64 [N, T] in 0..outputs-1, or -100 where nothing counts: accuracy in percent of those that count"""
+
+
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images uint8 [N, C, H, W] in 0..255 and their labels int64 [N] in 0..classes-1."""
+    """Inputs [N, ...]: images uint8 [N, C, H, W] in 0..255, floats of any shape, or tokens int64 [N, T]; and targets (`Kind`)."""
 
-    images: np.ndarray
-    labels: np.ndarray
+    inputs: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """A data set in memory.
 
-    mean, std: statistics of each channel over all training pixels, in units where a pixel is 0..1.
-    sha256: hash of the decoded files, training files first; it does not depend on how they were compressed.
+    outputs: how many classes, columns or tokens there are.
+    mean, std: statistics of each channel over all training pixels, in units where a pixel is 0..1; of images alone.
+    sha256: hash of the content, training examples first; it does not depend on how files were compressed.
     """
 
     name: str
     train: Split
     test: Split
-    classes: int
+    outputs: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
-    former_classes: int | None = None
-    """outputs that a user's data had before `classes` fitted their labels: of runs that were made so, in file order"""
+    former_outputs: int | None = None
+    """outputs that a user's data had before `outputs` fitted their labels: of runs that were made so, in file order"""
+    kind: Kind = Kind.CLASSES
+    validation: Split | None = None
+    """examples that the data themselves keep for tuning; without any they are taken from `train`"""

@@ -109,8 +109,8 @@ def decode_records(contents: Sequence[bytes], layout: Layout, paths: Sequence[Pa
 
 def shuffled(split: Split) -> Split:
     """The same examples in an order that is always the same."""
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(split.labels))
-    return Split(split.images[order], split.labels[order])
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(split.targets))
+    return Split(split.inputs[order], split.targets[order])
 
 
 def channel_statistics(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -174,8 +174,8 @@ def load_folder(name: str, folder: Path) -> Dataset:
     contents = files.read()
     train = decode_records(contents[:-1], files.layout, files.train, REMEDY)
     test = decode_records(contents[-1:], files.layout, [files.test], REMEDY)
-    mean, std = channel_statistics(train.images)
-    classes = max(2, 1 + int(max(train.labels.max(), test.labels.max())))
+    mean, std = channel_statistics(train.inputs)
+    classes = max(2, 1 + int(max(train.targets.max(), test.targets.max())))
     scale = tuple(value or 1.0 for value in std)
     former = (CIFAR10_LAYOUT, CIFAR100_LAYOUT)[len(files.layout.label_classes) - 1].classes
     return Dataset(name, train, test, classes, mean, scale, _content_sha256(files.layout, contents), former)
@@ -233,7 +233,7 @@ def _load_pinned(spec: PinnedFolder, files: FolderFiles) -> Dataset:
                         f"expected {spec.sha256}; {remedy}, or name the data cifar-bin:{folder}.")
     return Dataset(name=spec.name, train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
                    test=shuffled(decode_records(contents[-1:], CIFAR10_LAYOUT, paths[-1:], remedy)),
-                   classes=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
+                   outputs=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
 
 
 def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> bytes:

@@ -108,7 +108,7 @@ def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
         digest.update(content)
     return Dataset(name=spec.name, train=decode_records(contents[:-1], spec.layout, paths[:-1], _remedy(spec)),
                    test=decode_records(contents[-1:], spec.layout, paths[-1:], _remedy(spec)),
-                   classes=spec.layout.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
+                   outputs=spec.layout.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
 
 
 def _download(spec: ArchiveSpec, path: Path) -> None:

@@ -50,15 +50,15 @@ def make(source: Path, out: Path) -> str:
     DataError when a file in `source` is missing or wrong.
     """
     full = mnist.load_idx(mnist.FASHION_MNIST, source, download=False)
-    order = choose(full.train.labels)
-    train = Split(full.train.images[order], full.train.labels[order])
+    order = choose(full.train.targets)
+    train = Split(full.train.inputs[order], full.train.targets[order])
     contents = [encode(part)
                 for split in (train, full.test)
-                for encode, part in ((idx.encode_images, split.images), (idx.encode_labels, split.labels))]
+                for encode, part in ((idx.encode_images, split.inputs), (idx.encode_labels, split.targets))]
     out.mkdir(parents=True, exist_ok=True)
     for (name, _), content in zip(embedded.FILES, contents, strict=True):
         (out / name).write_bytes(lzma.compress(content, preset=9 | lzma.PRESET_EXTREME))
-    pixels = train.images / 255
+    pixels = train.inputs / 255
     print(f"mean {pixels.mean():.4f}, standard deviation {pixels.std():.4f}", file=sys.stderr)
     return hashlib.sha256(b"".join(contents)).hexdigest()
 

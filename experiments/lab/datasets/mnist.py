@@ -108,6 +108,6 @@ def load_idx(spec: IdxSpec, folder: Path, *, download: bool = True) -> Dataset:
     return Dataset(
         name=spec.name, train=idx.decode_split(files[0], files[1], spec.train_count, spec.classes, remedy),
         test=idx.decode_split(files[2], files[3], spec.test_count, spec.classes, remedy),
-        classes=spec.classes, mean=spec.mean, std=spec.std,
+        outputs=spec.classes, mean=spec.mean, std=spec.std,
         sha256=hashlib.sha256(b"".join(content for _, content in files)).hexdigest(),
     )

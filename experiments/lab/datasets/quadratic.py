@@ -32,7 +32,7 @@ def load_noisy_quadratic() -> Dataset:
     for count, key in ((COUNT, KEY), (TEST_COUNT, KEY + 1)):
         images = signs(count, SIDE * SIDE, key).reshape(count, 1, SIDE, SIDE)
         splits.append(Split(images, np.zeros(count, np.int64)))
-    digest = hashlib.sha256(b"".join(split.images.tobytes() for split in splits)).hexdigest()
+    digest = hashlib.sha256(b"".join(split.inputs.tobytes() for split in splits)).hexdigest()
     if digest != SHA256:
         raise DataError(f"noisy-quadratic came out with SHA-256 {digest}, expected {SHA256}; take another version of numpy.")
     return Dataset("noisy-quadratic", splits[0], splits[1], 2, (0.5,), (0.5,), digest)

@@ -19,7 +19,18 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lab.declare.config_checks import check_fields, shown
-from experiments.lab.declare.enums import Augment, Budget, Loss, Model, Norm, Optimizer, Precision, Scaling, Schedule, TrainDraw
+from experiments.lab.declare.enums import (
+    Augment,
+    Budget,
+    Loss,
+    Model,
+    Norm,
+    Optimizer,
+    Precision,
+    Scaling,
+    Schedule,
+    TrainDraw,
+)
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.own_code import DATA_FORMATS, is_own
 
@@ -173,6 +184,11 @@ class RunConfig:
         ratio = self.batch_size / self.base_batch_size
         return self.lr * (ratio if self.scaling is Scaling.LINEAR else math.sqrt(ratio))
 
+    @property
+    def built_in(self) -> bool:
+        """Whether network, loss and optimizer are the project's, and the loss is cross-entropy: such runs can be one program."""
+        return isinstance(self.model, Model) and isinstance(self.optimizer, Optimizer) and self.loss is Loss.CROSS_ENTROPY
+
     @functools.cached_property
     def run_id(self) -> str:
         """First 20 hex digits of the SHA-256 of `canonical`: the run's name everywhere."""
@@ -324,8 +340,15 @@ class Machine:
             raise ConfigError(f"micro_batch {self.micro_batch} is not a multiple of norm_batch {config.norm_batch}")
 
 
-def check_fits(config: RunConfig, available: int) -> int:
-    """Training examples of `config` in a data set with `available` of them; raises `ConfigError` where it is too small."""
+def check_fits(config: RunConfig, available: int, apart: int | None = None) -> int:
+    """Training examples of `config` in a data set with `available` of them; raises `ConfigError` where it is too small.
+
+    `apart`: validation examples that the data keep besides (default: they are taken from those for training).
+    """
+    if apart is not None:
+        if config.n_validation > apart:
+            raise ConfigError(f"n_validation {config.n_validation} exceeds the {apart} validation examples of {config.dataset}")
+        available += config.n_validation
     n_train = available - config.n_validation if config.n_train is None else config.n_train
     if not 0 < n_train <= available - config.n_validation:
         raise ConfigError(f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "

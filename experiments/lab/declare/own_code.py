@@ -25,7 +25,7 @@ def is_own(name: str) -> bool:
 
 def is_own_data(name: str) -> bool:
     """Whether `name` is data of a user's own: a MODULE:NAME, or a FORMAT:PATH."""
-    form, colon, path = name.partition(":")
+    form, _, path = name.partition(":")
     return bool(path) if form in DATA_FORMATS else is_own(name)
 
 

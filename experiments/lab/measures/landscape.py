@@ -50,7 +50,7 @@ def plane(first: Subject, second: Subject, *, points: int, examples: int) -> dic
     units of distance between weights (see `sharpness.plane_through`).
     """
     train = first.data.train
-    start = models.build(first.config, first.data.shape, first.data.classes).state_dict()
+    start = models.build(first.config, first.data.shape, first.data.outputs).state_dict()
     found = plane_through(*(flat_weights(first.model, w) for w in (first.weights, second.weights, start)))
     corners = found.values
     low, high = corners.min(axis=0), corners.max(axis=0)

@@ -67,7 +67,7 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
         raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
     source = training_data.read(located(config, machine.data_path, store.root), machine.data_path)
     data = training_data.prepare(config, machine, source)
-    model = models.build(config, data.shape, data.classes).to(machine.device, training_data.dtype_of(config))
+    model = models.build(config, data.shape, data.outputs).to(machine.device, training_data.dtype_of(config))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -10,6 +10,7 @@ from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
 from experiments.lab.models.dropout import number_dropout_layers
 from experiments.lab.models.mlp import mlp
 from experiments.lab.models.norms import Normalizer
+from experiments.lab.models.own import own_model
 from experiments.lab.models.quadratic import Quadratic
 from experiments.lab.models.resnet import resnet
 from experiments.lab.models.vit import vit
@@ -18,32 +19,36 @@ from experiments.lab.models.wrn import wide_resnet
 __all__ = ["build"]
 
 
-def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """The network of `config` for inputs [B, *shape] and outputs [B, classes], on the CPU in float32.
+def build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """The network of `config` for inputs [B, *shape] and outputs [B, outputs], on the CPU in float32.
 
     Weights follow torch's default initialisers (residual networks: He's), drawn from a stream of `config.seed` alone: the
     caller's global random state is left as it was, and the weights are the same whatever device computes with them later.
     """
+    if not isinstance(config.model, Model):
+        model = own_model(config, shape, outputs)
+        number_dropout_layers(model)
+        return model
     normalizer = Normalizer(config.norm, config.norm_batch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         match config.model:
             case Model.MLP:
-                model = mlp(shape, classes, normalizer, width=config.width or 512, depth=config.depth or 5)
+                model = mlp(shape, outputs, normalizer, width=config.width or 512, depth=config.depth or 5)
             case Model.SMALL_CONV:
-                model = small_conv(shape, classes, normalizer)
+                model = small_conv(shape, outputs, normalizer)
             case Model.KESKAR_C1:
-                model = keskar_c1(shape, classes, normalizer, dropout=config.dropout)
+                model = keskar_c1(shape, outputs, normalizer, dropout=config.dropout)
             case Model.KESKAR_C2:
-                model = keskar_c2(shape, classes, normalizer, dropout=config.dropout)
+                model = keskar_c2(shape, outputs, normalizer, dropout=config.dropout)
             case Model.RESNET8 | Model.RESNET20 | Model.RESNET32 | Model.RESNET44 | Model.RESNET56:
-                model = resnet(shape, classes, normalizer, depth=int(config.model.value.removeprefix("resnet")))
+                model = resnet(shape, outputs, normalizer, depth=int(config.model.value.removeprefix("resnet")))
             case Model.WRN16_4:
-                model = wide_resnet(shape, classes, normalizer, depth=16, k=4)
+                model = wide_resnet(shape, outputs, normalizer, depth=16, k=4)
             case Model.WRN28_10:
-                model = wide_resnet(shape, classes, normalizer, depth=28, k=10)
+                model = wide_resnet(shape, outputs, normalizer, depth=28, k=10)
             case Model.VIT:
-                model = vit(shape, classes)
+                model = vit(shape, outputs)
             case Model.QUADRATIC:
                 model = Quadratic(shape)
     number_dropout_layers(model)

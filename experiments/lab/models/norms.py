@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab.declare.config import Norm
-from sharpness.problem.recalibration import watched_statistics
+from sharpness.problem.recalibration import recalibrate, watched_statistics
 
 EPS = 1e-5
 GROUP_CHANNELS = 16
@@ -83,14 +83,15 @@ def _groups(channels: int) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the evaluation statistics of every `BatchNorm` to the average over `batches` of the batch mean and variance.
+    """Set the evaluation statistics of every `BatchNorm` to the average over `batches` of the batch mean and variance, and those of
+    torch's own layers in a user's network likewise (`sharpness.recalibrate_batch_norm`).
 
     Each pass normalises with its own statistics, as training does, with dropout off. The order of batches and their size
     are the caller's: comparisons use one fixed size for every run. Leaves each layer in the mode it had.
     """
     layers = [module for module in model.modules() if isinstance(module, BatchNorm)]
     if not layers:
-        return
+        return recalibrate(model, batches, model)
     groups = {layer: layer.norm_batch for layer in layers}
     sums = {layer: [torch.zeros_like(layer.running_mean), torch.zeros_like(layer.running_var)] for layer in layers}
 

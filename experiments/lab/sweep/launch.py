@@ -161,7 +161,7 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
     sizes = {}
     for config in configs:
         if (key := (config.dataset, config.data_sha256)) not in found:
-            found[key] = len(load(located(config, machine.data_path, root), machine.data_path).train.labels)
+            found[key] = len(load(located(config, machine.data_path, root), machine.data_path).train.targets)
         sizes[config.run_id] = check_fits(config, found[key])
         machine.check(config)
     return sizes

@@ -1,4 +1,4 @@
-"""A data set as the tensors of one run: normalised, split, on the device."""
+"""A data set as the tensors of one run: normalised, split, on the device, with label noise and imbalance where asked for."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.lab.datasets import DataError, Dataset, Split, load
-from experiments.lab.declare.config import Machine, Model, Precision, RunConfig, TrainDraw, check_fits
+from experiments.lab.datasets import DataError, Dataset, Kind, Split, load
+from experiments.lab.declare.config import Augment, Loss, Machine, Model, Precision, RunConfig, TrainDraw, check_fits
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training.augment import Crops
+from experiments.lab.training.losses import CLASSIFICATION, Task, task_of
+from experiments.lab.training.shuffle import LABELS, generator
 
 DRAW_KEY = 20170424
 """changing it changes what every run of `train_draw` fixed is"""
@@ -21,7 +24,7 @@ DRAW_KEY = 20170424
 
 @dataclass(frozen=True)
 class Examples:
-    """inputs [N, C, H, W], normalised; targets [N] int64."""
+    """inputs [N, ...], images normalised; targets as `Kind` says."""
 
     inputs: Tensor
     targets: Tensor
@@ -41,14 +44,14 @@ class Examples:
         return stored.reshape(len(self), -1)
 
     def at(self, positions: Tensor, draws: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Inputs [..., B, C, H, W], cropped and mirrored as `draws` [..., B, 3] say, and targets [..., B]."""
+        """Inputs [..., B, ...], cropped and mirrored as `draws` [..., B, 3] say, and targets [..., B, ...]."""
         targets = self.targets[positions]
         if draws is not None:
             return self.crops.take(positions, draws), targets
         taken = self._rows.index_select(0, positions.flatten())
-        c, h, w = self.inputs.shape[1:]
         if self.inputs.is_contiguous():
-            return taken.view(*positions.shape, c, h, w), targets
+            return taken.view(*positions.shape, *self.inputs.shape[1:]), targets
+        c, h, w = self.inputs.shape[1:]
         return taken.view(*positions.shape, h, w, c).movedim(-1, -3), targets
 
 
@@ -59,12 +62,13 @@ class Data:
     train: Examples
     validation: Examples
     test: Examples
-    classes: int
+    outputs: int
+    task: Task = CLASSIFICATION
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        c, h, w = self.train.inputs.shape[1:]
-        return c, h, w
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        return tuple(self.train.inputs.shape[1:])
 
 
 @functools.lru_cache(maxsize=1)
@@ -82,36 +86,99 @@ def prepare(config: RunConfig, machine: Machine, dataset: Dataset) -> Data:
     if config.data_sha256 not in (None, dataset.sha256):
         raise DataError(f"{config.dataset} has changed: its SHA-256 is {dataset.sha256[:12]}..., and this run is of "
                         f"{config.data_sha256[:12]}...; bring the old files back, or run the study anew on the new ones.")
-    available = len(dataset.train.labels)
-    n_train = check_fits(config, available)
+    available, apart = len(dataset.train.targets), dataset.validation
+    n_train = check_fits(config, available, None if apart is None else len(apart.targets))
+    _check_kind(config, dataset)
     # strided convolutions on CPU run a third faster on channels-last inputs
-    layout = torch.contiguous_format if config.model is Model.MLP else torch.channels_last
+    images = dataset.train.inputs.dtype == np.uint8
+    layout = torch.channels_last if images and config.model is not Model.MLP else torch.contiguous_format
     fixed = config.train_draw is TrainDraw.FIXED
-    data = _tensors(dataset, n_train, available - config.n_validation, fixed, machine.device, dtype_of(config), layout)
-    return data if fixed or dataset.former_classes is None else replace(data, classes=dataset.former_classes)
+    held_out = available - config.n_validation if apart is None else config.n_validation
+    data = _tensors(dataset, n_train, held_out, fixed, machine.device, dtype_of(config), layout)
+    task = task_of(config, dataset.kind)
+    data = data if task.plain else replace(data, task=task)
+    if config.label_noise or config.imbalance > 1:
+        data = replace(data, train=_altered(data.train, config, data.outputs))
+    return data if fixed or dataset.former_outputs is None else replace(data, outputs=dataset.former_outputs)
+
+
+def _check_kind(config: RunConfig, dataset: Dataset) -> None:
+    """Raise `ConfigError` where an option of the task has no meaning for these data."""
+    if config.augment is Augment.CROP_FLIP and dataset.train.inputs.ndim != 4:
+        raise ConfigError(f"augment crop-flip is for images, and inputs of {dataset.name} are "
+                          f"{list(dataset.train.inputs.shape[1:])}; leave it out")
+    if dataset.kind is not Kind.CLASSES and (config.label_noise or config.imbalance > 1):
+        raise ConfigError(f"label_noise and imbalance are for classes, and targets of {dataset.name} are {dataset.kind}")
+    if dataset.kind is Kind.NUMBERS and config.loss is Loss.CROSS_ENTROPY:
+        raise ConfigError(f"targets of {dataset.name} are numbers, so loss cross_entropy has no meaning; take mse")
+    if isinstance(config.model, Model) and dataset.train.inputs.ndim != 4 and config.model is not Model.MLP:
+        raise ConfigError(f"model {config.model} is for images, and inputs of {dataset.name} are "
+                          f"{list(dataset.train.inputs.shape[1:])}; take mlp, or a model of your own")
+    if config.model is Model.MLP and dataset.train.inputs.dtype == np.int64:
+        raise ConfigError(f"model mlp is for numbers, and inputs of {dataset.name} are tokens; take a model of your own")
+
+
+def _altered(train: Examples, config: RunConfig, classes: int) -> Examples:
+    """Training examples with `imbalance`, then `label_noise`: pure functions of their order, and the noise of the seed."""
+    inputs, targets = train.inputs, train.targets
+    if config.imbalance > 1:
+        kept = _long_tail(targets.cpu().numpy(), config.imbalance, classes)
+        if len(kept) < config.batch_size:
+            raise ConfigError(f"imbalance {config.imbalance:g} leaves {len(kept)} training examples, fewer than batch_size "
+                              f"{config.batch_size}; choose a smaller one")
+        chosen = torch.from_numpy(kept).to(targets.device)
+        layout = torch.contiguous_format if inputs.is_contiguous() else torch.channels_last
+        inputs, targets = inputs[chosen].contiguous(memory_format=layout), targets[chosen]
+    if config.label_noise:
+        draw = generator(config.seed, LABELS, 0)
+        wrong = torch.from_numpy(draw.permutation(len(targets))[: round(config.label_noise * len(targets))]).to(targets.device)
+        shift = torch.from_numpy(draw.integers(1, classes, len(wrong))).to(targets.device)
+        targets = targets.clone()
+        targets[wrong] = (targets[wrong] + shift) % classes
+    return Examples(inputs, targets)
+
+
+def _long_tail(labels: np.ndarray, imbalance: float, classes: int) -> np.ndarray:
+    """Positions, in order: of class k the first m r^(-k / (classes - 1)), m as many as the rarest class allows for class 0."""
+    counts = np.bincount(labels, minlength=classes)
+    shares = imbalance ** -(np.arange(classes) / max(1, classes - 1))
+    wanted = np.maximum(1, np.round(min(counts / shares) * shares)).astype(int)
+    rank = np.empty(len(labels), int)
+    for k in range(classes):
+        rank[labels == k] = np.arange(counts[k])
+    return np.flatnonzero(rank < wanted[labels])
 
 
 @functools.lru_cache(maxsize=1)
 def _tensors(dataset: Dataset, n_train: int, held_out: int, fixed: bool, device: str, dtype: torch.dtype,
              layout: torch.memory_format) -> Data:
-    """Remembered like `read`: nothing writes to them."""
+    """Remembered like `read`: nothing writes to them. Validation examples: the training split's from `held_out` on, or the first
+    `held_out` of those that the data keep for it."""
     mean, std = (torch.tensor(v, dtype=torch.float32).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
 
     def examples(split: Split, part: slice) -> Examples:
-        taken = order_of(len(split.labels))[part] if fixed else part
-        inputs = ((torch.from_numpy(split.images[taken].astype(np.float32)) / 255 - mean) / std).to(device, dtype)
-        if not math.isfinite(inputs.sum().item()):
+        taken = order_of(len(split.targets))[part] if fixed else part
+        inputs, targets = split.inputs[taken], torch.from_numpy(split.targets[taken].copy()).to(device)
+        if inputs.dtype == np.int64:
+            return Examples(torch.from_numpy(inputs.copy()).to(device), targets)
+        if dataset.kind is Kind.NUMBERS:
+            targets = targets.to(dtype)
+        if inputs.dtype != np.uint8:
+            return Examples(torch.from_numpy(inputs.copy()).to(device, dtype), targets)
+        pixels = ((torch.from_numpy(inputs.astype(np.float32)) / 255 - mean) / std).to(device, dtype)
+        if not math.isfinite(pixels.sum().item()):
             raise DataError(
                 f"{dataset.name} has inputs that are not finite once its mean {dataset.mean} is taken away and what is left is "
                 f"divided by its standard deviation {dataset.std}; a channel's must be above 0, and pixels must be numbers."
             )
-        return Examples(inputs.contiguous(memory_format=layout), torch.from_numpy(split.labels[taken].copy()).to(device))
+        return Examples(pixels.contiguous(memory_format=layout), targets)
 
+    apart = dataset.validation
     return Data(
         train=examples(dataset.train, slice(n_train)),
-        validation=examples(dataset.train, slice(held_out, None)),
+        validation=examples(dataset.train, slice(held_out, None)) if apart is None else examples(apart, slice(held_out)),
         test=examples(dataset.test, slice(None)),
-        classes=dataset.classes,
+        outputs=dataset.outputs,
     )
 
 

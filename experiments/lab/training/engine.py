@@ -9,12 +9,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.declare.config import Machine, Optimizer, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training.batch_stream import BatchStream, Block, block_steps
 from experiments.lab.training.data import Data
 from experiments.lab.training.gradient import Gradient
-from experiments.lab.training.optimizers import AVERAGE, Update
+from experiments.lab.training.optimizers import Update
+from experiments.lab.training.own_optimizer import OwnUpdate
+from experiments.lab.training.own_task import keeps_still, state_of
 from experiments.lab.training.sam import descent
 from experiments.lab.training.state import Snapshot, Tensors
 
@@ -136,11 +138,12 @@ class SingleEngine(Engine):
 
     def __init__(self, config: RunConfig, machine: Machine, data: Data, model: nn.Module) -> None:
         super().__init__([config], machine, data)
-        self.trained, parameters = model, list(model.parameters())
-        self.averaged = copy.deepcopy(model) if config.ema else None
-        self.optimizer = Update(config, parameters)
-        replays = self.device.type == "cpu"
-        self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, replays=replays)
+        self.trained, parameters = model, [p for p in model.parameters() if p.requires_grad]
+        built_in = isinstance(config.optimizer, Optimizer)
+        self.optimizer = Update(config, parameters) if built_in else OwnUpdate(config, parameters)
+        self.averaged = copy.deepcopy(model) if self.optimizer.averages else None
+        replays = self.device.type == "cpu" and keeps_still(config, data, model)
+        self.gradient = Gradient(config, model, parameters, machine.micro_batch, members=False, replays=replays, task=data.task)
         self.descent = descent(config, self.gradient)
 
     def block(self, count: int) -> Block:
@@ -160,27 +163,24 @@ class SingleEngine(Engine):
         if self.averaged is None:
             return self.trained
         self.averaged.load_state_dict(self.trained.state_dict())  # buffers of what is not calibrated are the run's
+        learnt = [p for p in self.averaged.parameters() if p.requires_grad]
         with torch.no_grad():
-            for p, average in zip(self.averaged.parameters(), self.optimizer.slots[AVERAGE], strict=True):
+            for p, average in zip(learnt, self.optimizer.averaged(), strict=True):
                 p.copy_(average)
         return self.averaged
 
     def copy(self, member: int = 0) -> Snapshot:
-        tensors = {f"model.{name}": value.detach().clone() for name, value in self.trained.state_dict().items()}
-        for slot, values in self.optimizer.slots.items():
-            for index, value in enumerate(values):
-                tensors[f"optimizer.{index}.{slot}"] = value.clone()
-        return self.snapshot(member, tensors)
+        tensors = {f"model.{name}": value.detach().clone() for name, value in state_of(self.trained).items()}
+        return self.snapshot(member, tensors | self.optimizer.state())
 
     def restore(self, snapshots: Sequence[Snapshot]) -> None:
         """Everything is copied in place: replays hold on to these tensors."""
         (snapshot,) = snapshots
         prefix = "model."
-        weights = {n.removeprefix(prefix): v for n, v in snapshot.tensors.items() if n.startswith(prefix)}
-        self.trained.load_state_dict(weights)
-        for slot, values in self.optimizer.slots.items():
-            for index, value in enumerate(values):
-                value.copy_(snapshot.tensors[f"optimizer.{index}.{slot}"])
+        with torch.no_grad():
+            for name, value in state_of(self.trained).items():
+                value.copy_(snapshot.tensors[prefix + name])
+        self.optimizer.load(snapshot.tensors)
         self.go_on_from(snapshots)
 
     def only(self, members: Sequence[int]) -> SingleEngine:

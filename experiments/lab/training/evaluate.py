@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from experiments.lab.datasets import Kind
 from experiments.lab.models.norms import calibrate
+from experiments.lab.training.losses import CLASSIFICATION, IGNORED, Task
 
 BATCH = 1000
 """examples per forward pass of evaluation; changes rounding only"""
@@ -18,12 +20,14 @@ CALIBRATION_EXAMPLES = 5000
 
 @dataclass(frozen=True)
 class Scores:
-    """Mean cross-entropy in nats and accuracy in percent over `examples`, and per-example values [N]."""
+    """Mean loss (cross-entropy: nats per example or token); accuracy in percent, or R^2 (the mean over columns), null where it
+    has no meaning; losses [N], where the loss is one of each example; predicted classes [N]."""
 
     loss: float
-    accuracy: float
-    losses: Tensor
-    predictions: Tensor
+    accuracy: float | None
+    r2: float | None
+    losses: Tensor | None
+    predictions: Tensor | None
 
 
 def calibrate_on(model: nn.Module, inputs: Tensor) -> None:
@@ -34,18 +38,37 @@ def calibrate_on(model: nn.Module, inputs: Tensor) -> None:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor) -> Scores:
-    """Scores of `model` on inputs [N, ...] and targets [N]; leaves its mode as it was."""
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task = CLASSIFICATION) -> Scores:
+    """Scores of `model` on inputs [N, ...] and targets [N, ...]; leaves its mode as it was."""
     mode = model.training
     model.eval()
     try:
-        losses, predictions = [], []
+        found, answers = [], []
         for x, y in zip(inputs.split(BATCH), targets.split(BATCH), strict=True):
             outputs = model(x)
-            losses.append(nn.functional.cross_entropy(outputs, y, reduction="none"))
-            predictions.append(outputs.argmax(1))
+            found.append(task.loss(outputs, y))
+            answers.append(outputs.argmax(-1) if task.accurate and outputs.dim() > y.dim() else outputs)
     finally:
         model.train(mode)
-    loss, predicted = torch.cat(losses), torch.cat(predictions)
-    correct = int((predicted == targets).sum())
-    return Scores(loss.double().mean().item(), 100 * correct / len(targets), loss.cpu(), predicted.cpu())
+    answered = torch.cat(answers)
+    right, r2 = None, None
+    if task.kind is Kind.NUMBERS:
+        r2 = _r2(answered, targets) if answered.numel() == targets.numel() else None
+    elif answered.shape == targets.shape and not answered.is_floating_point():
+        counted = targets != IGNORED
+        right = 100 * int((answered == targets)[counted].sum()) / max(1, int(counted.sum()))
+    losses = torch.cat([t.sums if t.weights is None else t.sums / t.weights for t in found]) if found[0].sums.dim() else None
+    if losses is not None and found[0].weights is None:
+        loss = losses.double().mean().item()
+    else:
+        loss = (sum(t.total.double() for t in found) / sum(t.weight.double() for t in found)).item()
+    predicted = answered.cpu() if task.kind is Kind.CLASSES and right is not None else None
+    return Scores(loss, right, r2, None if losses is None else losses.cpu(), predicted)
+
+
+def _r2(answers: Tensor, targets: Tensor) -> float | None:
+    """1 - sum (y - f)^2 / sum (y - mean y)^2, the mean over columns; None where a column is the same everywhere."""
+    y = targets.double().reshape(len(targets), -1)
+    left = (y - answers.double().reshape(y.shape)).square().sum(0)
+    spread = (y - y.mean(0)).square().sum(0)
+    return None if bool((spread == 0).any()) else (1 - left / spread).mean().item()

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from experiments.lab.declare.config import Precision, RunConfig
+from experiments.lab.declare.config import Model, Precision, RunConfig
+from experiments.lab.declare.errors import ConfigError
 from experiments.lab.models.dropout import counter_names
+from experiments.lab.training.losses import Task
 from experiments.lab.training.replay import Function, record
 
 RECORD_AFTER = 30
@@ -57,6 +59,31 @@ def loss_and_gradients(config: RunConfig, model: nn.Module, *, members: bool, ba
     return both
 
 
+def task_gradients(config: RunConfig, model: nn.Module, task: Task) -> Function:
+    """f(parameters, counter, inputs, targets) = (sum, weight, *gradients of the sum) of any network and loss.
+
+    parameters: those with `requires_grad`, as `model.parameters()`. Weights [b] of examples multiply their sums, in what is
+    reported too.
+    """
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    counters = counter_names(model)
+    smooth = {"label_smoothing": config.label_smoothing} if config.label_smoothing else {}
+
+    def sums(parameters: Sequence[Tensor], counter: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
+        leaves = [p.detach().requires_grad_() for p in parameters]
+        tensors = dict(zip(names, leaves, strict=True)) | dict.fromkeys(counters, counter)
+        with torch.enable_grad(), precision(config, counter.device):
+            terms = task.loss(functional_call(model, tensors, (batch[0],)), batch[1], **smooth)
+            if len(batch) > 2 and terms.sums.dim() == 0:
+                raise ConfigError("noise_batch needs the loss of each example; let the loss return [B]")
+            total = (terms.sums * batch[2]).sum() if len(batch) > 2 else terms.total
+            gradients = torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True)
+        weight = terms.weight.detach()
+        return total.detach(), weight, *(in_order_of(g, p) for g, p in zip(gradients, leaves, strict=True))
+
+    return sums
+
+
 def in_order_of(tensor: Tensor, like: Tensor) -> Tensor:
     """`tensor` in `like`'s memory order, which optimizer kernels walk."""
     if all(a == b or size == 1 for a, b, size in zip(tensor.stride(), like.stride(), like.shape, strict=True)):
@@ -70,9 +97,16 @@ class Gradient:
     """Mean loss and gradients over batches of any size, in micro-batches; replayed on a CPU once a shape comes often."""
 
     def __init__(self, config: RunConfig, model: nn.Module, parameters: Sequence[Tensor], micro_batch: int | None,
-                 *, members: bool, replays: bool) -> None:
+                 *, members: bool, replays: bool, task: Task | None = None) -> None:
         self.whole = config.batch_size if config.batch_growth == 1 else None
-        self.function_of = lambda whole: loss_and_gradients(config, model, members=members, batch_size=whole)
+        self.sums = task is not None and not (task.plain and isinstance(config.model, Model))
+        """whether functions give sums with their weight, and not parts of a mean"""
+        if self.sums and config.penalty_batch is not None:
+            raise ConfigError("penalty_batch is for built-in models and cross-entropy over classes; leave it out")
+        self.function_of = lambda whole: (
+            task_gradients(config, model, task) if self.sums and task is not None
+            else loss_and_gradients(config, model, members=members, batch_size=whole)
+        )
         self._functions: dict[int, Function] = {}
         self.parameters, self.size, self.replays = [p.detach() for p in parameters], micro_batch, replays
         self.axis, self.record_after = int(members), RECORD_AFTER
@@ -87,8 +121,7 @@ class Gradient:
         axis, count = self.axis, batch[1].shape[self.axis]
         whole = self.whole or count
         if self.size is None or self.size >= count:
-            loss, *gradients = self._part(whole, counter, *batch)
-            return loss, gradients
+            return self._mean(self._part(whole, counter, *batch))
         parts = []
         for first in range(0, count, self.size):
             length = min(self.size, count - first)
@@ -96,8 +129,15 @@ class Gradient:
             moved[..., 2] += first
             part = self._part(whole, moved, *(t.narrow(axis, first, length) for t in batch))
             parts = [part] if not parts else [[a + b for a, b in zip(parts[0], part, strict=True)]]
-        loss, *gradients = parts[0]
-        return loss, gradients
+        return self._mean(parts[0])
+
+    def _mean(self, part: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Loss and gradients of a whole batch; of sums over what counts, divided by its weight."""
+        if not self.sums:
+            return part[0], list(part[1:])
+        total, weight, *gradients = part
+        weight = torch.where(weight == 0, torch.ones_like(weight), weight)
+        return total / weight, [g / weight for g in gradients]
 
     def _part(self, whole: int, *inputs: Tensor) -> tuple[Tensor, ...]:
         """Of examples that are a part of a batch of `whole`."""

@@ -11,12 +11,13 @@ from experiments.lab import models
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training.data import Data, dtype_of
+from experiments.lab.training.own_task import check_own
 from experiments.lab.training.state import Tensors
 
 
 def initial_model(config: RunConfig, machine: Machine, data: Data, parent: Tensors | None = None) -> nn.Module:
     """The network of `config` on its device in training mode: drawn from its seed, or with `parent`'s weights."""
-    model = models.build(config, data.shape, data.classes)
+    model = models.build(config, data.shape, data.outputs)
     if parent is not None:
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if own != {name: tuple(value.shape) for name, value in parent.items()}:
@@ -25,6 +26,7 @@ def initial_model(config: RunConfig, machine: Machine, data: Data, parent: Tenso
     model = model.to(machine.device, dtype_of(config)).train()
     if data.train.inputs.is_contiguous(memory_format=torch.channels_last):
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it
+    check_own(config, machine, model, data)
     return model
 
 

@@ -21,7 +21,7 @@ from experiments.lab.training.data import Data
 from experiments.lab.training.engine import Engine, MakeEngine, single_engine
 from experiments.lab.training.evaluate import calibrate_on, evaluate
 from experiments.lab.training.initial import initial_model, set_arithmetic
-from experiments.lab.training.outcome import Outcome, outcome
+from experiments.lab.training.outcome import Outcome, outcome, scored
 from experiments.lab.training.schedules import lr_of
 from experiments.lab.training.state import Checkpoint, Snapshot, Tensors
 from experiments.lab.training.stop_rule import Ending, StopRule, checked_loss
@@ -204,11 +204,10 @@ class Run:
     def write_curve_point(self) -> None:
         model, data = self.model(), self.data
         calibrate_on(model, data.train.inputs)
-        scores = {split: evaluate(model, examples.inputs[:CURVE], examples.targets[:CURVE])
+        scores = {split: evaluate(model, examples.inputs[:CURVE], examples.targets[:CURVE], data.task)
                   for split, examples in (("train", data.train), ("test", data.test))}
         if all(math.isfinite(score.loss) for score in scores.values()):
-            columns = {f"{split}_{name}": getattr(score, name) for split, score in scores.items()
-                       for name in ("loss", "accuracy")}
+            columns = {f"{split}_{name}": getattr(score, name) for split, score in scores.items() for name in scored(data.task)}
             self.log.row({"kind": "eval", **position(self.step, self.config, self.n), **columns})
 
     def end_at_crossing(self) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from experiments.lab.declare.config import Optimizer, RunConfig
 from experiments.lab.training.gradient import norms
 from experiments.lab.training.layerwise import lamb_, lars_
+from experiments.lab.training.state import Tensors
 
 _torch: Any = torch  # its kernels are missing in its stubs
 
@@ -33,7 +34,7 @@ AVERAGE = "average"
 def slot_names(config: RunConfig) -> tuple[str, ...]:
     """What an update remembers of each parameter; SGD and LARS without momentum nothing but an average of the weights."""
     bare = config.optimizer in (Optimizer.SGD, Optimizer.LARS) and not config.momentum
-    return (() if bare else SLOTS[config.optimizer]) + ((AVERAGE,) if config.ema else ())
+    return (() if bare else SLOTS[Optimizer(config.optimizer)]) + ((AVERAGE,) if config.ema else ())
 
 
 def clipped(gradients: Sequence[Tensor], largest: float | None, axis: int = 0) -> list[Tensor]:
@@ -64,6 +65,24 @@ class Update:
             self._move(clipped(gradients, self.config.clip_norm), lr)
             if self.config.ema:
                 _torch._foreach_lerp_(self.slots[AVERAGE], self.parameters, 1 - self.config.ema)
+
+    @property
+    def averages(self) -> bool:
+        """Whether other weights are evaluated than those that are updated."""
+        return AVERAGE in self.slots
+
+    def averaged(self) -> list[Tensor]:
+        return self.slots[AVERAGE]
+
+    def state(self) -> Tensors:
+        return {f"optimizer.{index}.{slot}": value.clone()
+                for slot, values in self.slots.items() for index, value in enumerate(values)}
+
+    def load(self, tensors: Tensors) -> None:
+        """Copied in place: replays hold on to these tensors."""
+        for slot, values in self.slots.items():
+            for index, value in enumerate(values):
+                value.copy_(tensors[f"optimizer.{index}.{slot}"])
 
     def _move(self, gradients: list[Tensor], lr: float | Tensor) -> None:
         c, s, w = self.config, self.slots, self.parameters

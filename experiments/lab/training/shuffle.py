@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SHUFFLE, AUGMENT, NOISE = 0, 1, 2
+SHUFFLE, AUGMENT, NOISE, LABELS = 0, 1, 2, 3
 """What a counter-based stream is for; part of its key, so that no two purposes share numbers."""
 
 

@@ -31,7 +31,7 @@ IMPROVEMENT = 0.99
 def checked_loss(model: nn.Module, data: Data) -> float:
     """A pass: evaluation-mode mean cross-entropy on the first `CHECKED` training examples."""
     calibrate_on(model, data.train.inputs)
-    return evaluate(model, data.train.inputs[:CHECKED], data.train.targets[:CHECKED]).loss
+    return evaluate(model, data.train.inputs[:CHECKED], data.train.targets[:CHECKED], data.task).loss
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,93 @@
+"""A user's own rule of an update: a `torch.optim.Optimizer` that their function makes of the parameters and `lr`."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.errors import ConfigError
+from experiments.lab.training.optimizers import AVERAGE, clipped
+from experiments.lab.training.state import Tensors
+from sharpness.problem.named import called, named, taken
+
+TAKEN = ("weight_decay", "momentum", "nesterov", "eps")
+"""fields of a run that a user's function may take; one that it does not take must be at its default"""
+STATE = "optimizer.own"
+
+
+class OwnUpdate:
+    """As `Update`: w <- w - optimizer(gradient), in place. The learning rate of each parameter group keeps its ratio to `lr`.
+
+    Raises `ConfigError`, one sentence, where the function cannot be imported or called, or returns no optimizer of these
+    parameters, or one that needs to compute losses itself (a closure).
+    """
+
+    def __init__(self, config: RunConfig, parameters: Sequence[Tensor]) -> None:
+        self.config, self.name, self.parameters = config, str(config.optimizer), list(parameters)
+        try:
+            function = named(self.name, "--optimizer")
+            names = taken(function) if callable(function) else []
+            asked = {key: getattr(config, key) for key in TAKEN if getattr(config, key) != getattr(type(config), key)}
+            if names is not None and (left := [key for key in asked if key not in names]):
+                raise ConfigError(f"{left[0]} is set, but --optimizer {self.name} does not take it; leave it out")
+            self.optimizer = called(function, self.name, "--optimizer", self.parameters, options={"lr": config.peak_lr, **asked})
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            raise ConfigError(f"--optimizer {self.name} gave a {type(self.optimizer).__name__}, not a torch.optim.Optimizer")
+        self.ratios = [float(group["lr"]) / config.peak_lr for group in self.optimizer.param_groups]
+        self.slots: dict[str, list[Tensor]] = {}
+        if config.ema:
+            self.slots[AVERAGE] = [p.detach().clone() for p in self.parameters]
+
+    def __call__(self, gradients: Sequence[Tensor], lr: float | Tensor) -> None:
+        for group, ratio in zip(self.optimizer.param_groups, self.ratios, strict=True):
+            group["lr"] = float(lr) * ratio
+        for p, g in zip(self.parameters, clipped(gradients, self.config.clip_norm), strict=True):
+            p.grad = g
+        try:
+            self.optimizer.step()
+        except TypeError as error:
+            raise ConfigError(f"--optimizer {self.name} cannot step without a closure ({error}); take another") from error
+        for p in self.parameters:
+            p.grad = None
+        if self.config.ema:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.slots[AVERAGE], [p.detach() for p in self.parameters], 1 - self.config.ema)
+
+    @property
+    def averages(self) -> bool:
+        """Whether other weights are evaluated than those that are updated: `ema`, or those of a schedule-free optimizer."""
+        return bool(self.slots) or all(callable(getattr(self.optimizer, name, None)) for name in ("eval", "train"))
+
+    @torch.no_grad()
+    def averaged(self) -> list[Tensor]:
+        """The weights that are evaluated; the present ones stay bitwise as they are."""
+        if self.slots:
+            return self.slots[AVERAGE]
+        optimizer: Any = self.optimizer
+        kept = [p.detach().clone() for p in self.parameters]
+        optimizer.eval()
+        found = [p.detach().clone() for p in self.parameters]
+        optimizer.train()
+        for p, value in zip(self.parameters, kept, strict=True):
+            p.copy_(value)
+        return found
+
+    def state(self) -> Tensors:
+        """All that it remembers, as bytes: whatever a user's optimizer holds beside tensors."""
+        kept: Any = io.BytesIO()
+        torch.save(self.optimizer.state_dict(), kept)
+        found = {STATE: torch.frombuffer(bytearray(kept.getvalue()), dtype=torch.uint8)}
+        return found | {f"{STATE}.{AVERAGE}.{i}": value.clone() for i, value in enumerate(self.slots.get(AVERAGE, []))}
+
+    def load(self, tensors: Tensors) -> None:
+        stored = io.BytesIO(tensors[STATE].cpu().numpy().tobytes())
+        self.optimizer.load_state_dict(torch.load(stored, weights_only=True))
+        for i, value in enumerate(self.slots.get(AVERAGE, [])):
+            value.copy_(tensors[f"{STATE}.{AVERAGE}.{i}"])

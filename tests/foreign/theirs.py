@@ -1,0 +1,113 @@
+"""Code as users bring it: nothing here knows of this project."""
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def images():
+    """Twelve kinds of stripes, uint8 [N, H, W, C] as Keras stores them, with labels [N, 1]."""
+    draw = np.random.default_rng(7)
+    labels = draw.integers(0, 4, 320)
+    x = draw.integers(0, 120, (320, 12, 12, 3))
+    for i, k in enumerate(labels):
+        x[i, k :: 4, :, k % 3] += 110
+    x, y = x.astype(np.uint8), labels[:, None].astype(np.uint8)
+    return {"train": (x[:240], y[:240]), "test": (x[240:], y[240:])}
+
+
+def cnn(input_shape, outputs, width=8):
+    c = input_shape[0]
+    return nn.Sequential(
+        nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
+        nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, outputs),
+    )
+
+
+def plain_cnn(input_shape, outputs):
+    return nn.Sequential(nn.Conv2d(input_shape[0], 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Flatten(), nn.Linear(400, outputs))
+
+
+class Causal(nn.Module):
+    def __init__(self, tokens, length, width=16):
+        super().__init__()
+        self.embed, self.place = nn.Embedding(tokens, width), nn.Parameter(torch.zeros(length, width))
+        self.attention, self.out = nn.MultiheadAttention(width, 2, batch_first=True), nn.Linear(width, tokens)
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x):
+        h = self.embed(x) + self.place[: x.shape[1]]
+        hidden = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+        a, _ = self.attention(h, h, h, attn_mask=hidden, need_weights=False)
+        return self.out(self.norm(h + a))
+
+
+def lm(input_shape, outputs):
+    return Causal(outputs, input_shape[0])
+
+
+def tokens():
+    """Next tokens of a noisy cycle; the first few of each sequence are padding, which does not count."""
+    draw = np.random.default_rng(3)
+    start = draw.integers(0, 7, (200, 1))
+    x = (start + np.arange(13) + (draw.random((200, 13)) < 0.1)) % 7
+    inputs, targets = x[:, :-1], x[:, 1:].copy()
+    for i, pad in enumerate(draw.integers(0, 10, 200)):
+        targets[i, :pad] = -100
+    return torch.tensor(inputs), torch.tensor(targets)
+
+
+def points():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 8, generator=g)
+    return x, (x[:, :1] ** 2 + x[:, 1:2]).clone()
+
+
+def regressor(input_shape, outputs):
+    return nn.Sequential(nn.Linear(input_shape[0], 16), nn.Tanh(), nn.Linear(16, outputs))
+
+
+def mse():
+    return nn.functional.mse_loss
+
+
+def huber(outputs, targets):
+    return nn.functional.huber_loss(outputs, targets, reduction="none").mean(1)
+
+
+def rmsprop(parameters, lr):
+    return torch.optim.RMSprop(parameters, lr=lr)
+
+
+class SignMomentum(torch.optim.Optimizer):
+    """Lion's rule, with a Python number in its group."""
+
+    def __init__(self, params, lr, beta=0.9):
+        super().__init__(params, {"lr": lr, "beta": beta, "count": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["count"] += 1
+            for p in group["params"]:
+                state = self.state[p]
+                m = state.setdefault("m", torch.zeros_like(p))
+                m.mul_(group["beta"]).add_(p.grad, alpha=1 - group["beta"])
+                p.add_(m.sign(), alpha=-group["lr"] / (1 + 0.01 * group["count"]))
+
+
+def sign_momentum(parameters, lr):
+    return SignMomentum(parameters, lr)
+
+
+class Noisy(nn.Module):
+    def __init__(self, n, k):
+        super().__init__()
+        self.linear = nn.Linear(n, k)
+
+    def forward(self, x):
+        return self.linear(nn.functional.dropout(x, 0.5, self.training))
+
+
+def noisy(input_shape, outputs):
+    return Noisy(input_shape[0], outputs)
