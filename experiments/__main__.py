@@ -105,7 +105,8 @@ def train_options(given: Annotated[Any, tyro.conf.arg(name="", constructor=flags
     """Train one run, here, and print its summary."""
     values = flags.values(given)
     others = {name: values.pop(name) for name in ("store", "data_dir", "json", "device", "threads", "micro_batch")}
-    return Train(config=RunConfig(**values), **others)
+    given = values.pop("model_option")
+    return Train(config=RunConfig(**values, model_options=" ".join(sorted(given)) or None), **others)
 
 
 @dataclass(frozen=True, kw_only=True)

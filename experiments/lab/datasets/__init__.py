@@ -1,4 +1,4 @@
-"""Data sets: the embedded one, those downloaded on first use, and any folder in CIFAR's binary or Python layout.
+"""Data sets: the embedded one, those downloaded on first use, and a user's own (`own`, `formats`).
 
 Cheap to import: numpy and the loaders come with the first `load`.
 """
@@ -9,6 +9,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from experiments.lab.declare.own_code import DATA_FORMATS, is_own_data
+
 from .base import DataError, Dataset, Kind, Split
 
 __all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Kind", "Split", "available", "candidates", "identity", "load"]
@@ -17,11 +19,11 @@ NAMES: tuple[str, ...] = "fashion-mini", "fashion-mnist", "mnist", "cifar10", "c
 IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})
 """data sets whose subsets are the first examples as they lie, because published results were made so; each is in an order
 without meaning (`cifar10-jpeg` once its test file is shuffled). Of all others subsets are random: see `RunConfig.train_draw`."""
-FOLDER_PREFIX = "cifar-bin:"
+OWN_FORMS = "your own as MODULE:FUNCTION, npz:FILE, images:FOLDER, idx:FOLDER, cifar-bin:FOLDER or text:FILE"
 
 
 def load(name: str, data_dir: Path | None = None) -> Dataset:
-    """The data set `name`: one of NAMES, or "cifar-bin:FOLDER" for a folder in CIFAR's binary or Python layout.
+    """The data set `name`: one of NAMES, FORMAT:PATH of a file or folder of the user's, or MODULE:FUNCTION that gives arrays.
 
     data_dir: where files lie and are downloaded to; default $BATCHLAB_DATA_DIR, else ~/.cache/batchlab.
     DataError when the name is unknown or a file is missing, damaged, altered or mislabelled.
@@ -35,10 +37,11 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .quadratic import load_noisy_quadratic
 
         return load_noisy_quadratic()
-    if name.startswith(FOLDER_PREFIX):
-        from .cifar import load_folder
+    if is_own_data(name):
+        from .formats import READERS, load_function
 
-        return load_folder(name, _folder(name, data_dir))
+        form = name.partition(":")[0]
+        return READERS[form](name, _folder(name, data_dir)) if form in DATA_FORMATS else load_function(name)
     root = _root(data_dir)
     if name in ("fashion-mnist", "mnist"):
         from . import mnist
@@ -57,15 +60,22 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
 def identity(name: str, data_dir: Path | None = None) -> str | None:
     """What must join the name in a run's identity: None for NAMES, whose content is pinned.
 
-    For "cifar-bin:FOLDER" the SHA-256 of the content, so that a moved folder is the same data and an edited
-    one is not. DataError as `load`.
+    Of a user's own data the SHA-256 of the content, so that moved files are the same data and edited ones are not. DataError as
+    `load`.
     """
     _check_name(name)
-    if not name.startswith(FOLDER_PREFIX):
+    if not is_own_data(name):
         return None
-    from .cifar import folder_sha256
+    if not in_files(name):
+        return load(name, data_dir).sha256
+    from .formats import unchanged_sha256
 
-    return folder_sha256(_folder(name, data_dir))
+    return unchanged_sha256(name, _folder(name, data_dir))
+
+
+def in_files(name: str) -> bool:
+    """Whether `name` is FORMAT:PATH, a file or folder of the user's."""
+    return name.partition(":")[0] in DATA_FORMATS
 
 
 def available(name: str, data_dir: Path | None = None) -> bool:
@@ -73,11 +83,9 @@ def available(name: str, data_dir: Path | None = None) -> bool:
     _check_name(name)
     if name in ("fashion-mini", "noisy-quadratic"):
         return True
-    if name.startswith(FOLDER_PREFIX):
-        from .cifar import folder_files
-
+    if is_own_data(name):
         try:
-            return bool(folder_files(_folder(name, data_dir)))
+            return not in_files(name) or _folder(name, data_dir).exists()
         except DataError:
             return False
     root = _root(data_dir)
@@ -101,12 +109,12 @@ def available(name: str, data_dir: Path | None = None) -> bool:
 
 
 def candidates(name: str, data_dir: Path | None = None) -> list[Path]:
-    """Folders in which the data "cifar-bin:FOLDER" may lie now, the likeliest first: FOLDER as it is named from here; the data
-    folder itself, FOLDER in it, and every other folder in it."""
+    """Places in which the data "FORMAT:PATH" may lie now, the likeliest first: PATH as it is named from here; the data folder
+    itself, PATH in it, and all else in it."""
     found = _named(name, data_dir)[:1]
     with contextlib.suppress(DataError, OSError):
         root = _root(data_dir)
-        found += [root, *_named(name, data_dir)[1:], *sorted(path for path in root.iterdir() if path.is_dir())]
+        found += [root, *_named(name, data_dir)[1:], *sorted(root.iterdir())]
     return list(dict.fromkeys(Path(os.path.abspath(path)) for path in found))
 
 
@@ -127,8 +135,8 @@ def _expanded(path: Path) -> Path:
 
 
 def _named(name: str, data_dir: Path | None) -> list[Path]:
-    """The folder of "cifar-bin:FOLDER" as it is named from here, and as it is named from the data folder."""
-    folder = _expanded(Path(name.removeprefix(FOLDER_PREFIX)))
+    """The file or folder of "FORMAT:PATH" as it is named from here, and as it is named from the data folder."""
+    folder = _expanded(Path(name.partition(":")[2]))
     try:
         root = _root(data_dir)
     except DataError:  # a user without a home
@@ -137,12 +145,11 @@ def _named(name: str, data_dir: Path | None) -> list[Path]:
 
 
 def _folder(name: str, data_dir: Path | None) -> Path:
-    """The first of these that is a folder; if none is, as it is named from here."""
+    """The first of these that exists; if none does, as it is named from here."""
     places = _named(name, data_dir)
-    return next((place for place in places if place.is_dir()), places[0])
+    return next((place for place in places if place.exists()), places[0])
 
 
 def _check_name(name: str) -> None:
-    if name not in NAMES and not (name.startswith(FOLDER_PREFIX) and len(name) > len(FOLDER_PREFIX)):
-        raise DataError(f"there is no data set {name!r}, expected one of {', '.join(NAMES)} or {FOLDER_PREFIX}FOLDER; "
-                        "correct the name.")
+    if name not in NAMES and not is_own_data(name):
+        raise DataError(f"there is no data set {name!r}, expected one of {', '.join(NAMES)}; or {OWN_FORMS}; correct the name.")

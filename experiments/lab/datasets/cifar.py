@@ -147,24 +147,6 @@ def folder_files(folder: Path) -> FolderFiles:
     return found[0]
 
 
-def folder_sha256(folder: Path) -> str:
-    """SHA-256 of what `load_folder` would read, however it is cut into files and in either layout; DataError as there."""
-    files = folder_files(folder)
-    return _content_sha256(files.layout, files.read())
-
-
-def unchanged_sha256(folder: Path) -> str:
-    """The same, remembered while no file's size or time changes: a worker asks before each run."""
-    files = folder_files(folder)
-    facts = [path.stat() for path in (*files.train, files.test)]
-    return _remembered_sha256(files, tuple((fact.st_size, fact.st_mtime_ns, fact.st_ino) for fact in facts))
-
-
-@functools.lru_cache(maxsize=16)
-def _remembered_sha256(files: FolderFiles, facts: tuple[tuple[int, ...], ...]) -> str:
-    return _content_sha256(files.layout, files.read())
-
-
 def load_folder(name: str, folder: Path) -> Dataset:
     """Any folder in one of CIFAR's layouts: mean and std computed from its training files, classes from all its labels.
 

@@ -28,7 +28,7 @@ NAMES = ("train", "validation", "test")
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 
-def load_function(name: str, function: Any) -> Dataset:
+def load_given(name: str, function: Any) -> Dataset:
     """What a user's function gives: a mapping with `train`, `test` and perhaps `validation`, or one pair that is split.
 
     It is called twice, and both answers must be the same: a run that is continued reads them again. DataError otherwise.

@@ -10,7 +10,7 @@ import contextlib
 import json
 from pathlib import Path
 
-from experiments.lab.datasets import FOLDER_PREFIX, DataError, candidates, identity
+from experiments.lab.datasets import DataError, candidates, identity, in_files
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.store.files import StoreError, to_json, write_atomic
 from experiments.lab.store.records import Store
@@ -44,7 +44,8 @@ def content_of(name: str, data_dir: Path | None, root: Path) -> str | None:
     try:
         return identity(name, data_dir)
     except DataError:
-        if Path(name.removeprefix(FOLDER_PREFIX)).exists():
+        form, _, path = name.partition(":")
+        if not in_files(name) or Path(path).exists():
             raise
         known = {sha256 for sha256, last in seen(root).items() if last["name"] == name} or _of_runs(name, root)
         if len(known) == 1:
@@ -52,7 +53,7 @@ def content_of(name: str, data_dir: Path | None, root: Path) -> str | None:
         if data_dir is None:
             raise
         with contextlib.suppress(DataError):
-            return identity(f"{FOLDER_PREFIX}{data_dir}", None)
+            return identity(f"{form}:{data_dir}", None)
         raise
 
 
@@ -72,21 +73,21 @@ def located(config: RunConfig, data_dir: Path | None, root: Path) -> str:
     Every place is accepted by its content alone. DataError, with the places that were looked at, where none has it.
     """
     wanted = config.data_sha256
-    if wanted is None:
+    if wanted is None or not in_files(config.dataset):
         return config.dataset
-    from experiments.lab.datasets.cifar import unchanged_sha256
+    from experiments.lab.datasets.formats import unchanged_sha256
 
     last = seen(root).get(wanted)
     others: dict[Path, str | None] = {}
     for place in candidates(config.dataset, data_dir) + ([Path(last["place"])] if last else []):
         with contextlib.suppress(DataError, OSError):
             others[place] = None
-            others[place] = unchanged_sha256(place)
+            others[place] = unchanged_sha256(config.dataset, place)
             if others[place] == wanted:
                 remember(root, wanted, config.dataset, place)
-                return f"{FOLDER_PREFIX}{place}"
+                return f"{config.dataset.partition(':')[0]}:{place}"
     places, changed = list(map(str, others)), next(iter(others.values()))
     state = "is not there" if changed is None else f"has changed: its SHA-256 is {changed[:12]}..."
     more = f" and {len(places) - SHOWN} more" if len(places) > SHOWN else ""
     raise DataError(f"{config.dataset} {state}, and the data of this run, with SHA-256 {wanted[:12]}..., are in none of "
-                    f"{', '.join(places[:SHOWN])}{more}; name their folder, or the one that holds it, with --data-dir.")
+                    f"{', '.join(places[:SHOWN])}{more}; name the folder that holds them with --data-dir.")

@@ -24,6 +24,7 @@ Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 
 METAVARS: Mapping[Any, str] = {int | None: "INT", float | None: "FLOAT", str | None: "STR", Path | None: "PATH"}
 
+ALIASES = {"dataset": ["--data"]}
 USUAL = ("dataset", "model", "batch_size", "lr", "optimizer", "budget", "epochs", "seed")
 GROUPS = {
     "task": ("data_sha256", "n_train", "n_validation", "train_draw", "augment", "label_noise", "imbalance", "model_options",
@@ -56,8 +57,13 @@ def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     hints, said, declared = get_type_hints(kind), texts(kind), {field.name: field for field in dataclasses.fields(kind)}
     found = []
     for name in names:
+        if name == "model_options":
+            found.append(("model_option", tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(
+                prefix_name=False, help="what else your own model is called with, as NAME=VALUE", metavar="NAME=VALUE")]],
+                dataclasses.field(default=())))
+            continue
         default, switch = declared[name].default, hints[name] is bool and kind is not RunConfig
-        shown = tyro.conf.arg(prefix_name=False, help=said.get(name), metavar=METAVARS.get(hints[name]),
+        shown = tyro.conf.arg(prefix_name=False, aliases=ALIASES.get(name), help=said.get(name), metavar=METAVARS.get(hints[name]),
                               help_behavior_hint="" if default is None or switch else None)
         plain = hints[name] if switch else tyro.conf.FlagConversionOff[hints[name]]
         found.append((name, Annotated[plain, shown], dataclasses.field(default=default)))

@@ -157,12 +157,14 @@ def _planned(study: Study, request: Request, store: Store, machine: Machine) -> 
 def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:
     """Read every data set once, here, so that a damaged or missing file stops the sweep before any training. The training
     examples of each run, by its id."""
-    found: dict[tuple[str, str | None], int] = {}
+    found: dict[tuple[str, str | None], tuple[int, int | None]] = {}
     sizes = {}
     for config in configs:
         if (key := (config.dataset, config.data_sha256)) not in found:
-            found[key] = len(load(located(config, machine.data_path, root), machine.data_path).train.targets)
-        sizes[config.run_id] = check_fits(config, found[key])
+            dataset = load(located(config, machine.data_path, root), machine.data_path)
+            apart = None if dataset.validation is None else len(dataset.validation.targets)
+            found[key] = len(dataset.train.targets), apart
+        sizes[config.run_id] = check_fits(config, *found[key])
         machine.check(config)
     return sizes
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 
-from experiments.lab.datasets import FOLDER_PREFIX, IN_FILE_ORDER
-from experiments.lab.declare.config import RunConfig, TrainDraw
+from experiments.lab.datasets import IN_FILE_ORDER
+from experiments.lab.declare.config import OWN, RunConfig, TrainDraw
 from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.finding import Broken, broken_by, file_of, line_of, search
+from experiments.lab.declare.own_code import is_own, is_own_data, source_sha256
 from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Stage, Study
 from experiments.lab.declare.study_checks import Wrong, wrong_names, wrong_runs
@@ -195,16 +196,22 @@ def _recorded_as(config: RunConfig, data_dir: Path | None, store: Store, hashes:
 
 
 def identified(config: RunConfig, data_dir: Path | None, store: Store, hashes: dict[str, str | None]) -> RunConfig:
-    """The config as it is recorded: with the content hash of an unnamed data set, and with examples in random order except in
+    """The config as it is recorded: with the hashes of a user's own code and data, and with examples in random order except in
     data sets whose published results are otherwise. `hashes` remembers those read already."""
+    for part in OWN:
+        name, key = getattr(config, part), f"{part}_sha256"
+        if is_own(name) and getattr(config, key) is None:
+            if name not in hashes:
+                hashes[name] = source_sha256(name, f"--{part}")
+            config = config.replace(**{key: hashes[name]})
     if config.dataset in IN_FILE_ORDER:
         return config
     config = config if config.train_draw is TrainDraw.FIXED else config.replace(train_draw=TrainDraw.FIXED)
-    if not config.dataset.startswith(FOLDER_PREFIX) or config.data_sha256 is not None:
+    if not is_own_data(config.dataset) or config.data_sha256 is not None:
         return config
-    if config.dataset not in hashes:
-        hashes[config.dataset] = content_of(config.dataset, data_dir, store.root)
-    return config.replace(data_sha256=hashes[config.dataset])
+    if f"data {config.dataset}" not in hashes:
+        hashes[f"data {config.dataset}"] = content_of(config.dataset, data_dir, store.root)
+    return config.replace(data_sha256=hashes[f"data {config.dataset}"])
 
 
 def measurements_due(stage: PlannedStage, request: Request, store: Store) -> list[tuple[Measure, tuple[str, ...]]]:

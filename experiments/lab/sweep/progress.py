@@ -242,7 +242,9 @@ class Training(Screen):
             case "train":
                 self.loss = row["loss"]
             case "eval":
-                self.scores = f", test loss {row['test_loss']:.4g}, test accuracy {row['test_accuracy']:.4g}%"
+                shown = (("test loss", "test_loss", ""), ("test accuracy", "test_accuracy", "%"), ("test R^2", "test_r2", ""))
+                self.scores = "".join(f", {words} {row[name]:.4g}{unit}" for words, name, unit in shown
+                                      if row.get(name) is not None)
                 self.scored = step
                 if self.due(self._pause()):
                     self.show(self.line(step))
