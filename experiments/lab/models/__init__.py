@@ -15,8 +15,6 @@ from experiments.lab.models.resnet import resnet
 from experiments.lab.models.vit import vit
 from experiments.lab.models.wrn import wide_resnet
 
-__all__ = ["build"]
-
 
 def build(config: RunConfig, shape: tuple[int, int, int], classes: int) -> nn.Module:
     """The network of `config` for inputs [B, *shape] and outputs [B, classes], on the CPU in float32.
