@@ -6,6 +6,7 @@ as `history.safetensors`: one array per name, all of one length, in the order of
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,14 +85,20 @@ def pack(found: Columns) -> bytes:
 def unpack(content: bytes) -> Columns:
     """The columns that `pack` wrote, without copies; raises ValueError for anything else."""
     start = 8 + int.from_bytes(content[:8], "little")
+    kinds, layout = _layout(content[8:start])
+    arrays = {name: np.frombuffer(content, dtype, rows, start + offset) for name, dtype, rows, offset in layout}
+    return Columns(kinds, arrays.pop("kind"), arrays)
+
+
+@functools.lru_cache(maxsize=1024)
+def _layout(header: bytes) -> tuple[tuple[str, ...], tuple[tuple[str, np.dtype[Any], int, int], ...]]:
+    """Kinds, and name, type, length and place of each column; most runs of a study share a header."""
     try:
-        entries = json.loads(content[8:start])
+        entries = json.loads(header)
         kinds = tuple(json.loads(entries.pop("__metadata__")["kinds"]))
-        arrays: dict[str, NDArray[Any]] = {
-            name: np.frombuffer(content, _DTYPES[entry["dtype"]], entry["shape"][0], start + entry["data_offsets"][0])
-            for name, entry in entries.items()
-        }
-        return Columns(kinds, arrays.pop("kind"), arrays)
+        return kinds, tuple(
+            (name, _DTYPES[entry["dtype"]], entry["shape"][0], entry["data_offsets"][0]) for name, entry in entries.items()
+        )
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"not a history's columns ({error!r})") from error
 
