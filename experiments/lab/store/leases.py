@@ -62,11 +62,20 @@ class Lease:
                 os.close(descriptor)
 
     def touch(self) -> None:
-        """Write it again: some file systems set times by themselves alone."""
-        with contextlib.suppress(OSError), self.keep() as held:
-            if held:
-                with open(self.path, "r+b", buffering=0) as file:
-                    os.pwrite(file.fileno(), file.read(), 0)
+        with contextlib.suppress(OSError):
+            if self.held():
+                try:
+                    os.utime(self.path)
+                except OSError:  # the file system sets times by itself, when the content is written
+                    self._write_again()
+
+    def _write_again(self) -> None:
+        if (descriptor := _lock(self.path, os.O_RDWR)) is not None:
+            try:
+                if _parse(content := os.pread(descriptor, 4096, 0)).get("token") == self.token:
+                    os.pwrite(descriptor, content, 0)
+            finally:
+                os.close(descriptor)
 
     def keep_warm(self) -> Callable[[], None]:
         """Touch it every `TOUCH` seconds, however long an update or an evaluation takes; returns what ends that."""
