@@ -177,7 +177,7 @@ def _check(options: Options) -> bool:
         raise UsageError(f"--goal is {options.goal}, but must be a number above 0, such as an error of 0.1")
     if getattr(options, "pilot", False) and options.published:
         raise UsageError("pilot runs are not published; leave out --published, and name their store with --store")
-    if options.set and (options.published or isinstance(options, Publish) or options.study == "all"):
+    if options.set and (foreign or options.published or isinstance(options, Publish) or options.study == "all"):
         raise UsageError("--set is for one study in a store of yours; results of other settings are not published")
     if (seeds := getattr(options, "seeds", None)) is not None and not 1 <= seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {seeds}, but must be from 1 to {MAX_SEEDS}")

@@ -50,7 +50,7 @@ def publish(store: Store, config: RunConfig, data: Data) -> dict[str, Any]:
 def test_divergence_in_the_first_and_in_the_last_update(update: int, tmp_path: Path) -> None:
     """The ends of a run: before any row of its curve, and when the budget would call it done."""
     config, data = toy_config(batch_size=9), toy_data(toy_config())  # one epoch: each example is seen once
-    ((_, positions),) = Shuffle(config.seed, len(data.train), config.batch_size).at(update)
+    ((_, positions),) = Shuffle(config.seed, len(data.train)).between(9 * update, 9 * (update + 1))
     inputs = data.train.inputs.clone()
     inputs[positions[0]] = torch.inf
     store = Store(tmp_path)

@@ -163,7 +163,7 @@ def outcome(call: Any, argv: list[str], capsys: pytest.CaptureFixture[str]) -> i
     return status
 
 
-@pytest.mark.parametrize("count", [250, pytest.param(COUNT, marks=pytest.mark.verify)])
+@pytest.mark.parametrize("count", [120, pytest.param(COUNT, marks=pytest.mark.verify)])
 def test_random_command_lines(count: int, guarded: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A typing error would end in a traceback, change the store, or train something else for a night."""
     store = Store(guarded / "store")

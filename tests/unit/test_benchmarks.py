@@ -98,8 +98,8 @@ def test_bare_loop_computes_what_ours_does(case: str, modules: Any) -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0  # their masks are another stream's
-    order = Shuffle(config.seed, len(data.train), size)
-    batches = (order.at(step)[0][1] for step in itertools.count())
+    order = Shuffle(config.seed, len(data.train))
+    batches = (order.between(step * size, (step + 1) * size)[0][1] for step in itertools.count())
     loops.update_all(model, loops.optimizer_of(model, config.lr), data, batches, steps)
     ours = train(config, Machine(), data, engine.Stopwatch(steps, lambda: None)).weights
     trained = [w for name, w in ours.items() if "running" not in name]

@@ -30,7 +30,12 @@ WRONG = {
     ("batch_sizes=32",): "batch_sizes is (32,), but must be at least two, ascending",
     ("n_train=100",): "batch_size 500 exceeds the 100 training examples",
     ("patience=9",): "no run of keskar2017 at scale quick hangs on patience",
-    ("networks=F1",): "it cannot be set on a command line",
+    ("networks=F1",): "must be as it is: it cannot be set on a command line\n",
+    ("lr=0.1", "--set", "lr=0.2"): "--set lr is given more than once",
+    ("lr=0.1", "--set", "patience=9"): "no run of keskar2017 at scale quick hangs on patience",
+    ("dataset=minst",): "there is no data set 'minst'",
+    ("dataset=mnist", "--dataset", "mnist"): "--dataset and --set dataset are one setting",
+    ("warm=100",): "error: epochs is -40.0, but must be a positive number",
 }
 
 
@@ -64,6 +69,8 @@ def test_a_study_without_settings_refuses() -> None:
 def test_the_scale_is_as_it_was_where_nothing_differs() -> None:
     """The same runs would lie in two folders, and be published from neither."""
     assert with_settings(keskar2017.STUDY, "quick", ("lr=0.001", "seeds=12")) is keskar2017.STUDY
+    _, name = asked_for(keskar2017.STUDY, "quick", ("lr=0.002",))
+    assert asked_for(keskar2017.STUDY, "quick", ("lr=0.002", "max_epochs=400", "seeds=12"))[1] == name
 
 
 def test_other_settings_have_names_and_claims_of_their_own() -> None:
@@ -97,13 +104,15 @@ def test_settings_reach_runs_claims_figures_and_comparisons() -> None:
 
 def test_plan_prints_the_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody could know what there is to set, nor give it again."""
-    for words in ((), ("--set", "lr=0.002")):
+    for words in ((), ("--set", "lr=0.0021234567")):
         assert command.main(["plan", "keskar2017", *QUICK, *words, "--json", "--store", str(tmp_path)]) == 0
         document = json.loads(capsys.readouterr().out)
         assert document["settings"]["batch_sizes"] == "32,64,128,256,500"
-        assert document["settings"]["lr"] == ("0.002" if words else "0.001")
+        assert document["settings"]["lr"] == ("0.0021234567" if words else "0.001")
         given = [f"{name}={value}" for name, value in document["settings"].items() if name != "networks"]
-        assert (with_settings(keskar2017.STUDY, "quick", given) is keskar2017.STUDY) == (not words)
+        assert asked_for(keskar2017.STUDY, "quick", given)[1] == document["scale"]
+    assert command.main(["plan", "keskar2017", *QUICK, "--dataset", "mnist", "--json", "--store", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["dataset"] == "mnist"
 
 
 def test_results_of_other_settings_lie_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

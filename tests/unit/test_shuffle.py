@@ -20,8 +20,8 @@ N = 5000
 
 def taken(batch_size: int, examples: int, seed: int = 3) -> np.ndarray:
     """The first `examples` positions that batches of `batch_size` take, in order."""
-    order = Shuffle(seed, N, batch_size)
-    steps = [torch.cat([p for _, p in order.at(t)]) for t in range(-(-examples // batch_size))]
+    order = Shuffle(seed, N)
+    steps = [torch.cat([p for _, p in order.between(t, t + batch_size)]) for t in range(0, examples, batch_size)]
     assert {len(step) for step in steps} == {batch_size}  # never ragged
     return torch.cat(steps).numpy()[:examples]
 
@@ -47,10 +47,10 @@ def test_order_depends_on_the_seed() -> None:
 
 def test_asking_out_of_sequence_changes_nothing() -> None:
     """A resume or a bisection would train on other examples."""
-    asked = Shuffle(0, N, 700)
+    asked = Shuffle(0, N)
     for step in (40, 3, 41, 0, 40, 7):
-        fresh = Shuffle(0, N, 700).at(step)
-        assert [(e, p.tolist()) for e, p in asked.at(step)] == [(e, p.tolist()) for e, p in fresh]
+        fresh = Shuffle(0, N).between(700 * step, 700 * (step + 1))
+        assert [(e, p.tolist()) for e, p in asked.between(700 * step, 700 * (step + 1))] == [(e, p.tolist()) for e, p in fresh]
 
 
 def test_golden_permutation() -> None:

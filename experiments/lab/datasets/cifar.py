@@ -207,15 +207,13 @@ def _load_pinned(spec: PinnedFolder, files: FolderFiles) -> Dataset:
         if not files.pickled and path.stat().st_size != expected:
             raise DataError(f"{path} has {path.stat().st_size} bytes, expected {expected}; {remedy}.")
     contents = files.read(remedy)
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
-    if digest.hexdigest() != spec.sha256:
-        raise DataError(f"{folder} is not {spec.name}: its files have SHA-256 {digest.hexdigest()}, "
+    digest = sha256_of(contents)
+    if digest != spec.sha256:
+        raise DataError(f"{folder} is not {spec.name}: its files have SHA-256 {digest}, "
                         f"expected {spec.sha256}; {remedy}, or name the data cifar-bin:{folder}.")
     return Dataset(name=spec.name, train=decode_records(contents[:-1], CIFAR10_LAYOUT, paths[:-1], remedy),
                    test=shuffled(decode_records(contents[-1:], CIFAR10_LAYOUT, paths[-1:], remedy)),
-                   outputs=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
+                   outputs=CIFAR10_LAYOUT.classes, mean=spec.mean, std=spec.std, sha256=digest)
 
 
 def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> bytes:
@@ -231,10 +229,14 @@ def read_records(path: Path, layout: Layout, remedy: str, *, pickled: bool) -> b
 
 def _content_sha256(layout: Layout, contents: Sequence[bytes]) -> str:
     """Of training files and, last, the test file."""
+    # Without the lengths, moving the boundary between training and test would keep the hash.
+    lengths = f"{len(layout.label_classes)} {sum(map(len, contents[:-1]))} {len(contents[-1])}"
+    return sha256_of([*contents, lengths.encode()])
+
+
+def sha256_of(contents: Sequence[bytes]) -> str:
+    """Of all `contents` as one."""
     digest = hashlib.sha256()
     for content in contents:
         digest.update(content)
-    # Without the lengths, moving the boundary between training and test would keep the hash.
-    lengths = f"{len(layout.label_classes)} {sum(map(len, contents[:-1]))} {len(contents[-1])}"
-    digest.update(lengths.encode())
     return digest.hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .archives import SLACK, read_members
 from .base import DataError, Dataset
-from .cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, FolderFiles, Layout, decode_records, places, read_records
+from .cifar import CIFAR10_LAYOUT, CIFAR100_LAYOUT, FolderFiles, Layout, decode_records, places, read_records, sha256_of
 from .download import fetch
 from .pickled import read_pickle
 
@@ -103,12 +103,9 @@ def load_archive(spec: ArchiveSpec, root: Path) -> Dataset:
         members = read_members(path, spec.sizes(), _remedy(spec))
         contents = [members[name] for name in spec.sizes()]
     paths = [path / name for name in spec.sizes()]
-    digest = hashlib.sha256()
-    for content in contents:
-        digest.update(content)
     return Dataset(name=spec.name, train=decode_records(contents[:-1], spec.layout, paths[:-1], _remedy(spec)),
                    test=decode_records(contents[-1:], spec.layout, paths[-1:], _remedy(spec)),
-                   outputs=spec.layout.classes, mean=spec.mean, std=spec.std, sha256=digest.hexdigest())
+                   outputs=spec.layout.classes, mean=spec.mean, std=spec.std, sha256=sha256_of(contents))
 
 
 def _download(spec: ArchiveSpec, path: Path) -> None:

@@ -41,12 +41,9 @@ def fetch(urls: tuple[str, ...], path: Path, verify: Callable[[Path], object]) -
             return
         # requests, urllib3 and pooch share no base class, and every mirror must get its turn.
         except Exception as error:
-            failures.append(f"{url}: {_first_line(error)}")
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            failures.append(f"{url}: {first_line[:200]}")
         finally:
             partial.unlink(missing_ok=True)
     raise DataError(f"{path} is missing and no mirror delivered it ({'; '.join(failures)}); "
                     "go online, or copy the file there from a machine that has it.")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

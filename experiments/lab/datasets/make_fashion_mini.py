@@ -1,10 +1,9 @@
 """Make the embedded data set from Fashion-MNIST's four original files.
 
-usage: python -m experiments.lab.datasets.make_fashion_mini FOLDER [OUT]
+usage: python -m experiments.lab.datasets.make_fashion_mini FOLDER
 
 FOLDER holds train-images-idx3-ubyte.gz and its three siblings (Debian's package dataset-fashion-mnist puts
-them into /usr/share/datasets/fashion-mnist); OUT is the repository's own folder unless given.
-Takes about 15 seconds.
+them into /usr/share/datasets/fashion-mnist). Takes about 15 seconds.
 """
 
 from __future__ import annotations
@@ -33,14 +32,10 @@ def choose(labels: np.ndarray) -> np.ndarray:
 
     Block k of ten holds the k-th chosen example of each class, in random order.
     """
-    chosen = np.array(
-        [
-            sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: _rank("choose", index))[
-                :PER_CLASS
-            ]
-            for label in range(embedded.CLASSES)
-        ]
-    )
+    chosen = np.array([
+        sorted(np.flatnonzero(labels == label).tolist(), key=lambda index: _rank("choose", index))[:PER_CLASS]
+        for label in range(embedded.CLASSES)
+    ])
     return np.array([sorted(block, key=lambda index: _rank("order", index)) for block in chosen.T.tolist()]).ravel()
 
 
@@ -65,12 +60,11 @@ def make(source: Path, out: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """Command line; returns the exit status: 1 for a wrong source or an unexpected result, 2 for usage."""
-    if len(arguments) not in (1, 2):
+    if len(arguments) != 1:
         print(__doc__, file=sys.stderr)
         return 2
-    out = Path(arguments[1]) if len(arguments) == 2 else embedded.FOLDER
     try:
-        digest = make(Path(arguments[0]), out)
+        digest = make(Path(arguments[0]), embedded.FOLDER)
     except DataError as error:
         print(error, file=sys.stderr)
         return 1

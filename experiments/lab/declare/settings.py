@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -77,12 +78,15 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         return study
     if not dataclasses.is_dataclass(base.settings) or isinstance(base.settings, type):
         raise UsageError(f"the settings of {study.name} cannot be set yet; leave out --set")
-    changes = dict(_change(base.settings, words) for words in given)
+    read = [_change(base.settings, words) for words in given]
+    if twice := [name for name, count in Counter(name for name, _ in read).items() if count > 1]:
+        raise UsageError(f"--set {twice[0]} is given more than once; give it once")
+    changes = {name: value for name, value in read if value != getattr(base.settings, name)}
+    if not changes:
+        return study
     words = ", ".join(f"{name} {_words(value)}" for name, value in changes.items())
     try:
         settings = dataclasses.replace(base.settings, **changes)
-        if settings == base.settings:
-            return study
         made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
                                    settings=settings, power=None, of=scale, given=tuple(given))
         figures = () if study.figures_of else tuple(dataclasses.replace(f, scales=()) for f in study.figures_at(scale))
@@ -90,8 +94,9 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         claims = () if study.claims_of else tuple(dataclasses.replace(c, scales=(), power=None) for c in study.claims_at(scale))
         found = dataclasses.replace(study, scales=(made,), tried=(), claims=claims, figures=figures,
                                     comparisons=() if study.comparisons_of else tuple(compared))
-        if changes.keys() <= set(FIELDS) and _runs(study, scale) == _runs(found, made.name):
-            raise UsageError(f"--set: no run of {study.name} at scale {scale} hangs on {' or '.join(changes)}")
+        runs = _runs(found)
+        if idle := [name for name in changes if name in FIELDS and _without(found, name, getattr(base.settings, name)) == runs]:
+            raise UsageError(f"--set: no run of {study.name} at scale {scale} hangs on {' or '.join(idle)}")
         named = ((c, c.id if c.id.startswith(made.name) else f"{made.name}-{c.id}") for c in found.claims)
         return dataclasses.replace(found, claims=tuple(dataclasses.replace(claim, id=name) for claim, name in named))
     except UsageError:
@@ -100,9 +105,19 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         raise UsageError(f"{study.name} cannot be asked with {words}: {' '.join(str(error).split())}") from error
 
 
-def _runs(study: Study, scale: str) -> set[RunConfig]:
-    """Those of the first stage."""
-    return set(study.stages[0].runs_of(Request(scale), ()))
+def _without(study: Study, name: str, value: Any) -> set[RunConfig] | None:
+    """The runs where `value` is the setting `name` of the only scale, None where that cannot be."""
+    (made,) = study.scales
+    try:
+        scale = dataclasses.replace(made, settings=dataclasses.replace(made.settings, **{name: value}))
+        return _runs(dataclasses.replace(study, scales=(scale,)))
+    except ValueError:
+        return None
+
+
+def _runs(study: Study) -> set[RunConfig]:
+    """Those of the first stage, at the only scale."""
+    return set(study.stages[0].runs_of(Request(study.scales[0].name), ()))
 
 
 def digest(settings: Any) -> str:
@@ -153,7 +168,8 @@ def _kind(kind: Any, error: ValueError) -> str:
     """What a value must be, for a sentence."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and arguments[1:] == (Ellipsis,):
-        return f"{_kind(arguments[0], error)}, or several with commas between"
+        one = _kind(arguments[0], error)
+        return one if one == str(error) else f"{one}, or several with commas between"
     if origin in (UnionType, typing.Union):
         return f"{_kind(arguments[0], error)} or none"
     if isinstance(kind, type) and issubclass(kind, StrEnum):
@@ -166,4 +182,6 @@ def _words(value: Any) -> str:
         return ",".join(_words(one) for one in value)
     if dataclasses.is_dataclass(value):
         return str(getattr(value, "name", value))
-    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return short if float(short := f"{value:g}") == value else repr(value)
+    return "none" if value is None else str(value)

@@ -61,27 +61,22 @@ class Graph:
         return losses[:done]
 
     def _eagerly(self, block: Block, k: int) -> Tensor:
-        draws, weights = (None if t is None else t[k] for t in (block.draws, block.weights))
         with _side_stream(block.lr.device):
-            return self.update(block.positions[k], draws, block.lr[k], block.counters[k], weights)
+            return self._update(block.map(lambda t: t[k]))
+
+    def _update(self, row: Block) -> Tensor:
+        return self.update(row.positions, row.draws, row.lr, row.counters, row.weights)
 
     def _body(self) -> None:
         """One update, of the tables' row `k`."""
-        tables, k = self.tables, self.k
-        draws, weights = (None if t is None else t.index_select(0, k)[0] for t in (tables.draws, tables.weights))
-        positions, lr, counter = (table.index_select(0, k)[0] for table in (tables.positions, tables.lr, tables.counters))
-        loss = self.update(positions, draws, lr, counter, weights)
-        self.losses.index_copy_(0, k, loss[None].float())
-        k += 1
+        loss = self._update(self.tables.map(lambda table: table.index_select(0, self.k)[0]))
+        self.losses.index_copy_(0, self.k, loss[None].float())
+        self.k += 1
 
     def _load(self, block: Block, first: int) -> None:
         """Put `block` into the tables; the next update is that of its row `first`."""
         if self.replay is None:
-            def table(like: Tensor) -> Tensor:
-                return torch.zeros(self.capacity, *like.shape[1:], dtype=like.dtype, device=like.device)
-
-            draws, weights = (None if t is None else table(t) for t in (block.draws, block.weights))
-            self.tables = Block(table(block.positions), draws, table(block.lr), table(block.counters), weights)
+            self.tables = block.map(lambda t: t.new_zeros(self.capacity, *t.shape[1:]))
             self.k = torch.zeros(1, dtype=torch.int64, device=block.lr.device)
             self.losses = torch.zeros_like(self.tables.lr)
         pairs = [(self.tables.positions, block.positions), (self.tables.lr, block.lr), (self.tables.counters, block.counters)]

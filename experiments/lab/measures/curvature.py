@@ -40,12 +40,9 @@ def norm_scaled_lambda(subject: Subject, *, examples: int, tol: float, seed: int
     result = top_eigenpair(subject, examples, tol, seed)
     scaled = sharpness.norm_scaled(result, subject.model)
     assert scaled.residuals is not None  # made of an `Eigenvalues`
-    return {
-        **head(subject, examples, seed),
+    return lambda_max(subject, examples=examples, tol=tol, seed=seed) | {
         "value": float(scaled.values[0]),
         "residual": float(scaled.residuals[0]),
-        "products": result.matvecs,
-        "status": result.status,
         "details": {"norm_squared": scaled.norm_squared},
     }
 

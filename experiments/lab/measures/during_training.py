@@ -7,7 +7,8 @@ where it is not known). Step t is the state after t updates.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -40,8 +41,8 @@ def edge_of_stability(
     ratios = [(value + subject.config.weight_decay) / limit for value in curves["lambda_max"]]
     inside = _window(steps, subject.replay_facts().steps, first, last)
     return _record(
-        subject, examples, seed, curves, _mean([ratios[i] for i in inside]),
-        threshold=limit, rise=_mean([curves["lambda_max"][i] for i in inside]) / curves["lambda_max"][0], window=[first, last],
+        subject, examples, seed, curves, fmean([ratios[i] for i in inside]),
+        threshold=limit, rise=fmean([curves["lambda_max"][i] for i in inside]) / curves["lambda_max"][0], window=[first, last],
     )
 
 
@@ -75,7 +76,8 @@ def distance_along(subject: Subject, *, points: int, first: int) -> dict[str, An
     all these points: above 0 where the logarithm describes the walk better. `slope` is a, `exponent` is c.
     """
     steps = log_spaced(subject.replay_facts().steps, points, first)
-    replayed = _moved(subject, (0, *steps))
+    replayed = (torch.cat([p.detach().double().flatten() for p in model.parameters()])
+                for _, model in states(subject, (0, *steps)))
     start = next(replayed)
     distances = np.array([float((weights - start).norm()) for weights in replayed])
     logarithm, power, slope, exponent = walks(np.array(steps, dtype=np.float64), distances)
@@ -136,7 +138,7 @@ def batch_sharpness_along(
     found = [batch_sharpness(model, cross_entropy, pair, batch=min(size, len(pair[1])), batches=batches, seed=seed).value
              for _, model in states(subject, steps)]
     inside = _window(steps, subject.replay_facts().steps, first, last)
-    value = _mean([(found[i] + subject.config.weight_decay) / limit for i in inside])
+    value = fmean([(found[i] + subject.config.weight_decay) / limit for i in inside])
     curves = {"steps": list(steps), "batch_sharpness": found}
     return _record(subject, examples, seed, curves, value, threshold=limit, window=[first, last])
 
@@ -170,21 +172,11 @@ def _sharpness(subject: Subject, steps: Sequence[int], examples: int, tol: float
     return curves
 
 
-def _moved(subject: Subject, steps: Sequence[int]) -> Iterator[Any]:
-    """All weights in one float64 vector [n] at each step."""
-    for _, model in states(subject, steps):
-        yield torch.cat([p.detach().double().flatten() for p in model.parameters()])
-
-
 def _window(steps: Sequence[int], end: int, first: float, last: float) -> list[int]:
     inside = [i for i, step in enumerate(steps) if first * end <= step <= last * end]
     if not inside:
         raise ConfigError(f"no point lies in the window [{first:g}, {last:g}] of the budget; widen it or take more points")
     return inside
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
 
 
 def _record(subject: Subject, examples: int, seed: int | None, curves: dict[str, Any], value: float,

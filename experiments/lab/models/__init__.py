@@ -16,8 +16,6 @@ from experiments.lab.models.resnet import resnet
 from experiments.lab.models.vit import vit
 from experiments.lab.models.wrn import wide_resnet
 
-__all__ = ["build"]
-
 
 def build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
     """The network of `config` for inputs [B, *shape] and outputs [B, outputs], on the CPU in float32.

@@ -36,8 +36,6 @@ def resnet(shape: tuple[int, int, int], classes: int, norm: Normalizer, *, depth
     """[B, C, H, W] -> [B, classes]; `depth` = 6n + 2. Global average pooling, one linear layer. He et al. 2015's
     normal initialisation (fan-in, Section 2.2) for convolutions; 0.27, 0.46, 0.66 and 0.85 million parameters at depth 20,
     32, 44 and 56."""
-    if (depth - 2) % 6:
-        raise ValueError(f"a CIFAR residual network has 6n + 2 layers, not {depth}")
     layers: list[nn.Module] = [nn.Conv2d(shape[0], WIDTHS[0], 3, 1, 1, bias=False), norm(WIDTHS[0]), nn.ReLU()]
     channels = WIDTHS[0]
     for width in WIDTHS:

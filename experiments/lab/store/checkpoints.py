@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from experiments.lab.store.checksums import LIGHT, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError, write_atomic
 from experiments.lab.store.records import Store
+from experiments.lab.store.underway import checkpoint_numbers
 from experiments.lab.training.state import Checkpoint, Pass, Snapshot, Tensors
 
 PARTS = ("current", "above", "below")
@@ -97,7 +98,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, history_sha256: str) -
         "history_sha256": history_sha256,
         "run_id": folder.name,
     })
-    existing = _numbers(folder)
+    existing = checkpoint_numbers(folder)
     save_tensors(folder / f"checkpoint.{existing[-1] + 1 if existing else 0}.safetensors", tensors, text)
     for number in existing[:-1]:
         (folder / f"checkpoint.{number}.safetensors").unlink(missing_ok=True)
@@ -110,11 +111,11 @@ def load_checkpoint(folder: Path, newest: int | None = None) -> Checkpoint | Non
     """
     path = folder / "history.jsonl"
     history = path.read_bytes() if path.exists() else b""
-    for number in reversed(_numbers(folder)):
+    for number in reversed(checkpoint_numbers(folder)):
         loaded = load_tensors(folder / f"checkpoint.{number}.safetensors")
         checkpoint = None if loaded is None else _checkpoint(*loaded, folder.name, history)
         if checkpoint is not None and (newest is None or checkpoint.current.step <= newest):
-            for later in [later for later in _numbers(folder) if later > number]:
+            for later in [later for later in checkpoint_numbers(folder) if later > number]:
                 (folder / f"checkpoint.{later}.safetensors").unlink(missing_ok=True)
             return checkpoint
     return None
@@ -137,7 +138,7 @@ def _checkpoint(tensors: Tensors, text: str, run_id: str, history: bytes) -> Che
 
 
 def clear_checkpoints(folder: Path) -> None:
-    for number in _numbers(folder):
+    for number in checkpoint_numbers(folder):
         (folder / f"checkpoint.{number}.safetensors").unlink(missing_ok=True)
 
 
@@ -146,8 +147,3 @@ def _part(part: str, steps: dict[str, int], tensors: Tensors) -> Snapshot | None
         return None
     prefix = f"{part}."
     return Snapshot(steps[part], {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)})
-
-
-def _numbers(folder: Path) -> list[int]:
-    parts = [path.name.split(".") for path in folder.glob("checkpoint.*.safetensors")]
-    return sorted(int(number) for _, number, *rest in parts if number.isdecimal() and len(rest) == 1)

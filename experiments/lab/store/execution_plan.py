@@ -22,7 +22,7 @@ def company_of(store: Store, run_id: str) -> list[str]:
     """
     plan = read_plan(store.folder(run_id))
     if plan is None:
-        return [] if plan_is_damaged(store.folder(run_id)) else [run_id]
+        return [] if (store.folder(run_id) / "plan.json").exists() else [run_id]  # damaged: nobody knows how it was begun
     members = plan["members"]
     if any((read_plan(store.folder(member)) or {}).get("members") != members for member in members):
         return []
@@ -33,11 +33,6 @@ def write_plan(folder: Path, members: Sequence[str], micro_batch: int | None) ->
     """Record how a run is computed, before its first update."""
     plan = {"schema": SCHEMA, "members": list(members), "micro_batch": micro_batch}
     write_atomic(folder / "plan.json", with_checksum(to_json(plan)))
-
-
-def plan_is_damaged(folder: Path) -> bool:
-    """Whether nobody knows any more how the run in `folder` was begun."""
-    return (folder / "plan.json").exists() and read_plan(folder) is None
 
 
 def read_plan(folder: Path) -> dict[str, Any] | None:

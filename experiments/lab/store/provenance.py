@@ -49,25 +49,17 @@ def committed(path: Path) -> bool | None:
         return None
 
 
-def processor() -> str:
-    """The processor's model."""
-    return _described()[0]
-
-
-def instructions() -> list[str]:
-    """Which of INSTRUCTIONS the processor has."""
-    return list(_described()[1])
-
-
 @functools.cache
-def _described() -> tuple[str, list[str]]:
-    if platform.system() == "Darwin":
-        model, names = of_sysctl(_output("sysctl", "machdep.cpu.brand_string", "hw.optional"))
-    else:
-        try:
+def processor() -> tuple[str, list[str]]:
+    """The processor's model, and which of INSTRUCTIONS it has."""
+    try:
+        if platform.system() == "Darwin":
+            words = ["sysctl", "machdep.cpu.brand_string", "hw.optional"]
+            model, names = of_sysctl(subprocess.run(words, capture_output=True, timeout=10).stdout.decode("utf-8", "replace"))
+        else:
             model, names = of_cpuinfo(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
-        except OSError:
-            model, names = None, []
+    except (OSError, subprocess.SubprocessError):
+        model, names = None, []
     return model or platform.processor() or platform.machine(), names
 
 
@@ -96,20 +88,13 @@ _APPLE = {"avx1_0": "avx", "avx2_0": "avx2", "FEAT_DotProd": "asimddp", "FEAT_FP
 """where macOS has another name than Linux"""
 
 
-def _output(*words: str) -> str:
-    try:
-        return subprocess.run(words, capture_output=True, timeout=10).stdout.decode("utf-8", "replace")
-    except (OSError, subprocess.SubprocessError):
-        return ""
-
-
 def hardware(device: str) -> str:
     """What computed a run, in words: the GPU's name, or the processor and the number of cores."""
     if device.startswith("cuda"):
         import torch
 
         return torch.cuda.get_device_name(device)
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{processor()[0]}, {os.cpu_count()} cores"
 
 
 @functools.cache
@@ -129,6 +114,7 @@ def kernels() -> dict[str, str]:
 
 def provenance(machine: Machine) -> dict[str, Any]:
     """Everything that may explain a difference in rounding."""
+    model, names = processor()
     return {
         "science_version": SCIENCE_VERSION,
         "commit": commit(),
@@ -136,8 +122,8 @@ def provenance(machine: Machine) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "versions": dict(versions()),
         "hardware": hardware(machine.device),
-        "processor": processor(),
-        "instructions": instructions(),
+        "processor": model,
+        "instructions": list(names),
         **kernels(),
         "device": machine.device,
         "threads": machine.threads,

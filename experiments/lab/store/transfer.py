@@ -66,7 +66,9 @@ def export_runs(store: Store, archive: Path, *, light: Collection[str] = ()) -> 
                         if path.exists():
                             _add(tar, path, store)
                     if left_out:  # the summary last: it closes a run
-                        _add_content(tar, f"runs/{run_id}/summary.json", without_weights(summary))
+                        content, member = without_weights(summary), tarfile.TarInfo(f"runs/{run_id}/summary.json")
+                        member.size = len(content)
+                        tar.addfile(_anonymous(member), io.BytesIO(content))
                     else:
                         _add(tar, folder / "summary.json", store)
                 for path in sorted((store.root / "measurements").glob("*.json")):
@@ -95,12 +97,6 @@ def without_weights(summary: Mapping[str, Any]) -> bytes:
     kept = {name: value for name, value in summary.items() if name != "seal"}
     files = {name: sha256 for name, sha256 in summary["files"].items() if name != WEIGHTS}
     return with_checksum(to_json({**kept, "files": files, LIGHT: True}))
-
-
-def _add_content(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(_anonymous(member), io.BytesIO(content))
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -65,12 +64,14 @@ def begun(store: Store, run_ids: Iterable[str]) -> dict[str, Begun | None]:
 def checkpoint_step(folder: Path) -> int | None:
     """Step of the newest checkpoint in `folder` that can be read; its weights are not."""
     with contextlib.suppress(OSError):
-        names = [entry.name.split(".") for entry in os.scandir(folder) if entry.name.startswith("checkpoint.")]
-        numbers = [int(number) for _, number, *rest in names if number.isdecimal() and rest == ["safetensors"]]
-        for number in sorted(numbers, reverse=True):
-            if (step := _step(folder / f"checkpoint.{number}.safetensors")) is not None:
-                return step
-    return None
+        steps = (_step(folder / f"checkpoint.{number}.safetensors") for number in reversed(checkpoint_numbers(folder)))
+        return next((step for step in steps if step is not None), None)
+
+
+def checkpoint_numbers(folder: Path) -> list[int]:
+    """The k of every `checkpoint.<k>.safetensors` in `folder`, ascending."""
+    parts = [path.name.split(".") for path in folder.glob("checkpoint.*.safetensors")]
+    return sorted(int(number) for _, number, *rest in parts if number.isdecimal() and len(rest) == 1)
 
 
 def _step(path: Path) -> int | None:

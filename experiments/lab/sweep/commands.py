@@ -17,7 +17,7 @@ from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
 from experiments.lab.declare.settings import listed
-from experiments.lab.declare.study import Request, Study
+from experiments.lab.declare.study import Request, Study, asked
 from experiments.lab.declare.tuning import TUNING
 from experiments.lab.store import check, transfer
 from experiments.lab.store.files import StoreError
@@ -149,7 +149,8 @@ def _planned(options: Any) -> dict[str, Any]:
     if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
         raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
     scale = study.scale(request.scale)
-    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": listed(scale.settings), "stages": stages}
+    settings = asked(request, study.scales).get("settings")
+    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": listed(settings), "stages": stages}
 
 
 def run(options: Any) -> tuple[int, Any]:
@@ -315,8 +316,11 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
             f"seeds is {seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
             f"from {TUNING.start} to {TUNING.stop - 1}"
         )
-    if options.dataset is not None:
-        _check_dataset(options.dataset)
+    chosen = [text for name, _, text in (words.partition("=") for words in options.set) if name == "dataset"]
+    if chosen and options.dataset is not None:
+        raise UsageError("--dataset and --set dataset are one setting; give one of them")
+    for name in chosen if options.dataset is None else [options.dataset]:
+        _check_dataset(name)
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
     request = Request(scale, options.seeds, options.dataset, options.pilot)

@@ -146,7 +146,7 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     stages: list[PlannedStage] = []
     for stage in study.stages:
         if stages and not stages[-1].complete:
-            with declared_by(study):
+            with _asked_of(study, request):
                 bound = stage.bound(request)
             stages.append(PlannedStage(stage, request, None, (), bound))
             continue
@@ -159,14 +159,21 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     return tuple(stages)
 
 
-def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Record]) -> list[RunConfig]:
+@contextlib.contextmanager
+def _asked_of(study: Study, request: Request) -> Iterator[None]:
+    """As `declared_by`, except for a `ConfigError` where data set or settings are the user's choice, not the study's."""
     try:
         with declared_by(study):
-            runs = list(stage.runs_of(request, tuple(earlier)))
+            yield
     except BrokenStudyError as broken:
         if (request.dataset is not None or study.scale(request.scale).of) and isinstance(broken.__cause__, ConfigError):
-            raise broken.__cause__ from None  # the data set and the settings are the user's choice, not the study's
+            raise broken.__cause__ from None
         raise
+
+
+def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Record]) -> list[RunConfig]:
+    with _asked_of(study, request):
+        runs = list(stage.runs_of(request, tuple(earlier)))
     if stray := [run for run in runs if not isinstance(run, RunConfig)]:
         _refuse(study, Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig"))
     return runs

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,9 +36,12 @@ class Block:
         return len(self.positions)
 
     def to(self, device: torch.device) -> Block:
-        draws, weights = (None if t is None else t.to(device, non_blocking=True) for t in (self.draws, self.weights))
-        positions, lr, counters = (t.to(device, non_blocking=True) for t in (self.positions, self.lr, self.counters))
-        return Block(positions, draws, lr, counters, weights)
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Block:
+        """`function` of every tensor that is there."""
+        draws, weights = (None if t is None else function(t) for t in (self.draws, self.weights))
+        return Block(function(self.positions), draws, function(self.lr), function(self.counters), weights)
 
 
 def block_steps(batch_size: int) -> int:
@@ -50,7 +53,7 @@ class BatchStream:
 
     def __init__(self, config: RunConfig, n: int) -> None:
         self.config, self.n, self.total_steps = config, n, total_steps(config, n)
-        self.shuffle, self.batches = Shuffle(config.seed, n, config.batch_size), batch_schedule(config, n)
+        self.shuffle, self.batches = Shuffle(config.seed, n), batch_schedule(config, n)
         self._draws: dict[int, Tensor] = {}
 
     def block(self, step: int, count: int) -> Block:

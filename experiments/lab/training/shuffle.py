@@ -34,13 +34,13 @@ def noise(seed: int, step: int, batch_size: int, noise_batch: int) -> np.ndarray
 
 
 class Shuffle:
-    """Positions of any step's examples. B is exact at every step: nothing is dropped, no batch is ragged.
+    """Positions of any step's examples. Nothing is dropped, and no batch is ragged.
 
     Caches the permutations of the last two epochs used and nothing else, so asking in any sequence gives the same answer.
     """
 
-    def __init__(self, seed: int, n: int, batch_size: int) -> None:
-        self.seed, self.n, self.batch_size = seed, n, batch_size
+    def __init__(self, seed: int, n: int) -> None:
+        self.seed, self.n = seed, n
         self._cache: dict[int, Tensor] = {}
 
     def _epoch(self, epoch: int) -> Tensor:
@@ -48,10 +48,6 @@ class Shuffle:
             self._cache = {k: v for k, v in self._cache.items() if k == epoch - 1}
             self._cache[epoch] = torch.from_numpy(permutation(self.seed, epoch, self.n))
         return self._cache[epoch]
-
-    def at(self, step: int, count: int = 1) -> list[tuple[int, Tensor]]:
-        """The examples of `count` steps of `batch_size` from `step` on, as `between` gives them."""
-        return self.between(step * self.batch_size, (step + count) * self.batch_size)
 
     def between(self, first: int, last: int) -> list[tuple[int, Tensor]]:
         """[first, last) of the concatenated permutations as (epoch, positions [b]) pieces, cut only where an epoch ends."""
