@@ -5,7 +5,6 @@ The Python layout, pickles of the same names without `.bin`, is read into the sa
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os

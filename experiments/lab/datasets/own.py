@@ -84,11 +84,11 @@ def assembled(name: str, given: Any) -> Dataset:
     train = splits["train"]
     for key, split in splits.items():
         if split.inputs.shape[1:] != train.inputs.shape[1:] or split.inputs.dtype != train.inputs.dtype:
-            raise DataError(f"{name}, {key}: inputs are {split.inputs.dtype} {list(split.inputs.shape[1:])}, but those of train are "
-                            f"{train.inputs.dtype} {list(train.inputs.shape[1:])}; make them alike.")
+            raise DataError(f"{name}, {key}: inputs are {_shown(split.inputs)}, but those of train are {_shown(train.inputs)}; "
+                            "make them alike.")
         if split.targets.shape[1:] != train.targets.shape[1:] or split.targets.dtype != train.targets.dtype:
-            raise DataError(f"{name}, {key}: targets are {split.targets.dtype} {list(split.targets.shape[1:])}, but those of train "
-                            f"are {train.targets.dtype} {list(train.targets.shape[1:])}; make them alike.")
+            raise DataError(f"{name}, {key}: targets are {_shown(split.targets)}, but those of train are "
+                            f"{_shown(train.targets)}; make them alike.")
     kind = _kind(train)
     if kind is Kind.NUMBERS:
         outputs = 1 if train.targets.ndim == 1 else train.targets.shape[1]
@@ -101,7 +101,13 @@ def assembled(name: str, given: Any) -> Dataset:
             raise DataError(f"{name}, test: the class {min(unseen)} is in no training example; take it out or add some.")
     mean, std = channel_statistics(train.inputs) if train.inputs.dtype == np.uint8 else ((), ())
     scale = tuple(value or 1.0 for value in std)
-    return Dataset(name, train, splits["test"], outputs, mean, scale, content_sha256(splits), None, kind, splits.get("validation"))
+    return Dataset(name, train, splits["test"], outputs, mean, scale, content_sha256(splits), None, kind,
+                   splits.get("validation"))
+
+
+def _shown(array: np.ndarray) -> str:
+    """Type and shape of one example."""
+    return f"{array.dtype} {list(array.shape[1:])}"
 
 
 def content_sha256(splits: Mapping[str, Split]) -> str:
@@ -124,8 +130,8 @@ def _splits(name: str, given: Any) -> dict[str, tuple[Any, Any]]:
         return {key: _pair(f"{name}, {key}", pair) for key, pair in given.items()}
     inputs, targets = (_array(name, one) for one in _pair(name, given))
     if len(inputs) != len(targets) or len(inputs) < TEST_SHARE:
-        raise DataError(f"{name} gave {len(inputs)} inputs and {len(targets)} targets, but a pair needs as many of both, at least "
-                        f"{TEST_SHARE}.")
+        raise DataError(f"{name} gave {len(inputs)} inputs and {len(targets)} targets, but a pair needs as many of both, at "
+                        f"least {TEST_SHARE}.")
     order = np.argsort(np.random.Philox(key=SPLIT_KEY).random_raw(len(inputs)), kind="stable")
     held = len(inputs) // TEST_SHARE
     test, train = np.sort(order[:held]), np.sort(order[held:])
@@ -157,8 +163,8 @@ def _split(where: str, inputs: Any, targets: Any) -> Split:
         raise DataError(f"{where}: {len(x)} inputs and {len(y)} targets, but there must be as many of both, at least one.")
     if y.ndim == 2 and y.dtype == np.int64 and y.shape != x.shape:
         if y.shape[1] != 1:
-            raise DataError(f"{where}: integer targets are {list(y.shape[1:])} per example and inputs {list(x.shape[1:])}; give one "
-                            "class per example, or one token per input token, or floats for numbers.")
+            raise DataError(f"{where}: integer targets are {list(y.shape[1:])} per example and inputs {list(x.shape[1:])}; give "
+                            "one class per example, or one token per input token, or floats for numbers.")
         y = y[:, 0]
     if y.dtype == np.int64 and (bad := y[(y < 0) & ~((y == IGNORED) & (y.ndim == 2))]).size:
         raise DataError(f"{where}: the target {bad.flat[0]} is out of range; classes and tokens begin at 0"
@@ -175,7 +181,8 @@ def _inputs(where: str, x: np.ndarray) -> np.ndarray:
             raise DataError(f"{where}: inputs hold NaN or infinity; take those examples out or fill them in.")
         return x[:, None] if x.ndim == 1 else x
     if x.ndim != 2:
-        raise DataError(f"{where}: integer inputs are tokens [N, T], but these are {list(x.shape)}; give floats, or images as uint8.")
+        raise DataError(f"{where}: integer inputs are tokens [N, T], but these are {list(x.shape)}; give floats, or images as "
+                        "uint8.")
     if x.min(initial=0) < 0:
         raise DataError(f"{where}: the input token {x.min()} is out of range; tokens begin at 0.")
     return np.ascontiguousarray(x, np.int64)
@@ -188,7 +195,8 @@ def _images(where: str, x: np.ndarray) -> np.ndarray:
     first, last = (x.ndim == 4 and x.shape[axis] in (1, 3, 4) for axis in (1, 3))
     if first == last:
         problem = "could have their channels first or last" if first else "are no images of 1, 3 or 4 channels"
-        raise DataError(f"{where}: uint8 inputs of shape {list(x.shape)} {problem}; give [N, C, H, W] or [N, H, W, C], or floats.")
+        raise DataError(f"{where}: uint8 inputs of shape {list(x.shape)} {problem}; give [N, C, H, W] or [N, H, W, C], or "
+                        "floats.")
     return np.ascontiguousarray(x if first else np.moveaxis(x, 3, 1))
 
 

@@ -35,8 +35,8 @@ from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.own_code import DATA_FORMATS, is_own
 
 __all__ = [
-    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Loss", "Machine", "Model", "Norm", "Optimizer", "Precision",
-    "RunConfig", "Scaling", "Schedule", "TrainDraw", "program",
+    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Loss", "Machine", "Model", "Norm", "Optimizer",
+    "Precision", "RunConfig", "Scaling", "Schedule", "TrainDraw", "program",
 ]
 
 SCIENCE_VERSION = 1

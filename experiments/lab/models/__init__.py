@@ -28,26 +28,27 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
         number_dropout_layers(model)
         return model
     normalizer = Normalizer(config.norm, config.norm_batch)
+    image = (shape[0], shape[1], shape[-1]) if len(shape) == 3 else (1, 1, 1)  # `prepare` gives networks of images no other
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         match config.model:
             case Model.MLP:
                 model = mlp(shape, outputs, normalizer, width=config.width or 512, depth=config.depth or 5)
             case Model.SMALL_CONV:
-                model = small_conv(shape, outputs, normalizer)
+                model = small_conv(image, outputs, normalizer)
             case Model.KESKAR_C1:
-                model = keskar_c1(shape, outputs, normalizer, dropout=config.dropout)
+                model = keskar_c1(image, outputs, normalizer, dropout=config.dropout)
             case Model.KESKAR_C2:
-                model = keskar_c2(shape, outputs, normalizer, dropout=config.dropout)
+                model = keskar_c2(image, outputs, normalizer, dropout=config.dropout)
             case Model.RESNET8 | Model.RESNET20 | Model.RESNET32 | Model.RESNET44 | Model.RESNET56:
-                model = resnet(shape, outputs, normalizer, depth=int(config.model.value.removeprefix("resnet")))
+                model = resnet(image, outputs, normalizer, depth=int(config.model.value.removeprefix("resnet")))
             case Model.WRN16_4:
-                model = wide_resnet(shape, outputs, normalizer, depth=16, k=4)
+                model = wide_resnet(image, outputs, normalizer, depth=16, k=4)
             case Model.WRN28_10:
-                model = wide_resnet(shape, outputs, normalizer, depth=28, k=10)
+                model = wide_resnet(image, outputs, normalizer, depth=28, k=10)
             case Model.VIT:
-                model = vit(shape, outputs)
+                model = vit(image, outputs)
             case Model.QUADRATIC:
-                model = Quadratic(shape)
+                model = Quadratic(image)
     number_dropout_layers(model)
     return model

@@ -9,7 +9,7 @@ from torch import nn
 from experiments.lab.models.norms import Normalizer
 
 
-def mlp(shape: tuple[int, int, int], classes: int, norm: Normalizer, *, width: int, depth: int) -> nn.Sequential:
+def mlp(shape: tuple[int, ...], classes: int, norm: Normalizer, *, width: int, depth: int) -> nn.Sequential:
     """[B, C, H, W] -> [B, classes] through `depth` hidden layers of `width` units: linear, norm, ReLU."""
     layers: list[nn.Module] = [nn.Flatten()]
     features = math.prod(shape)

@@ -83,8 +83,8 @@ def _groups(channels: int) -> int:
 
 @torch.no_grad()
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Set the evaluation statistics of every `BatchNorm` to the average over `batches` of the batch mean and variance, and those of
-    torch's own layers in a user's network likewise (`sharpness.recalibrate_batch_norm`).
+    """Set the evaluation statistics of every `BatchNorm` to the average over `batches` of the batch mean and variance, and those
+    of torch's own layers in a user's network likewise (`sharpness.recalibrate_batch_norm`).
 
     Each pass normalises with its own statistics, as training does, with dropout off. The order of batches and their size
     are the caller's: comparisons use one fixed size for every run. Leaves each layer in the mode it had.

@@ -63,8 +63,8 @@ def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
                 dataclasses.field(default=())))
             continue
         default, switch = declared[name].default, hints[name] is bool and kind is not RunConfig
-        shown = tyro.conf.arg(prefix_name=False, aliases=ALIASES.get(name), help=said.get(name), metavar=METAVARS.get(hints[name]),
-                              help_behavior_hint="" if default is None or switch else None)
+        shown = tyro.conf.arg(prefix_name=False, aliases=ALIASES.get(name), help=said.get(name),
+                              metavar=METAVARS.get(hints[name]), help_behavior_hint="" if default is None or switch else None)
         plain = hints[name] if switch else tyro.conf.FlagConversionOff[hints[name]]
         found.append((name, Annotated[plain, shown], dataclasses.field(default=default)))
     return found

@@ -19,7 +19,8 @@ SHOWN = 10
 """runs of a kind that `status` names at most"""
 FIRST = (
     ("test_accuracy", "test accuracy", "%"), ("test_r2", "test R^2", ""), ("test_loss", "test loss", ""),
-    ("validation_accuracy", "validation accuracy", "%"), ("train_loss", "training loss", ""), ("gap_loss", "generalization gap", " (test - training loss)"),
+    ("validation_accuracy", "validation accuracy", "%"), ("train_loss", "training loss", ""),
+    ("gap_loss", "generalization gap", " (test - training loss)"),
     ("gap_accuracy", "", " points (training - test accuracy)"), ("steps", "steps", ""), ("epochs", "epochs", ""),
 )
 """field of a summary, its name, its unit"""

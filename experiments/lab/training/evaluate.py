@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -61,7 +62,7 @@ def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, task: Task = CLA
     if losses is not None and found[0].weights is None:
         loss = losses.double().mean().item()
     else:
-        loss = (sum(t.total.double() for t in found) / sum(t.weight.double() for t in found)).item()
+        loss = math.fsum(t.total.item() for t in found) / math.fsum(t.weight.item() for t in found)
     predicted = answered.cpu() if task.kind is Kind.CLASSES and right is not None else None
     return Scores(loss, right, r2, None if losses is None else losses.cpu(), predicted)
 

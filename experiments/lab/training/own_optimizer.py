@@ -58,7 +58,8 @@ class OwnUpdate:
             p.grad = None
         if self.config.ema:
             with torch.no_grad():
-                torch._foreach_lerp_(self.slots[AVERAGE], [p.detach() for p in self.parameters], 1 - self.config.ema)
+                for average, p in zip(self.slots[AVERAGE], self.parameters, strict=True):
+                    average.lerp_(p, 1 - self.config.ema)
 
     @property
     def averages(self) -> bool:
