@@ -29,7 +29,6 @@ FILES = {
     "unfinished": ("def runs(:\n", 1, "SyntaxError"),
     "foreign": ("\nimport wandb_not_here\n", 2, "ModuleNotFoundError: No module named 'wandb_not_here'"),
     "ends": ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
-    "interrupts": ("raise KeyboardInterrupt\n", 1, "KeyboardInterrupt"),
     "bytes": ("\x00", None, "SyntaxError"),
     "todo": ('x = 1\nSTUDY = "todo"\n', 2, "STUDY is 'todo', but must be of type Study"),
 }

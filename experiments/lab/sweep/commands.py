@@ -161,8 +161,7 @@ def run(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or (1 if cuda else cores)
-    machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch,
-                      data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch, data_dir=options.data_dir)
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
     if result.chosen == 0 and options.where:
         asked = f"plan {study.name} --scale {study.scale(request.scale).asked}"
@@ -198,8 +197,7 @@ def train(options: Any) -> tuple[int, Any]:
     from experiments.lab.sweep.worker import run_task
 
     config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
-    machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch,
-                      data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch, data_dir=options.data_dir)
     machine.check(config)
     examples = launch.check_data([config], machine, options.store)[config.run_id]
     store, stopper, asked = Store(options.store), Stopper(), []
@@ -234,7 +232,7 @@ def measure(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--examples is {options.examples}, but must be at least 1")
     store = Store(options.store, create=False)
     run_id = store.resolve(options.run)
-    machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, data_dir=options.data_dir)
     measures = [standard(metric, options.examples) for metric in (known if "all" in options.metrics else options.metrics)]
     if not all(store.measured(asked, [run_id]) for asked in measures):
         store = Store(options.store)
@@ -320,7 +318,8 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     if chosen and options.dataset is not None:
         raise UsageError("--dataset and --set dataset are one setting; give one of them")
     for name in chosen if options.dataset is None else [options.dataset]:
-        _check_dataset(name)
+        if name not in NAMES and not name.startswith("cifar-bin:"):
+            raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
     request = Request(scale, options.seeds, options.dataset, options.pilot)
@@ -341,8 +340,3 @@ def _limit_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _check_dataset(name: str) -> None:
-    if name not in NAMES and not name.startswith("cifar-bin:"):
-        raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")

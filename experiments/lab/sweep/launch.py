@@ -149,7 +149,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
 
 def _planned(study: Study, request: Request, store: Store, machine: Machine) -> Sequence[PlannedStage]:
     """The stages as the store has them now."""
-    planned = plan(study, request, store, machine.data_path)
+    planned = plan(study, request, store, machine.data_dir)
     check_runs(study, request, planned)
     return planned
 
@@ -161,7 +161,7 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
     sizes = {}
     for config in configs:
         if (key := (config.dataset, config.data_sha256)) not in found:
-            found[key] = len(load(located(config, machine.data_path, root), machine.data_path).train.labels)
+            found[key] = len(load(located(config, machine.data_dir, root), machine.data_dir).train.labels)
         sizes[config.run_id] = check_fits(config, found[key])
         machine.check(config)
     return sizes
