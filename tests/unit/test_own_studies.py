@@ -239,7 +239,7 @@ def test_the_projects_own_names_are_right(tmp_path: Path) -> None:
             for pilot in (False, True):
                 request = Request(scale.name, pilot=pilot)
                 stages = plan(study, request, Store(tmp_path, create=False))
-                assert wrong_runs(study, request, [(s.stage, s.runs) for s in stages if s.runs is not None]) is None, study.name
+                assert not [*wrong_runs(study, request, [(s.stage, s.runs) for s in stages if s.runs is not None])], study.name
 
 
 def test_names_are_read_as_they_are() -> None:
@@ -250,7 +250,7 @@ def test_names_are_read_as_they_are() -> None:
     from experiments.lab.measures.registry import METRICS
 
     for kind, options in figures().items():
-        assert set(options.names) == set(importlib.import_module(f"analysis.figures.{kind}").settings())
+        assert set(options.kinds) == set(importlib.import_module(f"analysis.figures.{kind}").settings())
     assert len(figures()) >= 10 and set(statistics()) == set(STATISTICS)
     read = {name: (metric.runs, metric.version, metric.options) for name, metric in metrics().items()}
     assert read == {name: (m.runs, m.version, Options(

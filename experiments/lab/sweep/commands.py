@@ -24,16 +24,7 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
-from experiments.lab.sweep.plan import (
-    BrokenStudyError,
-    asked_for,
-    check_names,
-    check_runs,
-    find_study,
-    folder_of_studies,
-    identified,
-    select,
-)
+from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies, identified, select
 from experiments.lab.sweep.plan import plan as make_plan
 from experiments.lab.sweep.process import Stopper, keep_freed_memory, set_blas_threads
 from experiments.lab.sweep.progress import Training, duration, known_steps, names_among
@@ -61,7 +52,6 @@ def _listed(study: Study, store: Store) -> dict[str, Any]:
     for scale in study.scales:
         request = Request(scale.name)
         stages = make_plan(study, request, store)
-        check_runs(study, request, stages)
         claims = [{"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash} for c in study.claims_at(scale.name)]
         scales.append({"scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
                        "finished": sum(record is not None for stage in stages for record in stage.records),
@@ -132,9 +122,8 @@ def _under_way(stage: str, config: RunConfig, name: str, found: Begun | None) ->
 def _planned(options: Any) -> dict[str, Any]:
     """A study's stages with the chosen runs, each with its state and what is known of it where it is not finished."""
     study, request, store = _study(options)
-    stages, planned = [], make_plan(study, request, store, options.data_dir)
-    check_runs(study, request, planned)
-    for stage in planned:
+    stages = []
+    for stage in make_plan(study, request, store, options.data_dir):
         known = stage.runs is not None
         records = {config.run_id: record for config, record in zip(stage.runs or (), stage.records, strict=True)}
         chosen = select(stage.runs or (), options.where)

@@ -20,9 +20,9 @@ from experiments.lab.store.leases import clear_record
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import note_failure
 from experiments.lab.sweep.outlook import Part, kind_of, look_ahead, name_of, say_what_is_there
-from experiments.lab.sweep.plan import PlannedStage, check_runs, measurements_due, plan, select
+from experiments.lab.sweep.plan import PlannedStage, measurements_due, plan, select
 from experiments.lab.sweep.pool import Worker, Workers
-from experiments.lab.sweep.progress import Progress, Sweep, known_steps, names_among
+from experiments.lab.sweep.progress import Screen, Sweep, headline, known_steps, names_among
 from experiments.lab.sweep.tasks import (
     Busy,
     Failed,
@@ -104,7 +104,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 where: Sequence[str], quiet: bool) -> None:
     whole = Sweep(0, pool.count)
     for index in range(len(study.stages)):
-        stage, *later = _planned(study, request, store, machine)[index:]
+        stage, *later = plan(study, request, store, machine.data_dir)[index:]
         if stage.runs is None:
             if where:  # it may need what was left out
                 result.left_out.append(stage.stage.name)
@@ -134,7 +134,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                      if task.config.run_id not in result.kept]
         look_ahead(whole, result.chosen, stage, later, chosen, [*tasks, *ahead], where)
         execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
-        stage, *later = _planned(study, request, store, machine)[index:]
+        stage, *later = plan(study, request, store, machine.data_dir)[index:]
         due = [MeasurePair(measure, run_ids)
                for measure, run_ids in measurements_due(stage, request, store)
                if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)]
@@ -145,13 +145,6 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
         for record in stage.records:
             if record is not None and record.config.run_id in part.configs:
                 result.counts[record.status] = result.counts.get(record.status, 0) + 1
-
-
-def _planned(study: Study, request: Request, store: Store, machine: Machine) -> Sequence[PlannedStage]:
-    """The stages as the store has them now."""
-    planned = plan(study, request, store, machine.data_dir)
-    check_runs(study, request, planned)
-    return planned
 
 
 def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:
@@ -196,7 +189,7 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
         configs = [config for task in tasks for config in task.configs]
         part = Part(sweep, label, names_among(configs), {c.run_id: c for c in configs}, Store(pool.root, create=False))
     sweep.seconds = part.whole.seconds
-    with Progress(sweep, label, study=part.whole, study_label=part.label, quiet=quiet) as progress:
+    with Screen(quiet=quiet) as screen:
         while sweep.done < len(tasks):
             if pool.signal_number is not None:
                 raise Stopped(pool.signal_number)
@@ -217,9 +210,10 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                         worker.task = None
                         if isinstance(report, Signalled):
                             pool.workers.remove(worker)
-            if progress.due():
-                progress.update(*_status(pool, sweep, part))
-        progress.update(*_status(pool, sweep, part))
+            if screen.due():
+                screen.show(*_status(pool, sweep, label, part))
+        if not quiet:
+            screen.show(*_status(pool, sweep, label, part))
 
 
 def _count(worker: Worker, task: Task, report: Finished | TrainAlone | Failed | Signalled, sweep: Sweep, part: Part,
@@ -246,13 +240,14 @@ def _count(worker: Worker, task: Task, report: Finished | TrainAlone | Failed | 
                 note_failure(part.store, config.run_id, why)
 
 
-def _status(pool: Workers, sweep: Sweep, part: Part) -> tuple[dict[int, str], float]:
-    now, lines, spent = time.monotonic(), {}, 0.0
-    for number, worker in enumerate(pool.workers):
+def _status(pool: Workers, sweep: Sweep, label: str, part: Part) -> tuple[str, list[str]]:
+    """How far the study and its sweep are, and a line per busy worker."""
+    now, lines, spent = time.monotonic(), [], 0.0
+    for worker in pool.workers:
         if worker.task is not None:
             spent += now - worker.since
-            lines[number] = f"{name_of(worker.task, part)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s"
-    return lines, spent
+            lines.append(f"{name_of(worker.task, part)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s")
+    return headline(sweep, label, part.whole, part.label, spent), lines
 
 
 def _fraction(worker: Worker, sweep: Sweep) -> str:

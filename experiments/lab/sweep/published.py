@@ -21,6 +21,7 @@ import numpy as np
 from experiments.lab.declare.config import SCIENCE_VERSION, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.study import Measure
+from experiments.lab.declare.vocabulary import SUMMARY
 from experiments.lab.store import published_settings as settings
 from experiments.lab.store.check import Findings, check_run
 from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, with_checksum
@@ -30,11 +31,6 @@ from experiments.lab.store.records import Store, measurement_file
 from experiments.lab.store.transfer import adopt
 
 TABLES = ("runs", "history", "measurements", "correct")
-VALUES = (
-    "reason", "steps", "examples", "epochs", "seconds", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
-    "validation_loss", "validation_accuracy", "gap_accuracy", "gap_loss", "distance_from_start", "commit", "device", "hardware",
-)
-"""columns of the runs table that are a run's summary; `status` beside them"""
 HISTORY = ("kind", "step", "examples", "epoch", "loss", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 MEASURED = ("value", "standard_error", "residual", "products", "examples", "bn_mode", "dtype", "seed", "status")
 
@@ -145,7 +141,7 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
         texts = {"bits": bits["bits"], "test_set": bits["test_set"].encode()}
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in texts.items()}
         contents[BITS] = save(arrays | {"examples": np.array([bits["examples"]])})
-    summary = {"schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
+    summary = {"schema": SCHEMA, "run_id": config.run_id, **{name: row[name] for name in SUMMARY},
                LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()}}
     return contents | {"summary.json": with_checksum(to_json(finite_or_null(summary)))}
 
