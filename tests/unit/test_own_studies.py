@@ -21,7 +21,7 @@ from experiments.lab.declare.study import Figure, Request
 from experiments.lab.declare.study_checks import wrong_runs
 from experiments.lab.declare.vocabulary import Options, figures, metrics, statistics
 from experiments.lab.store.records import Store
-from experiments.lab.sweep.plan import check_names, find_study, plan, studies
+from experiments.lab.sweep.plan import check_names, find_study, plan
 
 QUICK = ("--scale", "quick")
 STUDY, SCALES = "STUDY = Study(", 'scales=(Scale("quick", "tiny", "seconds"),)'
@@ -233,7 +233,7 @@ def test_a_wrong_name_fails_at_plan(name: str, tmp_path: Path, capsys: pytest.Ca
 def test_the_projects_own_names_are_right(tmp_path: Path) -> None:
     """A study of the project's that its own check refuses, at any scale, and that the other tests then leave out."""
     assert search().broken == ()
-    for study in studies().values():
+    for study in search().studies.values():
         check_names(study)
         for scale in study.scales:
             for pilot in (False, True):

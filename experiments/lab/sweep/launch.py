@@ -19,22 +19,11 @@ from experiments.lab.store.data_places import located
 from experiments.lab.store.leases import clear_record
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import note_failure
+from experiments.lab.sweep import tasks
 from experiments.lab.sweep.outlook import Part, kind_of, look_ahead, name_of, say_what_is_there
 from experiments.lab.sweep.plan import PlannedStage, measurements_due, plan, select
 from experiments.lab.sweep.pool import Worker, Workers
 from experiments.lab.sweep.progress import Screen, Sweep, headline, known_steps, names_among
-from experiments.lab.sweep.tasks import (
-    Busy,
-    Failed,
-    Finished,
-    MeasurePair,
-    Signalled,
-    Task,
-    Train,
-    TrainAlone,
-    TrainTogether,
-    Underway,
-)
 
 BUSY_SECONDS = 2.0
 """pause before a run that another process holds is asked for again"""
@@ -118,24 +107,24 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
             if (folder := store.folder(config.run_id)).joinpath("lease.json").exists() and store.finished(config.run_id):
                 clear_record(folder)
         part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
-        tasks = _tasks(stage, chosen, request, store)
-        check_data([task.config for task in tasks], machine, store.root)
+        work = _tasks(stage, chosen, request, store)
+        check_data([task.config for task in work], machine, store.root)
         if index == 0 and not quiet:
             say_what_is_there([stage, *later], where, store)
-        ahead = [MeasurePair(pair.measure, (pair.first.run_id, pair.second.run_id)) for pair in stage.pairs(request)]
+        ahead = [tasks.MeasurePair(pair.measure, (pair.first.run_id, pair.second.run_id)) for pair in stage.pairs(request)]
         ahead = [task for task in ahead if part.configs.keys() >= set(task.run_ids)]
         ahead = [task for task in ahead if not store.measured(task.measure, task.run_ids)]
         if programs := _programs(stage, chosen, store, machine, pool.count):
             together = {config.run_id for program in programs for config in program.configs}
-            after = [replace(task, trained=task.trained or task.config.run_id in together) for task in tasks]
+            after = [replace(task, trained=task.trained or task.config.run_id in together) for task in work]
             look_ahead(whole, result.chosen, stage, later, chosen, [*programs, *after, *ahead], where)
             execute(pool, programs, f"together, stage {stage.stage.name}", result, quiet=quiet, part=part)
-            tasks = [replace(task, trained=store.finished(task.config.run_id)) for task in tasks
+            work = [replace(task, trained=store.finished(task.config.run_id)) for task in work
                      if task.config.run_id not in result.kept]
-        look_ahead(whole, result.chosen, stage, later, chosen, [*tasks, *ahead], where)
-        execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
+        look_ahead(whole, result.chosen, stage, later, chosen, [*work, *ahead], where)
+        execute(pool, work, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
         stage, *later = plan(study, request, store, machine.data_dir)[index:]
-        due = [MeasurePair(measure, run_ids)
+        due = [tasks.MeasurePair(measure, run_ids)
                for measure, run_ids in measurements_due(stage, request, store)
                if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)]
         look_ahead(whole, result.chosen, stage, later, chosen, due, where)
@@ -160,37 +149,38 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
     return sizes
 
 
-def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:
+def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[tasks.Train]:
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
-    return [Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
+    return [tasks.Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
             for config in chosen
             if config.run_id in missing or config.run_id in unmeasured]
 
 
 def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, machine: Machine,
-              workers: int) -> list[TrainTogether]:
+              workers: int) -> list[tasks.TrainTogether]:
     """Missing runs to train as one program first; where runs are trained alone, those that were begun as one."""
     wanted = {config.run_id for config in chosen}
     missing = [config for config in stage.missing() if config.run_id in wanted]
     if machine.fused == 1 or (machine.fused is None and not machine.device.startswith("cuda")):
-        return [TrainTogether(group) for group in begun_together(missing, store)]
+        return [tasks.TrainTogether(group) for group in begun_together(missing, store)]
     most = min(machine.fused or MOST, max(2, -(-len(missing) // workers)))
-    return [TrainTogether(group) for group in groups(missing, store, most)]
+    return [tasks.TrainTogether(group) for group in groups(missing, store, most)]
 
 
-def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool, part: Part | None = None) -> None:
-    """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
-    if not tasks:
+def execute(pool: Workers, work: Sequence[tasks.Task], label: str, result: Result, *, quiet: bool,
+            part: Part | None = None) -> None:
+    """Give `work` to the workers until all are finished; failures become sentences in `result`."""
+    if not work:
         return
-    waiting = deque((0.0, task) for task in tasks)  # in order of the time from which each may be given out
-    sweep = Sweep(len(tasks), pool.count, pending=Counter(map(kind_of, tasks)))
+    waiting = deque((0.0, task) for task in work)  # in order of the time from which each may be given out
+    sweep = Sweep(len(work), pool.count, pending=Counter(map(kind_of, work)))
     if part is None:
-        configs = [config for task in tasks for config in task.configs]
+        configs = [config for task in work for config in task.configs]
         part = Part(sweep, label, names_among(configs), {c.run_id: c for c in configs}, Store(pool.root, create=False))
     sweep.seconds = part.whole.seconds
     with Screen(quiet=quiet) as screen:
-        while sweep.done < len(tasks):
+        while sweep.done < len(work):
             if pool.signal_number is not None:
                 raise Stopped(pool.signal_number)
             now = time.monotonic()
@@ -198,17 +188,17 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                 worker.give(waiting.popleft()[1])
             for worker, task, report in pool.reports(0.25):
                 match report:
-                    case Underway(step):
+                    case tasks.Underway(step):
                         worker.step = step
-                    case Busy():
+                    case tasks.Busy():
                         waiting.append((time.monotonic() + BUSY_SECONDS, task))
                         worker.task = None
-                    case Signalled() if pool.signal_number is not None:  # the last task's, too
+                    case tasks.Signalled() if pool.signal_number is not None:  # the last task's, too
                         raise Stopped(pool.signal_number)
-                    case Finished() | TrainAlone() | Failed() | Signalled():
+                    case tasks.Finished() | tasks.TrainAlone() | tasks.Failed() | tasks.Signalled():
                         _count(worker, task, report, sweep, part, result)
                         worker.task = None
-                        if isinstance(report, Signalled):
+                        if isinstance(report, tasks.Signalled):
                             pool.workers.remove(worker)
             if screen.due():
                 screen.show(*_status(pool, sweep, label, part))
@@ -216,23 +206,22 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
             screen.show(*_status(pool, sweep, label, part))
 
 
-def _count(worker: Worker, task: Task, report: Finished | TrainAlone | Failed | Signalled, sweep: Sweep, part: Part,
-           result: Result) -> None:
+def _count(worker: Worker, task: tasks.Task, report: tasks.Report, sweep: Sweep, part: Part, result: Result) -> None:
     """A task has ended: count it in its sweep and in its study, and keep the sentence of a failure."""
-    kind, trains, failed = kind_of(task), isinstance(task, Train), isinstance(report, Failed | Signalled)
+    kind, trains, failed = kind_of(task), isinstance(task, tasks.Train), isinstance(report, tasks.Failed | tasks.Signalled)
     sweep.finish(kind, failed=failed)
     if part.whole is not sweep:
         part.whole.finish(kind, failed=failed and trains, counts=int(trains))
     match report:
-        case Finished():
+        case tasks.Finished():
             sweep.measured(kind, time.monotonic() - worker.since)
             result.trained += trains
-            result.measured += isinstance(task, MeasurePair)
-        case TrainAlone(why):
+            result.measured += isinstance(task, tasks.MeasurePair)
+        case tasks.TrainAlone(why):
             print(f"{name_of(task, part)}: {why}; they are trained alone", file=sys.stderr)
-        case Failed(why) | Signalled(why):
+        case tasks.Failed(why) | tasks.Signalled(why):
             result.failures.append(f"{name_of(task, part, ids=True)}: {why}")
-            if isinstance(task, TrainTogether):
+            if isinstance(task, tasks.TrainTogether):
                 result.kept |= {config.run_id for config in task.configs}
                 if part.whole is not sweep:
                     part.whole.failed += len(task.configs)
