@@ -24,7 +24,7 @@ from experiments.lab.declare.study import Measure
 from experiments.lab.declare.vocabulary import SUMMARY
 from experiments.lab.store import published_settings as settings
 from experiments.lab.store.check import Findings, check_run
-from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, with_checksum
+from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, sha256_of, with_checksum
 from experiments.lab.store.files import StoreError, finite_or_null, to_json, writing
 from experiments.lab.store.history import COLUMNS, columns, pack
 from experiments.lab.store.records import Store, measurement_file
@@ -80,7 +80,7 @@ def _stage(staged: Store, store: Store, folder: Path) -> int:
     if other := [i for i, config in configs.items() if RunConfig.from_dict(config.full_dict()).run_id != i]:
         raise StoreError(f"run {other[0]} of {folder} is of another batchlab, where its settings have another id; use that one")
     runs, history, measurements, correct = (_rows(folder / f"{name}.parquet") for name in TABLES)
-    source = {"study": folder.parent.name, "scale": folder.name, "runs_sha256": _sha256(folder / "runs.parquet")}
+    source = {"study": folder.parent.name, "scale": folder.name, "runs_sha256": sha256_of(folder / "runs.parquet")}
     finished = {row["run_id"]: row for row in runs if row["run_id"] in configs}
     wanted = {run_id for run_id in finished if not store.folder(run_id).exists()}
     _refuse_half_pairs(measurements, finished.keys() - wanted, store, folder)
@@ -159,7 +159,3 @@ def _rows(path: Path) -> list[Row]:
     except (ArrowException, OSError) as error:
         raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
     return [{name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()} for row in rows]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
