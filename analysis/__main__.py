@@ -59,7 +59,7 @@ class Options:
     goal: OptionalFloat = None
     """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """another setting than the scale's own, as FIELD=VALUE, as given to `run`; may be repeated"""
+    """another setting than the scale's own, as FIELD=VALUE, as given to `run`"""
     published: Switch = False
     """read what the project publishes instead of a store"""
     json: Switch = False

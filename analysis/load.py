@@ -36,7 +36,7 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
-from experiments.lab.sweep.plan import PlannedStage, check_runs, check_scale, find_study, plan
+from experiments.lab.sweep.plan import PlannedStage, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
 
 TABLES = ("runs", "history", "measurements", "correct")
@@ -153,9 +153,7 @@ def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStag
             f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {asked} "
             f"--store {store.root}`, or read the published results with --published"
         )
-    stages = plan(study, request, store)
-    check_runs(study, request, stages)
-    return stages
+    return plan(study, request, store)
 
 
 def from_store(study: Study, scale: str, store: Store, request: Request | None = None) -> Tables:

@@ -120,7 +120,9 @@ class Measure(Common):
     examples: OptionalInt = None
     """measure on so many training examples (default: for each metric what `python -m sharpness --list` says)"""
     device: str = "cpu"
+    """cpu, cuda or cuda:N"""
     threads: int = 1
+    """threads of the process"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,20 +61,20 @@ class Options:
     metrics: tuple[str, ...] = ("all",)
     """all, or names of the table that --list prints, apart or with commas between"""
     examples: OptionalInt = None
-    """measure on so many, random ones (default: for each metric what the table states)"""
+    """measure on this many examples, drawn at random (default: for each metric what the table states)"""
     params: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="")] = ()
     """names of the parameters that count (default: all with requires_grad)"""
     batch_size: OptionalInt = None
-    """of chunks of a pair of tensors (default: what suits the machine)"""
+    """size of the chunks that a pair of tensors is cut into (default: what suits the machine)"""
     weight: OptionalText = None
     """what share of the mean a batch has: examples, tokens (targets that are neither -100 nor NaN), or MODULE:NAME of a
     function of (inputs, targets) (default: examples, where the loss is a mean over them)"""
     mode: Literal["eval", "train"] = "eval"
-    """of batch normalisation and dropout"""
+    """mode of batch normalisation and dropout"""
     device: str = "cpu"
     """cpu, cuda or cuda:N"""
     seed: int = 0
-    """of everything that is drawn"""
+    """seed of everything that is drawn"""
     json: Switch = False
     """print one JSON document on stdout and nothing else"""
     list: Switch = False

@@ -117,9 +117,8 @@ def study(job: Job) -> int:
     store = Store(job.store)
     if job.records is not None:
         print(f"{transfer.import_runs(store, job.records)} runs taken from {job.records}", flush=True)
-    data_dir = None if job.data is None else str(job.data)
-    settings = Machine(device=job.device, data_dir=data_dir, fused=2 if job.rehearsal else None)
-    stage = plan(wanted, request, store, settings.data_path)[0]
+    settings = Machine(device=job.device, data_dir=job.data, fused=2 if job.rehearsal else None)
+    stage = plan(wanted, request, store, settings.data_dir)[0]
     launch.check_data(stage.runs or (), settings, store.root)
     waiting = [Train(record.config, tuple(stage.measures(record.config))) for record in stage.records if record is not None]
     result, said = launch.Result(), "running"

@@ -14,11 +14,11 @@ from analysis.stats import power, power_within
 from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.claims import Claim, Kind
 from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import PILOT, Record, Request, Study
 from experiments.lab.declare.vocabulary import metrics
-from experiments.lab.sweep.plan import studies
 
-STUDIES = studies()
+STUDIES = search().studies
 CASES = [(study, scale.name) for study in STUDIES.values() for scale in study.scales]
 IDS = [f"{study.name}-{scale}" for study, scale in CASES]
 FIELDS = {field.name for field in dataclasses.fields(RunConfig)}

@@ -20,8 +20,8 @@ from analysis.load import DEFAULTS, Tables, check_families, from_published, from
 from analysis.verdicts import INCONCLUSIVE, REPRODUCED, Verdict, verdicts
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind
 from experiments.lab.declare.errors import UsageError
+from experiments.lab.declare.finding import search
 from experiments.lab.store import published_settings as settings
-from experiments.lab.sweep.plan import studies
 
 NAN = math.nan
 
@@ -181,7 +181,7 @@ def test_a_wrong_family_is_one_sentence(family: Family, words: str) -> None:
 
 def test_every_study_names_known_statistics() -> None:
     """A study whose verdict could never be given."""
-    for study in studies().values():
+    for study in search().studies.values():
         check_families(study)
 
 

@@ -13,9 +13,10 @@ from analysis import __main__ as analysis
 from experiments import __main__ as command
 from experiments import keskar2017
 from experiments.lab.declare.errors import UsageError
+from experiments.lab.declare.finding import search
 from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Request, Study
-from experiments.lab.sweep.plan import asked_for, studies
+from experiments.lab.sweep.plan import asked_for
 
 QUICK = ["--scale", "quick"]
 WRONG = {
@@ -146,7 +147,7 @@ def counts(study: Study, request: Request) -> dict[str, int]:
     return {metric: measured.count(metric) for metric in measured}
 
 
-@pytest.mark.parametrize("study", studies().values(), ids=list(studies()))
+@pytest.mark.parametrize("study", search().studies.values(), ids=list(search().studies))
 def test_no_measurement_hangs_on_the_value_of_a_seed(study: Study) -> None:
     """Figures of other seeds would be empty."""
     own = counts(study, Request("quick"))

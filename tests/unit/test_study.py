@@ -17,10 +17,11 @@ from experiments import keskar2017
 from experiments.lab.declare import contrasts
 from experiments.lab.declare.config import Model, RunConfig, check_fits
 from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import Record, Request, Stage, measure
 from experiments.lab.store.files import to_json, write_atomic
 from experiments.lab.store.records import Store, measurement_id
-from experiments.lab.sweep.plan import find_study, measurements_due, plan, select, studies
+from experiments.lab.sweep.plan import find_study, measurements_due, plan, select
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Request("quick")
@@ -135,7 +136,7 @@ def runs_of(scale: str, **options: Any) -> list[RunConfig]:
 
 def test_studies_are_found() -> None:
     """A study file that nobody sees."""
-    assert studies()["keskar2017"] is keskar2017.STUDY
+    assert search().studies["keskar2017"] is keskar2017.STUDY
 
 
 def test_keskar_quick_runs() -> None:

@@ -1,4 +1,5 @@
 """What a study is written with: configurations, claims, stages, tuning, and the checks of what it declares. Needs no torch."""
+# ruff: noqa: F401 (studies import from here)
 
 from experiments.lab.declare.claims import Claim, Contrast, Family, Gate, Group, Kind, Power, ValueScale
 from experiments.lab.declare.config import RunConfig
@@ -31,10 +32,3 @@ from experiments.lab.declare.study import (
     Study,
     measure,
 )
-
-__all__ = [
-    "GATES", "Augment", "Budget", "Claim", "Comparison", "Contrast", "Family", "Figure", "Gate", "Group", "Kind",
-    "Measure", "Model", "Norm", "Optimizer", "Pair", "PaperRow", "Power", "Precision", "Record", "Request", "RunConfig",
-    "Scale", "Scaling", "Schedule", "Settings", "Stage", "Study", "TrainDraw", "ValueScale", "at_scale", "difference",
-    "directional", "equivalent", "figure", "group", "log_ratio", "measure", "non_inferior", "of_paper", "paper_rows", "weighted",
-]

@@ -12,13 +12,15 @@ import functools
 import hashlib
 import json
 import math
+import typing
 from dataclasses import dataclass
 from enum import StrEnum
 from numbers import Integral, Real
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from experiments.lab.declare.config_checks import check_fields, shown
+from experiments.lab.declare.config_checks import check_batch, check_fields, shown
 from experiments.lab.declare.enums import (
     Augment,
     Budget,
@@ -33,11 +35,6 @@ from experiments.lab.declare.enums import (
 )
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.own_code import DATA_FORMATS, is_own
-
-__all__ = [
-    "SCALARS", "SCIENCE_VERSION", "Augment", "Budget", "ConfigError", "Loss", "Machine", "Model", "Norm", "Optimizer",
-    "Precision", "RunConfig", "Scaling", "Schedule", "TrainDraw", "program",
-]
 
 SCIENCE_VERSION = 1
 """Raised only when the golden weights of `tests/unit/test_golden.py` change, never by a mere commit."""
@@ -246,18 +243,11 @@ class RunConfig:
         return config
 
 
-_ENUMS: dict[str, type[StrEnum]] = {
-    "model": Model, "norm": Norm, "loss": Loss, "optimizer": Optimizer, "scaling": Scaling, "schedule": Schedule,
-    "budget": Budget, "augment": Augment, "precision": Precision, "train_draw": TrainDraw,
-}
-
-
 OWN = {"model": "MODULE:FUNCTION", "loss": "MODULE:NAME", "optimizer": "MODULE:FUNCTION"}
 """fields that may name a user's code, and how"""
 _KINDS: dict[str, tuple[type, bool]] = {
-    f.name: (_ENUMS.get(f.name) or {"str": str, "int": int, "float": float, "bool": bool}[str(f.type).removesuffix(" | None")],
-             str(f.type).endswith(" | None"))
-    for f in dataclasses.fields(RunConfig)
+    name: ((typing.get_args(hint) or (hint,))[0], NoneType in typing.get_args(hint))
+    for name, hint in typing.get_type_hints(RunConfig).items()
 }
 """field -> its type, and whether it may be None"""
 _DEFAULTS = tuple((f.name, f.default) for f in dataclasses.fields(RunConfig))
@@ -271,11 +261,11 @@ def typed(name: str, value: Any) -> Any:
         return value
     if name in OWN and isinstance(value, str) and is_own(value):
         return str(value)
-    if name in _ENUMS:
+    if issubclass(kind, StrEnum):
         try:
             return kind(value)
         except ValueError:
-            choices = ", ".join(_ENUMS[name]) + (f" or {OWN[name]} of your own" if name in OWN else "")
+            choices = ", ".join(kind) + (f" or {OWN[name]} of your own" if name in OWN else "")
             raise ConfigError(f"{name} is {shown(value)}, but must be one of {choices}") from None
     if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)
@@ -310,15 +300,11 @@ class Machine:
     """runs trained as one program at most (1: each alone; default: as many as a short measured trial finds to pay)"""
     graphs: bool | None = None
     """replay updates as CUDA graphs (default: on a GPU)"""
-    data_dir: str | None = None
+    data_dir: Path | None = None
 
     @property
     def uses_graphs(self) -> bool:
         return self.device.startswith("cuda") if self.graphs is None else self.graphs
-
-    @property
-    def data_path(self) -> Path | None:
-        return None if self.data_dir is None else Path(self.data_dir)
 
     def check(self, config: RunConfig) -> None:
         """Raise `ConfigError` where `micro_batch` would change the science of `config`."""
@@ -353,10 +339,5 @@ def check_fits(config: RunConfig, available: int, apart: int | None = None) -> i
     if not 0 < n_train <= available - config.n_validation:
         raise ConfigError(f"n_train {n_train} and n_validation {config.n_validation} exceed the {available} training examples of "
                           f"{config.dataset}; choose smaller ones")
-    if config.batch_size > n_train:
-        raise ConfigError(f"batch_size {config.batch_size} exceeds the {n_train} training examples; choose at most {n_train}")
-    if (largest := config.batch_size * config.batch_growth**2) > n_train:
-        raise ConfigError(
-            f"batch_size {config.batch_size} grows to {largest}, more than the {n_train} training examples; choose a smaller one"
-        )
+    check_batch(config, n_train)
     return n_train

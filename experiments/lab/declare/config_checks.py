@@ -58,10 +58,20 @@ def check_fields(c: RunConfig) -> None:
         raise ConfigError(f"n_validation is {shown(c.n_validation)}, but must not be negative")
     if not 0 <= c.seed < 2**63:
         raise ConfigError(f"seed is {shown(c.seed)}, but must be at least 0 and below 2**63")
-    if c.n_train is not None and c.batch_size > c.n_train:
-        raise ConfigError(f"batch_size {c.batch_size} exceeds the {c.n_train} training examples; choose at most {c.n_train}")
+    if c.n_train is not None:
+        check_batch(c, c.n_train)
     _validate_budget(c)
     _validate_combinations(c)
+
+
+def check_batch(c: RunConfig, n_train: int) -> None:
+    """Raise `ConfigError` where a batch is larger than the training set."""
+    if c.batch_size > n_train:
+        raise ConfigError(f"batch_size {c.batch_size} exceeds the {n_train} training examples; choose at most {n_train}")
+    if (largest := c.batch_size * c.batch_growth**2) > n_train:
+        raise ConfigError(
+            f"batch_size {c.batch_size} grows to {largest}, more than the {n_train} training examples; choose a smaller one"
+        )
 
 
 def _validate_budget(c: RunConfig) -> None:
@@ -111,10 +121,6 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError(f"batch_growth counts in epochs, so it needs budget epochs, not {c.budget}")
     if c.batch_growth > 1 and c.noise_batch is not None:
         raise ConfigError("batch_growth and noise_batch both set the noise of the gradient; choose one")
-    if c.batch_growth > 1 and c.n_train is not None and c.batch_size * c.batch_growth**2 > c.n_train:
-        raise ConfigError(
-            f"batch_size {c.batch_size} grows to {c.batch_size * c.batch_growth**2}, more than the {c.n_train} training examples"
-        )
     if c.sam_adaptive and not c.sam_rho:
         raise ConfigError("sam_adaptive needs a sam_rho above 0")
     if c.sam_rho and c.gradient_penalty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -43,26 +44,20 @@ def minus(first: Contrast, second: Contrast) -> Contrast:
     return dataclasses.replace(first, groups=(*first.groups, *(dataclasses.replace(g, weight=-g.weight) for g in second.groups)))
 
 
-def directional(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
-    """The effect lies on the paper's side of 0."""
-    return _claim(Kind.DIRECTIONAL, id, sentence, contrast, margin, fields)
-
-
-def equivalent(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
-    """The effect lies within +-margin."""
-    return _claim(Kind.EQUIVALENCE, id, sentence, contrast, margin, fields)
-
-
-def non_inferior(id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
-    """The effect lies above -margin."""
-    return _claim(Kind.NON_INFERIORITY, id, sentence, contrast, margin, fields)
-
-
-def _claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float | None, fields: dict[str, Any]) -> Claim:
+def claim(kind: Kind, id: str, sentence: str, contrast: Contrast, margin: float | None = None, **fields: Any) -> Claim:
+    """A claim of one kind; `fields` are its others."""
     if margin is None and contrast.scale is not ValueScale.LOG:
         raise ValueError(f"the claim {id!r} is of no log ratio, so it needs a margin")
     own: dict[str, Any] = {"gates": GATES, **fields}
     return Claim(id, sentence, kind, contrast, MARGIN if margin is None else margin, **own)
+
+
+directional = functools.partial(claim, Kind.DIRECTIONAL)
+"""the effect lies on the paper's side of 0"""
+equivalent = functools.partial(claim, Kind.EQUIVALENCE)
+"""the effect lies within +-margin"""
+non_inferior = functools.partial(claim, Kind.NON_INFERIORITY)
+"""the effect lies above -margin"""
 
 
 def at_scale(scale: Scale, *claims: Claim, gates: tuple[Gate, ...] = GATES, source: str = "unchecked",

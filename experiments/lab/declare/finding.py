@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import linecache
 import pkgutil
 import re
 import sys
@@ -88,19 +87,8 @@ def _imported(path: Path) -> ModuleType | Broken:
             del sys.modules[name]
             raise
         return module
-    except BaseException as error:  # whatever a module raises is its own affair; except for the user's Ctrl-C
-        if isinstance(error, KeyboardInterrupt) and not _raised_by_code(error):
-            raise
+    except (Exception, SystemExit) as error:
         return broken_by(error, path, _name_in(path))
-
-
-def _raised_by_code(error: BaseException) -> bool:
-    """Whether the line that was running raises such an error by name, so that no key was pressed."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    line = "" if trace is None else linecache.getline(trace.tb_frame.f_code.co_filename, trace.tb_lineno)
-    return type(error).__name__ in line
 
 
 def broken_by(error: BaseException, path: Path | None, name: str) -> Broken:

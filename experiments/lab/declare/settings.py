@@ -7,7 +7,7 @@ import hashlib
 import json
 import typing
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -141,40 +141,33 @@ def _change(settings: Any, words: str) -> tuple[str, Any]:
         raise UsageError(f"--set takes FIELD=VALUE, not {words!r}; for example lr=0.1")
     if name not in names:
         raise UsageError(f"--set: {unknown('setting', name, names)}")
+    read, must_be = _reader(kinds[name])
     try:
-        return name, _read(kinds[name], text)
-    except ValueError as error:
-        raise UsageError(f"--set {name} is {shown(text)}, but must be {_kind(kinds[name], error)}") from None
+        return name, read(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"--set {name} is {shown(text)}, but must be {must_be}") from None
 
 
-def _read(kind: Any, text: str) -> Any:
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (UnionType, typing.Union):
-        return None if NoneType in arguments and text.lower() == "none" else _read(arguments[0], text)
-    if origin is tuple and arguments[1:] == (Ellipsis,):
-        return tuple(_read(arguments[0], part) for part in text.split(",") if part)
-    if kind is bool:
-        return {"true": True, "false": False}[text.lower()] if text.lower() in ("true", "false") else _fails("true or false")
-    if kind in (int, float, str) or (isinstance(kind, type) and issubclass(kind, StrEnum)):
-        return kind(text)
-    return _fails("as it is: it cannot be set on a command line")
+FIXED = "as it is: it cannot be set on a command line"
 
 
-def _fails(words: str) -> Any:
-    raise ValueError(words)
-
-
-def _kind(kind: Any, error: ValueError) -> str:
-    """What a value must be, for a sentence."""
+def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
+    """What reads a value of type `kind`, raising ValueError or KeyError, and what such a value must be, for a sentence."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and arguments[1:] == (Ellipsis,):
-        one = _kind(arguments[0], error)
-        return one if one == str(error) else f"{one}, or several with commas between"
+        one, words = _reader(arguments[0])
+        said = words if words == FIXED else f"{words}, or several with commas between"
+        return lambda text: tuple(one(part) for part in text.split(",") if part), said
     if origin in (UnionType, typing.Union):
-        return f"{_kind(arguments[0], error)} or none"
+        one, words = _reader(arguments[0])
+        return lambda text: None if NoneType in arguments and text.lower() == "none" else one(text), f"{words} or none"
     if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return f"one of {', '.join(kind)}"
-    return {int: "an integer", float: "a number"}.get(kind, str(error))
+        return kind, f"one of {', '.join(kind)}"
+    if kind is bool:
+        return lambda text: {"true": True, "false": False}[text.lower()], "true or false"
+    if kind in (int, float, str):
+        return kind, {int: "an integer", float: "a number", str: "a word"}[kind]
+    return {}.__getitem__, FIXED
 
 
 def _words(value: Any) -> str:

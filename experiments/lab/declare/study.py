@@ -114,19 +114,16 @@ class Stage:
     """the study's, filled in by it"""
 
     def runs_of(self, request: Request, records: Sequence[Record]) -> Sequence[RunConfig]:
-        return called(self.runs, records=records, **self._asked(request))
+        return called(self.runs, records=records, **asked(request, self.scales))
 
     def bound(self, request: Request) -> int:
-        return int(called(self.at_most, **self._asked(request)) if self.at_most else len(self.runs_of(request, ())))
+        return int(called(self.at_most, **asked(request, self.scales)) if self.at_most else len(self.runs_of(request, ())))
 
     def measures_of(self, request: Request, config: RunConfig) -> Sequence[Measure]:
-        return called(self.measures, config=config, **self._asked(request))
+        return called(self.measures, config=config, **asked(request, self.scales))
 
     def pairs_of(self, request: Request, runs: Sequence[RunConfig]) -> Sequence[Pair]:
-        return called(self.pairs, runs=runs, **self._asked(request))
-
-    def _asked(self, request: Request) -> dict[str, Any]:
-        return asked(request, self.scales)
+        return called(self.pairs, runs=runs, **asked(request, self.scales))
 
 
 def asked(request: Request, scales: tuple[Scale, ...]) -> dict[str, Any]:

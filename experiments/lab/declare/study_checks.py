@@ -36,7 +36,7 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
     """Why `value` is not of the declared type `kind`, in one sentence, or None where it is."""
     if kind is Any or type(value) is kind in (str, int, float, bool, Kind):
         return None
-    origin, arguments = _parts(kind)
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (UnionType, typing.Union):
         found = (misfit(value, argument, where) for argument in arguments[::-1])  # None, where it may be, is the last
         return None if None in found else misfit(value, arguments[0], where)
@@ -60,22 +60,13 @@ def misfit(value: Any, kind: Any, where: str) -> str | None:
 
 
 @functools.cache
-def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
-    return typing.get_origin(kind), typing.get_args(kind)
-
-
-@functools.cache
 def _fields(kind: Any) -> tuple[tuple[str, Any], ...]:
     hints = typing.get_type_hints(kind)
     return tuple((field.name, hints[field.name]) for field in dataclasses.fields(kind))
 
 
-def wrong_names(study: Study) -> Wrong | None:
-    """The first name in `study` that does not exist, or does twice."""
-    return next(_wrong_names(study), None)
-
-
-def _wrong_names(study: Study) -> Iterator[Wrong]:
+def wrong_names(study: Study) -> Iterator[Wrong]:
+    """The names in `study` that do not exist, or do twice."""
     stages, scales = [stage.name for stage in study.stages], [scale.name for scale in study.scales]
     claims = [claim.id for claim in study.claims]
     for what, names in (("scale", scales), ("stage", stages)):
@@ -179,8 +170,8 @@ KINDS = {"int": int, "float": float, "bool": bool, "str": str, "int | None": int
 
 def _options(of: str, given: Mapping[str, Any], known: vocabulary.Options) -> Iterator[Wrong]:
     for name, value in given.items():
-        if name not in known.names:
-            yield Wrong(unknown(f"option of {of}", name, known.names), str(name))
+        if name not in known.kinds:
+            yield Wrong(unknown(f"option of {of}", name, known.kinds), str(name))
         elif wrong := misfit(value, KINDS.get(known.kinds[name], Any), name):
             yield Wrong(f"{of}: {wrong}", name)
     yield from (Wrong(f"{of} needs the option {name!r}") for name in known.required if name not in given)
@@ -233,15 +224,11 @@ Runs = Sequence[tuple[Stage, Sequence[RunConfig]]]
 """the stages whose runs are known, with these"""
 
 
-def wrong_runs(study: Study, request: Request, runs: Runs) -> Wrong | None:
-    """The first measurement of these runs that cannot be made, or claim about runs or values that there are not.
+def wrong_runs(study: Study, request: Request, runs: Runs) -> Iterator[Wrong]:
+    """Measurements of these runs that cannot be made, and claims about runs or values that there are not.
 
     What later stages make of earlier records is their affair: a group that they fill is not looked at.
     """
-    return next(_wrong_runs(study, request, runs), None)
-
-
-def _wrong_runs(study: Study, request: Request, runs: Runs) -> Iterator[Wrong]:
     measured: list[list[Sequence[Measure]]] = []
     every: set[Measure] = set()
     for stage, configs in runs:

@@ -52,11 +52,6 @@ def fewest_steps(record: Record) -> float:
     return -float(record.values["steps"])
 
 
-def cell_of(config: RunConfig) -> RunConfig:
-    """What is tuned apart: every field but the learning rate and the seed."""
-    return config.replace(lr=1.0, seed=0)
-
-
 @dataclass(frozen=True)
 class Candidate:
     """One learning rate of one cell with its tuning runs: `config` is that of the first seed."""
@@ -75,10 +70,11 @@ class Candidate:
 
 
 def candidates(records: Sequence[Record], score: Score) -> dict[RunConfig, list[Candidate]]:
-    """cell -> its candidates from the best to the worst; cells in the order of `records`."""
+    """Cell -> its candidates from the best to the worst; cells, which are tuned apart, in the order of `records`."""
     runs: dict[RunConfig, dict[float, list[Record]]] = {}
     for record in records:
-        runs.setdefault(cell_of(record.config), {}).setdefault(record.config.lr, []).append(record)
+        cell = record.config.replace(lr=1.0, seed=0)  # every field except the learning rate and the seed
+        runs.setdefault(cell, {}).setdefault(record.config.lr, []).append(record)
     return {cell: sorted((_candidate(found, score) for found in rates.values()), key=lambda c: c.order)
             for cell, rates in runs.items()}
 

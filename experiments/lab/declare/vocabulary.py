@@ -37,10 +37,6 @@ class Options:
     kinds: dict[str, str]
     required: tuple[str, ...] = ()
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(self.kinds)
-
 
 @dataclasses.dataclass(frozen=True)
 class Metric:

@@ -63,7 +63,7 @@ def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed
     other, test = rescaled_subject(subject, layer, factor), subject.data.test
     pair = [curvature.top_eigenpair(s, examples, curvature.TOL, seed) for s in (subject, other)]
     before, after = (float(found.values[0]) for found in pair)
-    scores = [evaluate(s.model, test.inputs, test.targets) for s in (subject, other)]
+    was, now = (evaluate(s.model, test.inputs, test.targets, s.data.task).accuracy for s in (subject, other))
     few = min(examples, 1000)
 
     def ratio(metric: Any, **options: Any) -> float:
@@ -83,7 +83,7 @@ def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed
             "relative_trace_ratio": ratio(curvature.relative_trace, examples=few, products=12),
             "adaptive_ratio": ratio(curvature.adaptive_l2_step, examples=few, rho=0.5, m=128),
             "largest_output_change": _largest_change(subject, other),
-            "test_accuracy_change": scores[1].accuracy - scores[0].accuracy,
+            "test_accuracy_change": None if was is None or now is None else now - was,
         },
     }
 

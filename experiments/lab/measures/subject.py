@@ -65,7 +65,7 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     weights, config = final_weights(store, run_id), store.config(run_id)
     if config is None:
         raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
-    source = training_data.read(located(config, machine.data_path, store.root), machine.data_path)
+    source = training_data.read(located(config, machine.data_dir, store.root), machine.data_dir)
     data = training_data.prepare(config, machine, source)
     model = models.build(config, data.shape, data.outputs).to(machine.device, training_data.dtype_of(config))
     try:

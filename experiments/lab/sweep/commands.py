@@ -24,16 +24,7 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
-from experiments.lab.sweep.plan import (
-    BrokenStudyError,
-    asked_for,
-    check_names,
-    check_runs,
-    find_study,
-    folder_of_studies,
-    identified,
-    select,
-)
+from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies, identified, select
 from experiments.lab.sweep.plan import plan as make_plan
 from experiments.lab.sweep.process import Stopper, keep_freed_memory, set_blas_threads
 from experiments.lab.sweep.progress import Training, duration, known_steps, names_among
@@ -61,7 +52,6 @@ def _listed(study: Study, store: Store) -> dict[str, Any]:
     for scale in study.scales:
         request = Request(scale.name)
         stages = make_plan(study, request, store)
-        check_runs(study, request, stages)
         claims = [{"id": c.id, "sentence": c.sentence, "primary": c.primary, "hash": c.hash} for c in study.claims_at(scale.name)]
         scales.append({"scale": scale.name, "about": scale.about, "cost": scale.cost, "claims": claims,
                        "finished": sum(record is not None for stage in stages for record in stage.records),
@@ -132,9 +122,8 @@ def _under_way(stage: str, config: RunConfig, name: str, found: Begun | None) ->
 def _planned(options: Any) -> dict[str, Any]:
     """A study's stages with the chosen runs, each with its state and what is known of it where it is not finished."""
     study, request, store = _study(options)
-    stages, planned = [], make_plan(study, request, store, options.data_dir)
-    check_runs(study, request, planned)
-    for stage in planned:
+    stages = []
+    for stage in make_plan(study, request, store, options.data_dir):
         known = stage.runs is not None
         records = {config.run_id: record for config, record in zip(stage.runs or (), stage.records, strict=True)}
         chosen = select(stage.runs or (), options.where)
@@ -161,8 +150,7 @@ def run(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or (1 if cuda else cores)
-    machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch,
-                      data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch, data_dir=options.data_dir)
     result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
     if result.chosen == 0 and options.where:
         asked = f"plan {study.name} --scale {study.scale(request.scale).asked}"
@@ -198,8 +186,7 @@ def train(options: Any) -> tuple[int, Any]:
     from experiments.lab.sweep.worker import run_task
 
     config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
-    machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch,
-                      data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch, data_dir=options.data_dir)
     machine.check(config)
     examples = launch.check_data([config], machine, options.store)[config.run_id]
     store, stopper, asked = Store(options.store), Stopper(), []
@@ -234,7 +221,7 @@ def measure(options: Any) -> tuple[int, Any]:
         raise UsageError(f"--examples is {options.examples}, but must be at least 1")
     store = Store(options.store, create=False)
     run_id = store.resolve(options.run)
-    machine = Machine(device=options.device, data_dir=None if options.data_dir is None else str(options.data_dir))
+    machine = Machine(device=options.device, data_dir=options.data_dir)
     measures = [standard(metric, options.examples) for metric in (known if "all" in options.metrics else options.metrics)]
     if not all(store.measured(asked, [run_id]) for asked in measures):
         store = Store(options.store)
@@ -320,7 +307,8 @@ def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
     if chosen and options.dataset is not None:
         raise UsageError("--dataset and --set dataset are one setting; give one of them")
     for name in chosen if options.dataset is None else [options.dataset]:
-        _check_dataset(name)
+        if name not in NAMES and not name.startswith("cifar-bin:"):
+            raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
     request = Request(scale, options.seeds, options.dataset, options.pilot)
@@ -341,8 +329,3 @@ def _limit_threads(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-
-
-def _check_dataset(name: str) -> None:
-    if name not in NAMES and not name.startswith("cifar-bin:"):
-        raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")

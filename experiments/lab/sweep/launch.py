@@ -19,22 +19,11 @@ from experiments.lab.store.data_places import located
 from experiments.lab.store.leases import clear_record
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import note_failure
+from experiments.lab.sweep import tasks
 from experiments.lab.sweep.outlook import Part, kind_of, look_ahead, name_of, say_what_is_there
-from experiments.lab.sweep.plan import PlannedStage, check_runs, measurements_due, plan, select
+from experiments.lab.sweep.plan import PlannedStage, measurements_due, plan, select
 from experiments.lab.sweep.pool import Worker, Workers
-from experiments.lab.sweep.progress import Progress, Sweep, known_steps, names_among
-from experiments.lab.sweep.tasks import (
-    Busy,
-    Failed,
-    Finished,
-    MeasurePair,
-    Signalled,
-    Task,
-    Train,
-    TrainAlone,
-    TrainTogether,
-    Underway,
-)
+from experiments.lab.sweep.progress import Screen, Sweep, headline, known_steps, names_among
 
 BUSY_SECONDS = 2.0
 """pause before a run that another process holds is asked for again"""
@@ -104,7 +93,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 where: Sequence[str], quiet: bool) -> None:
     whole = Sweep(0, pool.count)
     for index in range(len(study.stages)):
-        stage, *later = _planned(study, request, store, machine)[index:]
+        stage, *later = plan(study, request, store, machine.data_dir)[index:]
         if stage.runs is None:
             if where:  # it may need what was left out
                 result.left_out.append(stage.stage.name)
@@ -118,24 +107,24 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
             if (folder := store.folder(config.run_id)).joinpath("lease.json").exists() and store.finished(config.run_id):
                 clear_record(folder)
         part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
-        tasks = _tasks(stage, chosen, request, store)
-        check_data([task.config for task in tasks], machine, store.root)
+        work = _tasks(stage, chosen, request, store)
+        check_data([task.config for task in work], machine, store.root)
         if index == 0 and not quiet:
             say_what_is_there([stage, *later], where, store)
-        ahead = [MeasurePair(pair.measure, (pair.first.run_id, pair.second.run_id)) for pair in stage.pairs(request)]
+        ahead = [tasks.MeasurePair(pair.measure, (pair.first.run_id, pair.second.run_id)) for pair in stage.pairs(request)]
         ahead = [task for task in ahead if part.configs.keys() >= set(task.run_ids)]
         ahead = [task for task in ahead if not store.measured(task.measure, task.run_ids)]
         if programs := _programs(stage, chosen, store, machine, pool.count):
             together = {config.run_id for program in programs for config in program.configs}
-            after = [replace(task, trained=task.trained or task.config.run_id in together) for task in tasks]
+            after = [replace(task, trained=task.trained or task.config.run_id in together) for task in work]
             look_ahead(whole, result.chosen, stage, later, chosen, [*programs, *after, *ahead], where)
             execute(pool, programs, f"together, stage {stage.stage.name}", result, quiet=quiet, part=part)
-            tasks = [replace(task, trained=store.finished(task.config.run_id)) for task in tasks
+            work = [replace(task, trained=store.finished(task.config.run_id)) for task in work
                      if task.config.run_id not in result.kept]
-        look_ahead(whole, result.chosen, stage, later, chosen, [*tasks, *ahead], where)
-        execute(pool, tasks, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
-        stage, *later = _planned(study, request, store, machine)[index:]
-        due = [MeasurePair(measure, run_ids)
+        look_ahead(whole, result.chosen, stage, later, chosen, [*work, *ahead], where)
+        execute(pool, work, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
+        stage, *later = plan(study, request, store, machine.data_dir)[index:]
+        due = [tasks.MeasurePair(measure, run_ids)
                for measure, run_ids in measurements_due(stage, request, store)
                if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)]
         look_ahead(whole, result.chosen, stage, later, chosen, due, where)
@@ -147,13 +136,6 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 result.counts[record.status] = result.counts.get(record.status, 0) + 1
 
 
-def _planned(study: Study, request: Request, store: Store, machine: Machine) -> Sequence[PlannedStage]:
-    """The stages as the store has them now."""
-    planned = plan(study, request, store, machine.data_path)
-    check_runs(study, request, planned)
-    return planned
-
-
 def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:
     """Read every data set once, here, so that a damaged or missing file stops the sweep before any training. The training
     examples of each run, by its id."""
@@ -161,7 +143,7 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
     sizes = {}
     for config in configs:
         if (key := (config.dataset, config.data_sha256)) not in found:
-            dataset = load(located(config, machine.data_path, root), machine.data_path)
+            dataset = load(located(config, machine.data_dir, root), machine.data_dir)
             apart = None if dataset.validation is None else len(dataset.validation.targets)
             found[key] = len(dataset.train.targets), apart
         sizes[config.run_id] = check_fits(config, *found[key])
@@ -169,37 +151,38 @@ def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> di
     return sizes
 
 
-def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[Train]:
+def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[tasks.Train]:
     unmeasured = {runs[0] for _, runs in measurements_due(stage, request, store) if len(runs) == 1}
     missing = {config.run_id for config in stage.missing()}
-    return [Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
+    return [tasks.Train(config, tuple(stage.measures(config)), trained=config.run_id not in missing)
             for config in chosen
             if config.run_id in missing or config.run_id in unmeasured]
 
 
 def _programs(stage: PlannedStage, chosen: Sequence[RunConfig], store: Store, machine: Machine,
-              workers: int) -> list[TrainTogether]:
+              workers: int) -> list[tasks.TrainTogether]:
     """Missing runs to train as one program first; where runs are trained alone, those that were begun as one."""
     wanted = {config.run_id for config in chosen}
     missing = [config for config in stage.missing() if config.run_id in wanted]
     if machine.fused == 1 or (machine.fused is None and not machine.device.startswith("cuda")):
-        return [TrainTogether(group) for group in begun_together(missing, store)]
+        return [tasks.TrainTogether(group) for group in begun_together(missing, store)]
     most = min(machine.fused or MOST, max(2, -(-len(missing) // workers)))
-    return [TrainTogether(group) for group in groups(missing, store, most)]
+    return [tasks.TrainTogether(group) for group in groups(missing, store, most)]
 
 
-def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *, quiet: bool, part: Part | None = None) -> None:
-    """Give `tasks` to the workers until all are finished; failures become sentences in `result`."""
-    if not tasks:
+def execute(pool: Workers, work: Sequence[tasks.Task], label: str, result: Result, *, quiet: bool,
+            part: Part | None = None) -> None:
+    """Give `work` to the workers until all are finished; failures become sentences in `result`."""
+    if not work:
         return
-    waiting = deque((0.0, task) for task in tasks)  # in order of the time from which each may be given out
-    sweep = Sweep(len(tasks), pool.count, pending=Counter(map(kind_of, tasks)))
+    waiting = deque((0.0, task) for task in work)  # in order of the time from which each may be given out
+    sweep = Sweep(len(work), pool.count, pending=Counter(map(kind_of, work)))
     if part is None:
-        configs = [config for task in tasks for config in task.configs]
+        configs = [config for task in work for config in task.configs]
         part = Part(sweep, label, names_among(configs), {c.run_id: c for c in configs}, Store(pool.root, create=False))
     sweep.seconds = part.whole.seconds
-    with Progress(sweep, label, study=part.whole, study_label=part.label, quiet=quiet) as progress:
-        while sweep.done < len(tasks):
+    with Screen(quiet=quiet) as screen:
+        while sweep.done < len(work):
             if pool.signal_number is not None:
                 raise Stopped(pool.signal_number)
             now = time.monotonic()
@@ -207,40 +190,40 @@ def execute(pool: Workers, tasks: Sequence[Task], label: str, result: Result, *,
                 worker.give(waiting.popleft()[1])
             for worker, task, report in pool.reports(0.25):
                 match report:
-                    case Underway(step):
+                    case tasks.Underway(step):
                         worker.step = step
-                    case Busy():
+                    case tasks.Busy():
                         waiting.append((time.monotonic() + BUSY_SECONDS, task))
                         worker.task = None
-                    case Signalled() if pool.signal_number is not None:  # the last task's, too
+                    case tasks.Signalled() if pool.signal_number is not None:  # the last task's, too
                         raise Stopped(pool.signal_number)
-                    case Finished() | TrainAlone() | Failed() | Signalled():
+                    case tasks.Finished() | tasks.TrainAlone() | tasks.Failed() | tasks.Signalled():
                         _count(worker, task, report, sweep, part, result)
                         worker.task = None
-                        if isinstance(report, Signalled):
+                        if isinstance(report, tasks.Signalled):
                             pool.workers.remove(worker)
-            if progress.due():
-                progress.update(*_status(pool, sweep, part))
-        progress.update(*_status(pool, sweep, part))
+            if screen.due():
+                screen.show(*_status(pool, sweep, label, part))
+        if not quiet:
+            screen.show(*_status(pool, sweep, label, part))
 
 
-def _count(worker: Worker, task: Task, report: Finished | TrainAlone | Failed | Signalled, sweep: Sweep, part: Part,
-           result: Result) -> None:
+def _count(worker: Worker, task: tasks.Task, report: tasks.Report, sweep: Sweep, part: Part, result: Result) -> None:
     """A task has ended: count it in its sweep and in its study, and keep the sentence of a failure."""
-    kind, trains, failed = kind_of(task), isinstance(task, Train), isinstance(report, Failed | Signalled)
+    kind, trains, failed = kind_of(task), isinstance(task, tasks.Train), isinstance(report, tasks.Failed | tasks.Signalled)
     sweep.finish(kind, failed=failed)
     if part.whole is not sweep:
         part.whole.finish(kind, failed=failed and trains, counts=int(trains))
     match report:
-        case Finished():
+        case tasks.Finished():
             sweep.measured(kind, time.monotonic() - worker.since)
             result.trained += trains
-            result.measured += isinstance(task, MeasurePair)
-        case TrainAlone(why):
+            result.measured += isinstance(task, tasks.MeasurePair)
+        case tasks.TrainAlone(why):
             print(f"{name_of(task, part)}: {why}; they are trained alone", file=sys.stderr)
-        case Failed(why) | Signalled(why):
+        case tasks.Failed(why) | tasks.Signalled(why):
             result.failures.append(f"{name_of(task, part, ids=True)}: {why}")
-            if isinstance(task, TrainTogether):
+            if isinstance(task, tasks.TrainTogether):
                 result.kept |= {config.run_id for config in task.configs}
                 if part.whole is not sweep:
                     part.whole.failed += len(task.configs)
@@ -248,13 +231,14 @@ def _count(worker: Worker, task: Task, report: Finished | TrainAlone | Failed | 
                 note_failure(part.store, config.run_id, why)
 
 
-def _status(pool: Workers, sweep: Sweep, part: Part) -> tuple[dict[int, str], float]:
-    now, lines, spent = time.monotonic(), {}, 0.0
-    for number, worker in enumerate(pool.workers):
+def _status(pool: Workers, sweep: Sweep, label: str, part: Part) -> tuple[str, list[str]]:
+    """How far the study and its sweep are, and a line per busy worker."""
+    now, lines, spent = time.monotonic(), [], 0.0
+    for worker in pool.workers:
         if worker.task is not None:
             spent += now - worker.since
-            lines[number] = f"{name_of(worker.task, part)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s"
-    return lines, spent
+            lines.append(f"{name_of(worker.task, part)}{_fraction(worker, sweep)}, {now - worker.since:.0f} s")
+    return headline(sweep, label, part.whole, part.label, spent), lines
 
 
 def _fraction(worker: Worker, sweep: Sweep) -> str:

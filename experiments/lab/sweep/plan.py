@@ -43,11 +43,6 @@ def folder_of_studies(given: Path | None) -> Path | None:
     return folder.resolve()
 
 
-def studies(folder: Path | None = None) -> dict[str, Study]:
-    """Every study that can be used, by name: of `experiments`, and of a folder of the user's."""
-    return search(folder).studies
-
-
 def find_study(name: str, folder: Path | None = None) -> Study:
     """Raises `UsageError` where there is no such study, `BrokenStudyError` where it declares what does not exist."""
     found = search(folder)
@@ -63,20 +58,12 @@ def find_study(name: str, folder: Path | None = None) -> Study:
 
 def check_names(study: Study) -> None:
     """Raise `BrokenStudyError` where `study` names what does not exist."""
+    _refuse(study, wrong_names(study))
+
+
+def _refuse(study: Study, found: Iterator[Wrong]) -> None:
     with declared_by(study):
-        wrong = wrong_names(study)
-    _refuse(study, wrong)
-
-
-def check_runs(study: Study, request: Request, stages: Sequence[PlannedStage]) -> None:
-    """Raise `BrokenStudyError` where the runs known so far could not be measured, or would leave a claim without an answer."""
-    known = [(stage.stage, stage.runs) for stage in stages if stage.runs is not None]
-    with declared_by(study):
-        wrong = wrong_runs(study, request, known)
-    _refuse(study, wrong)
-
-
-def _refuse(study: Study, wrong: Wrong | None) -> None:
+        wrong = next(found, None)
     if wrong is not None:
         file = file_of(study)
         raise BrokenStudyError(Broken(study.name, str(file or study.name), line_of(file, wrong.word), wrong.sentence))
@@ -137,7 +124,8 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
     """Every stage of `study`, each resolved once all stages before it are complete. Torch-free and without side effects.
 
     Raises `BrokenStudyError` where a function of the study fails, as by declaring a run that cannot exist (`ConfigError` where
-    the user asked for another data set), and `UsageError` for an unknown scale.
+    the user asked for another data set), and where the runs known so far could not be measured, or would leave a claim without
+    an answer; `UsageError` for an unknown scale.
     """
     check_scale(study, request.scale)
     earlier: list[Record] = []
@@ -156,6 +144,7 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
             records = tuple(store.records(runs))
         stages.append(PlannedStage(stage, request, runs, records, len(runs)))
         earlier += [record for record in records if record is not None]
+    _refuse(study, wrong_runs(study, request, [(stage.stage, stage.runs) for stage in stages if stage.runs is not None]))
     return tuple(stages)
 
 
@@ -175,7 +164,7 @@ def _declared(study: Study, stage: Stage, request: Request, earlier: Sequence[Re
     with _asked_of(study, request):
         runs = list(stage.runs_of(request, tuple(earlier)))
     if stray := [run for run in runs if not isinstance(run, RunConfig)]:
-        _refuse(study, Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig"))
+        _refuse(study, iter([Wrong(f"stage {stage.name}: runs gives {shown(stray[0])}, but must give a list of RunConfig")]))
     return runs
 
 

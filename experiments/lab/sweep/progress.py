@@ -187,27 +187,14 @@ class Screen:
             print("; ".join([head, *lines]), file=sys.stderr, flush=True)
 
 
-class Progress(Screen):
-    """A sweep under way, as a part of `study` where there is one. Use as a context manager."""
-
-    def __init__(self, sweep: Sweep, label: str, *, study: Sweep | None = None, study_label: str = "",
-                 quiet: bool = False) -> None:
-        super().__init__(quiet=quiet)
-        self.sweep, self.label, self.study, self.study_label = sweep, label, study, study_label
-
-    def update(self, lines: Mapping[int, str], spent: float) -> None:
-        """Show `lines`, one per worker, and how far the study and its sweep are."""
-        if not self.quiet:
-            self.show(self.head(spent), [*lines.values()])
-
-    def head(self, spent: float) -> str:
-        sweep, study = self.sweep, self.study or self.sweep
-        failed = f", {study.failed} failed" if study.failed else ""
-        head = (f"{self.study_label or self.label}: {study.count()} {'finished' if study is sweep else 'runs'}{failed}, "
-                f"{duration(time.monotonic() - study.started)} elapsed, {study.left(spent)}")
-        if (study.total, study.pending.total()) == (sweep.total, sweep.pending.total()):
-            return head  # this sweep is the whole study
-        return f"{head}; {self.label}: {sweep.count()}, {sweep.left(spent)}"
+def headline(sweep: Sweep, label: str, study: Sweep, study_label: str, spent: float) -> str:
+    """How far a sweep is, as a part of `study`, which may be itself."""
+    failed = f", {study.failed} failed" if study.failed else ""
+    head = (f"{study_label}: {study.count()} {'finished' if study is sweep else 'runs'}{failed}, "
+            f"{duration(time.monotonic() - study.started)} elapsed, {study.left(spent)}")
+    if (study.total, study.pending.total()) == (sweep.total, sweep.pending.total()):
+        return head  # this sweep is the whole study
+    return f"{head}; {label}: {sweep.count()}, {sweep.left(spent)}"
 
 
 class Training(Screen):

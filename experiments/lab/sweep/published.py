@@ -21,20 +21,16 @@ import numpy as np
 from experiments.lab.declare.config import SCIENCE_VERSION, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.study import Measure
+from experiments.lab.declare.vocabulary import SUMMARY
 from experiments.lab.store import published_settings as settings
 from experiments.lab.store.check import Findings, check_run
-from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, with_checksum
+from experiments.lab.store.checksums import BITS, LIGHT, PUBLISHED, SCHEMA, sha256_of, with_checksum
 from experiments.lab.store.files import StoreError, finite_or_null, to_json, writing
 from experiments.lab.store.history import COLUMNS, columns, pack
 from experiments.lab.store.records import Store, measurement_file
 from experiments.lab.store.transfer import adopt
 
 TABLES = ("runs", "history", "measurements", "correct")
-VALUES = (
-    "reason", "steps", "examples", "epochs", "seconds", "train_loss", "train_accuracy", "test_loss", "test_accuracy",
-    "validation_loss", "validation_accuracy", "gap_accuracy", "gap_loss", "distance_from_start", "commit", "device", "hardware",
-)
-"""columns of the runs table that are a run's summary; `status` beside them"""
 HISTORY = ("kind", "step", "examples", "epoch", "loss", "lr", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 MEASURED = ("value", "standard_error", "residual", "products", "examples", "bn_mode", "dtype", "seed", "status")
 
@@ -84,7 +80,7 @@ def _stage(staged: Store, store: Store, folder: Path) -> int:
     if other := [i for i, config in configs.items() if RunConfig.from_dict(config.full_dict()).run_id != i]:
         raise StoreError(f"run {other[0]} of {folder} is of another batchlab, where its settings have another id; use that one")
     runs, history, measurements, correct = (_rows(folder / f"{name}.parquet") for name in TABLES)
-    source = {"study": folder.parent.name, "scale": folder.name, "runs_sha256": _sha256(folder / "runs.parquet")}
+    source = {"study": folder.parent.name, "scale": folder.name, "runs_sha256": sha256_of(folder / "runs.parquet")}
     finished = {row["run_id"]: row for row in runs if row["run_id"] in configs}
     wanted = {run_id for run_id in finished if not store.folder(run_id).exists()}
     _refuse_half_pairs(measurements, finished.keys() - wanted, store, folder)
@@ -145,7 +141,7 @@ def _contents(config: RunConfig, row: Row, rows: list[Row], bits: Row | None, so
         texts = {"bits": bits["bits"], "test_set": bits["test_set"].encode()}
         arrays = {name: np.frombuffer(content, np.uint8) for name, content in texts.items()}
         contents[BITS] = save(arrays | {"examples": np.array([bits["examples"]])})
-    summary = {"schema": SCHEMA, "run_id": config.run_id, "status": row["status"], **{name: row[name] for name in VALUES},
+    summary = {"schema": SCHEMA, "run_id": config.run_id, **{name: row[name] for name in SUMMARY},
                LIGHT: True, PUBLISHED: source, "files": {name: hashlib.sha256(c).hexdigest() for name, c in contents.items()}}
     return contents | {"summary.json": with_checksum(to_json(finite_or_null(summary)))}
 
@@ -163,7 +159,3 @@ def _rows(path: Path) -> list[Row]:
     except (ArrowException, OSError) as error:
         raise StoreError(f"{path} cannot be read ({str(error).splitlines()[0]}); fetch it again") from error
     return [{name: None if isinstance(v, float) and math.isnan(v) else v for name, v in row.items()} for row in rows]
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

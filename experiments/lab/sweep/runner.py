@@ -44,8 +44,8 @@ def train_runs(configs: Sequence[RunConfig], store: Store, machine: Machine, sto
         if BUSY in statuses.values():
             return [statuses.get(config.run_id, BUSY) for config in configs]
         if folders:
-            name = located(folders[0].config, machine.data_path, store.root)
-            data = prepare(folders[0].config, machine, read(name, machine.data_path))
+            name = located(folders[0].config, machine.data_dir, store.root)
+            data = prepare(folders[0].config, machine, read(name, machine.data_dir))
             ids = [folder.config.run_id for folder in folders]
             begun = len(ids) > 1 and company_of(store, ids[0]) == ids
             size = len(ids) if begun else members_that_pay([folder.config for folder in folders], machine, data)

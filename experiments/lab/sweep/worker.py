@@ -19,21 +19,9 @@ from experiments.lab.measures.perform import perform
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.run_folder import Interrupted, Watch
+from experiments.lab.sweep import tasks
 from experiments.lab.sweep.process import Stopper
 from experiments.lab.sweep.runner import BUSY, train_runs
-from experiments.lab.sweep.tasks import (
-    Busy,
-    Failed,
-    Finished,
-    MeasurePair,
-    Report,
-    Signalled,
-    Task,
-    Train,
-    TrainAlone,
-    TrainTogether,
-    Underway,
-)
 
 
 def serve(pipe: Connection, root: Path, machine: Machine, stopper: Stopper) -> None:
@@ -54,38 +42,38 @@ def serve(pipe: Connection, root: Path, machine: Machine, stopper: Stopper) -> N
     except Interrupted:
         pass
     with contextlib.suppress(ConnectionError):
-        pipe.send(Signalled())
+        pipe.send(tasks.Signalled())
 
 
-def run_task(task: Task, store: Store, machine: Machine, stopper: Stopper, pipe: Connection | None,
-             watch: Watch | None = None) -> Report:
+def run_task(task: tasks.Task, store: Store, machine: Machine, stopper: Stopper, pipe: Connection | None,
+             watch: Watch | None = None) -> tasks.Report:
     """One task, whatever comes of it. Only `Interrupted` escapes. `watch` is shown the history as it comes."""
     try:
         match task:
-            case TrainTogether(configs):
-                return Busy() if BUSY in train(configs, store, machine, stopper, pipe) else Finished()
-            case Train(config, measures):
+            case tasks.TrainTogether(configs):
+                return tasks.Busy() if BUSY in train(configs, store, machine, stopper, pipe) else tasks.Finished()
+            case tasks.Train(config, measures):
                 (status,) = train([config], store, machine, stopper, pipe, watch)
                 run_ids = (config.run_id,)
-            case MeasurePair(wanted, run_ids):
+            case tasks.MeasurePair(wanted, run_ids):
                 status, measures = "done", (wanted,)
         if status == BUSY:
-            return Busy()
+            return tasks.Busy()
         if status == "diverged":
-            return Finished(status)
+            return tasks.Finished(status)
         stopper.measuring = True
         if not stopper.asked:
             if pipe is not None:
-                pipe.send(Underway(None))
+                pipe.send(tasks.Underway(None))
             perform(store, machine, measures, run_ids)
         stopper.measuring = False
-        return Finished(status)
+        return tasks.Finished(status)
     except (ConfigError, StoreError, DataError, OSError) as error:
-        return Failed(str(error) or type(error).__name__)
+        return tasks.Failed(str(error) or type(error).__name__)
     except (MemoryError, RuntimeError, ValueError, ArithmeticError) as error:
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         # what cannot be computed as one program may be computed run by run
-        return TrainAlone(why) if isinstance(task, TrainTogether) else Failed(why)
+        return tasks.TrainAlone(why) if isinstance(task, tasks.TrainTogether) else tasks.Failed(why)
     finally:
         stopper.measuring = False
 
@@ -99,6 +87,6 @@ def train(configs: Sequence[RunConfig], store: Store, machine: Machine, stopper:
         nonlocal told
         if pipe is not None and time.monotonic() - told > 0.5:
             told = time.monotonic()
-            pipe.send(Underway(step))
+            pipe.send(tasks.Underway(step))
 
     return train_runs(configs, store, machine, lambda: stopper.asked, report, watch)
