@@ -44,4 +44,4 @@ def test_the_usual_flags_come_first(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     found = re.findall(r"^(?:│ |  )--([a-z0-9-]+)", capsys.readouterr().out, flags=re.MULTILINE)
-    assert found[:10] == [*(name.replace("_", "-") for name in USUAL), "device", "store"]
+    assert found[:10] == ["data", *(name.replace("_", "-") for name in USUAL[1:]), "device", "store"]

@@ -85,6 +85,10 @@ def available(name: str, data_dir: Path | None = None) -> bool:
         return True
     if is_own_data(name):
         try:
+            if name.startswith("cifar-bin:"):
+                from .cifar import folder_files
+
+                return bool(folder_files(_folder(name, data_dir)))
             return not in_files(name) or _folder(name, data_dir).exists()
         except DataError:
             return False

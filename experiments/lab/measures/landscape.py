@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from torch.nn.functional import cross_entropy
 
-from experiments.lab import models
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.measures.subject import BATCH, Subject, head, subset
 from experiments.lab.training.evaluate import calibrate_on
+from experiments.lab.training.initial import network
 from sharpness import flat_weights, plane_through, slice_1d, slice_2d
 
 
@@ -50,7 +50,7 @@ def plane(first: Subject, second: Subject, *, points: int, examples: int) -> dic
     units of distance between weights (see `sharpness.plane_through`).
     """
     train = first.data.train
-    start = models.build(first.config, first.data.shape, first.data.outputs).state_dict()
+    start = network(first.config, first.data).state_dict()
     found = plane_through(*(flat_weights(first.model, w) for w in (first.weights, second.weights, start)))
     corners = found.values
     low, high = corners.min(axis=0), corners.max(axis=0)

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from experiments.lab import models
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.store.checkpoints import final_weights
 from experiments.lab.store.data_places import located
@@ -21,6 +20,7 @@ from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.training import data as training_data
 from experiments.lab.training.data import Data
+from experiments.lab.training.initial import network
 from experiments.lab.training.state import Tensors
 from sharpness import Eigenvalues
 
@@ -67,7 +67,7 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
         raise StoreError(f"{store.folder(run_id)}/config.json is missing; {REPAIR}")
     source = training_data.read(located(config, machine.data_dir, store.root), machine.data_dir)
     data = training_data.prepare(config, machine, source)
-    model = models.build(config, data.shape, data.outputs).to(machine.device, training_data.dtype_of(config))
+    model = network(config, data).to(machine.device, training_data.dtype_of(config))
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -15,9 +15,14 @@ from experiments.lab.training.own_task import check_own
 from experiments.lab.training.state import Tensors
 
 
+def network(config: RunConfig, data: Data) -> nn.Module:
+    """The network of `config` for `data`, drawn from its seed, on the CPU in float32."""
+    return models.build(config, data.shape, data.outputs)
+
+
 def initial_model(config: RunConfig, machine: Machine, data: Data, parent: Tensors | None = None) -> nn.Module:
     """The network of `config` on its device in training mode: drawn from its seed, or with `parent`'s weights."""
-    model = models.build(config, data.shape, data.outputs)
+    model = network(config, data)
     if parent is not None:
         own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
         if own != {name: tuple(value.shape) for name, value in parent.items()}:
