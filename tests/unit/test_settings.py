@@ -37,6 +37,8 @@ WRONG = {
     ("dataset=minst",): "there is no data set 'minst'",
     ("dataset=mnist", "--dataset", "mnist"): "--dataset and --set dataset are one setting",
     ("warm=100",): "error: epochs is -40.0, but must be a positive number",
+    ("examples=0",): "examples is 0, but must be at least 1",
+    ("other_seeds=-1",): "other_seeds is -1, but must be at least 0",
 }
 
 

@@ -53,6 +53,9 @@ class Settings:
             raise ConfigError(f"batch_sizes is {shown(self.batch_sizes)}, but must be at least {least}, ascending, as in 16,256")
         if not 1 <= self.seeds <= PILOT:
             raise ConfigError(f"seeds is {shown(self.seeds)}, but must be from 1 to {PILOT}: pilots have the seeds above")
+        for name, value in vars(self).items():
+            if type(value) is int and value < int(name == "examples"):
+                raise ConfigError(f"{name} is {shown(value)}, but must be at least {int(name == 'examples')}")
 
     @property
     def small(self) -> int:
