@@ -154,16 +154,18 @@ def _array(where: str, given: Any) -> np.ndarray:
     try:
         found = np.asarray(given)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: expected an array ({error}).") from error
+        raise DataError(f"{where}: expected an array ({error}); convert it.") from error
     if found.ndim == 0 or found.dtype.kind not in "biuf":
-        raise DataError(f"{where}: expected an array of real numbers, not {found.dtype} of shape {list(found.shape)}; convert it.")
+        raise DataError(f"{where}: expected an array of real numbers, not {found.dtype} of shape {list(found.shape)}; convert "
+                        "it.")
     return found
 
 
 def _split(where: str, inputs: Any, targets: Any) -> Split:
     x, y = _inputs(where, _array(where, inputs)), _targets(where, _array(where, targets))
     if not x.size or not y.size:
-        raise DataError(f"{where}: inputs are {list(x.shape)} and targets {list(y.shape)}, but neither may be empty; give some examples.")
+        raise DataError(f"{where}: inputs are {list(x.shape)} and targets {list(y.shape)}, but neither may be empty; give some "
+                        "examples.")
     if len(x) != len(y):
         raise DataError(f"{where}: {len(x)} inputs and {len(y)} targets; give as many of both.")
     per_position = y.ndim == 2 and y.dtype == np.int64 and y.shape == x.shape and (y.shape[1] > 1 or x.dtype == np.int64)

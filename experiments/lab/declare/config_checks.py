@@ -144,7 +144,7 @@ def _validate_task(c: RunConfig) -> None:
         raise ConfigError(f"label_smoothing is for loss cross_entropy, not {c.loss}; leave it out")
     if c.imbalance < 1:
         raise ConfigError(f"imbalance is {c.imbalance}, but must be at least 1: the first class is the largest")
-    if c.allow_random and not (own or not isinstance(c.loss, Loss) or not isinstance(c.optimizer, Optimizer)):
+    if c.allow_random and not c.has_own_code:
         raise ConfigError("allow_random is for code of your own; built-in parts draw what the seed says")
 
 
