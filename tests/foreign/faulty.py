@@ -213,18 +213,6 @@ def of_other_parameters(parameters, lr):
     return torch.optim.SGD([torch.zeros(3, requires_grad=True)], lr=lr)
 
 
-class NoisySteps(torch.optim.SGD):
-    def step(self, closure=None):
-        super().step()
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.data += 0.01 * torch.randn_like(p)
-
-
-def noisy_steps(parameters, lr):
-    return NoisySteps(parameters, lr=lr)
-
-
 class OddState(torch.optim.SGD):
     def step(self, closure=None):
         super().step()

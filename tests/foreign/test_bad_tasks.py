@@ -32,7 +32,7 @@ BAD: dict[str, dict[str, str]] = {
     "has no function 'nowhere'": {"model": "faulty:nowhere"},
     "module 'faulty_import' cannot be imported (ZeroDivisionError": {"model": "faulty_import:net"},
     "faulty:in_place: one update made twice": {"model": "faulty:in_place"},
-    "faulty:assigning fails where its parameters are handed": {"model": "faulty:assigning"},
+    "TypeError: cannot assign 'torch.FloatTensor' as parameter 'weight'": {"model": "faulty:assigning"},
     "faulty:counting: one update made twice": {"model": "faulty:counting"},
     "faulty:numpys: one update made twice": {"model": "faulty:numpys"},
     "without_parameters has no parameter": {"model": "faulty:without_parameters"},
@@ -56,8 +56,7 @@ BAD: dict[str, dict[str, str]] = {
     "of_no_parameters() failed (ValueError: optimizer got an empty": {"optimizer": "faulty:of_no_parameters"},
     "no_optimizer gave a str": {"optimizer": "faulty:no_optimizer"},
     "without_lr takes no 'lr'": {"optimizer": "faulty:without_lr"},
-    "faulty:noisy_steps: one update made twice": {"optimizer": "faulty:noisy_steps"},
-    "keeps no plain state": {"optimizer": "faulty:odd_state"},
+    "neither tensors nor plain values": {"optimizer": "faulty:odd_state"},
     "of_other_parameters gave an optimizer of other parameters": {"optimizer": "faulty:of_other_parameters"},
 }
 

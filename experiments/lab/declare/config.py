@@ -182,9 +182,9 @@ class RunConfig:
         return self.lr * (ratio if self.scaling is Scaling.LINEAR else math.sqrt(ratio))
 
     @property
-    def built_in(self) -> bool:
-        """Whether network, loss and optimizer are the project's, and the loss is cross-entropy: such runs can be one program."""
-        return isinstance(self.model, Model) and isinstance(self.optimizer, Optimizer) and self.loss is Loss.CROSS_ENTROPY
+    def fusible(self) -> bool:
+        """Whether runs like this one can be one program: of the project's own parts, with cross-entropy over classes."""
+        return not self.has_own_code and self.loss is Loss.CROSS_ENTROPY and self.model is not Model.CAUSAL_TRANSFORMER
 
     @property
     def has_own_code(self) -> bool:

@@ -111,11 +111,16 @@ def _check_kind(config: RunConfig, dataset: Dataset) -> None:
         raise ConfigError(f"label_noise and imbalance are for classes, and targets of {dataset.name} are {dataset.kind}")
     if dataset.kind is Kind.NUMBERS and config.loss is Loss.CROSS_ENTROPY:
         raise ConfigError(f"targets of {dataset.name} are numbers, so loss cross_entropy has no meaning; take mse")
+    if config.model is Model.CAUSAL_TRANSFORMER:
+        if dataset.kind is not Kind.TOKENS or dataset.train.inputs.dtype != np.int64:
+            raise ConfigError(f"model causal-transformer is for tokens, and {dataset.name} has none; take another model")
+        return
     if isinstance(config.model, Model) and dataset.train.inputs.ndim != 4 and config.model is not Model.MLP:
         raise ConfigError(f"model {config.model} is for images, and inputs of {dataset.name} are "
                           f"{list(dataset.train.inputs.shape[1:])}; take mlp, or a model of your own")
     if config.model is Model.MLP and dataset.train.inputs.dtype == np.int64:
-        raise ConfigError(f"model mlp is for numbers, and inputs of {dataset.name} are tokens; take a model of your own")
+        raise ConfigError(f"model mlp is for numbers, and inputs of {dataset.name} are tokens; take "
+                          "causal-transformer, or a model of your own")
 
 
 def _altered(train: Examples, config: RunConfig, classes: int) -> Examples:

@@ -43,14 +43,7 @@ def check_own(config: RunConfig, machine: Machine, model: nn.Module, data: Data)
     if not is_own(config):
         return
     _check_fits(config, model, data)
-    try:
-        repeats = config.allow_random or _repeats(config, model, data)
-    except (ConfigError, torch.OutOfMemoryError, MemoryError):
-        raise
-    except Exception as error:
-        raise ConfigError(f"{_names(config)} fails where its parameters are handed to it, as by changing them itself: "
-                          f"{brief(error)}") from error
-    if not repeats:
+    if not config.allow_random and not _repeats(config, model, data):
         raise ConfigError(
             f"{_names(config)}: one update made twice gave two results, so it draws random numbers that the seed does not fix, "
             "or keeps a state outside its buffers; use nn.Dropout modules, or train it with --allow-random as a run that cannot "
