@@ -286,9 +286,11 @@ SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "be
 
 
 def program(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for runs that can be trained as one program: where the batch grows, runs of other lengths grow at other steps."""
+    """Equal for runs that can be trained as one program: where the batch grows, runs of other lengths grow at other steps, and
+    where labels are altered, runs of other seeds have other data."""
     growth = (config.epochs,) if config.batch_growth > 1 else ()
-    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0, *growth)
+    noise = (config.seed,) if config.label_noise else ()
+    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0, *growth, *noise)
 
 
 @dataclass(frozen=True, kw_only=True)

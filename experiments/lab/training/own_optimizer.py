@@ -96,7 +96,7 @@ class OwnUpdate:
         try:
             self.optimizer.load_state_dict(torch.load(stored, weights_only=True))
         except pickle.UnpicklingError as error:
-            raise ConfigError(f"--optimizer {self.name} keeps a state that is neither tensors nor plain values, so no checkpoint can "
-                              "give it back; take another") from error
+            raise ConfigError(f"--optimizer {self.name} keeps a state that is neither tensors nor plain values, which no "
+                              "checkpoint can give back; take another") from error
         for i, value in enumerate(self.slots.get(AVERAGE, [])):
             value.copy_(tensors[f"{STATE}.{AVERAGE}.{i}"])
