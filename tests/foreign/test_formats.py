@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from data_files import ONE_SENTENCE
 from PIL import Image
 
+from experiments.__main__ import main
 from experiments.lab import datasets
 from experiments.lab.datasets import DataError, Kind, idx, memory
 from experiments.lab.datasets.formats import unchanged_sha256
@@ -279,3 +281,49 @@ def test_texts_that_are_none(tmp_path: Path) -> None:
     refused(f"text:{path}", "no text in UTF-8 (byte 3)")
     refused(f"text:{tmp_path}", "Is a directory")
     refused(f"text:{path}2", "No such file")
+
+
+# --- in the store -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["npz", "images", "text", "MODULE"])
+def test_runs_on_own_data_are_whole_and_move(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                             capsys: pytest.CaptureFixture[str]) -> None:
+    """The store would call the record that of another run, and ask its owner to move it aside."""
+    if form == "npz":
+        name = npz(tmp_path)
+    elif form == "images":
+        folder_of(tmp_path / "pets")
+        name = f"images:{tmp_path / 'pets'}"
+    elif form == "text":
+        (tmp_path / "t.txt").write_text("to be or not to be, " * 40)
+        name = f"text:{tmp_path / 't.txt'}"
+    else:
+        monkeypatch.syspath_prepend(Path(__file__).parent)
+        name = "faulty:good"
+    store, model = str(tmp_path / "store"), ["causal-transformer"] if form == "text" else ["mlp", "--width", "4", "--depth", "1"]
+    words = ["--data", name, "--model", *model, "--batch-size", "2", "--lr", "0.1", "--budget", "steps", "--steps", "1"]
+    assert main(["train", *words, "--store", store]) == 0
+    assert main(["store", "check", "--store", store]) == 0
+    assert main(["store", "export", str(tmp_path / "runs.tar"), "--store", store]) == 0
+    assert main(["store", "import", str(tmp_path / "runs.tar"), "--store", str(tmp_path / "other")]) == 0
+    assert main(["train", *words, "--store", str(tmp_path / "other")]) == 0
+    assert "is finished already" in capsys.readouterr().err
+
+
+def test_moved_images_are_found_by_their_content(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run could not be measured once its folder has another name; and other pixels must not pass for it."""
+    files = folder_of(tmp_path / "pets")
+    words = ["--width", "4", "--depth", "1", "--batch-size", "2", "--lr", "0.1", "--budget", "steps", "--steps", "1", "--json"]
+    assert main(["train", "--data", f"images:{tmp_path / 'pets'}", *words, "--store", str(tmp_path / "store")]) == 0
+    run_id = json.loads(capsys.readouterr().out)["run_id"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "pets").rename(tmp_path / "data" / "animals")
+    measure = ["measure", run_id, "--metrics", "lambda_max", "--store", str(tmp_path / "store"),
+               "--data-dir", str(tmp_path / "data")]
+    edited = tmp_path / "data" / "animals" / "cat" / files["cat/0"].name
+    whole = edited.read_bytes()
+    Image.fromarray(PIXELS[11]).save(edited)
+    assert main(measure) == 1 and "name the folder that holds them" in capsys.readouterr().err
+    edited.write_bytes(whole)
+    assert main(measure) == 0

@@ -140,8 +140,8 @@ def test_only_classes_have_labels(kind: Kind, fields: dict[str, Any]) -> None:
 def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The run would be another one under the id of the clean data; and epochs would count examples that are not there."""
     words = ["train", "--n-train", "400", "--width", "8", "--depth", "1", "--batch-size", "20", "--lr", "0.1",
-             "--budget", "epochs", "--epochs", "2", "--label-noise", "0.25", "--imbalance", "4", "--json", "--store", str(tmp_path)]
-    assert main(words) == 0
+             "--budget", "epochs", "--epochs", "2", "--label-noise", "0.25", "--imbalance", "4", "--json"]
+    assert main([*words, "--store", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     kept = sum(round(40 * 4 ** (-k / 9)) for k in range(10))
     assert found["epochs"] == pytest.approx(2, abs=20 / kept) and found["examples"] == 20 * found["steps"]

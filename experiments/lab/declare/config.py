@@ -34,7 +34,7 @@ from experiments.lab.declare.enums import (
     TrainDraw,
 )
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.declare.own_code import DATA_FORMATS, is_own
+from experiments.lab.declare.own_code import is_own, kind_of_data
 
 SCIENCE_VERSION = 1
 """Raised only when the golden weights of `tests/unit/test_golden.py` change, never by a mere commit."""
@@ -203,8 +203,7 @@ class RunConfig:
         """
         fields = {"science_version": SCIENCE_VERSION, **self.to_dict()}
         if self.data_sha256 is not None:
-            form = self.dataset.partition(":")[0]
-            fields["dataset"] = form if form in DATA_FORMATS else "own"
+            fields["dataset"] = kind_of_data(self.dataset)
         return _JSON.encode(fields)
 
     def to_dict(self) -> dict[str, Any]:
