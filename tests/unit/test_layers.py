@@ -15,8 +15,9 @@ from experiments.lab.declare.checkout import ROOT
 
 ORDER = ("declare", "datasets", "models", "training", "store", "fused", "measures", "sweep")
 """rooms of the lab: each may import those before it; `fused` and `measures`, side by side, not each other"""
-ARROWS = 20
-LATE = {"torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn", "safetensors", "rich", "pooch", "fcntl"}
+ARROWS = 21
+LATE = {"torch", "numpy", "scipy", "pandas", "pyarrow", "matplotlib", "seaborn", "safetensors", "rich", "pooch", "PIL",
+        "fcntl"}
 """packages that commands start without: slow to import, an extra, or not on every system"""
 
 

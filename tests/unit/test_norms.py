@@ -134,6 +134,8 @@ PARAMETERS = {  # by hand from the layers' shapes: weights and biases without no
     Model.RESNET56: residual(9), Model.WRN16_4: wide(2, 4), Model.WRN28_10: wide(4, 10),
     # patches, positions, six blocks of attention, hidden layer and two norms, the last norm, ten classes
     Model.VIT: (49 * 128 + 64 * 128 + 6 * (4 * 129 * 128 + 129 * 256 + 257 * 128 + 512) + 256 + 1290, 0, (3, 32, 32)),
+    # as many vectors as tokens and positions, two blocks as above, the last norm, ten tokens
+    Model.CAUSAL_TRANSFORMER: (64 * (10 + 48) + 2 * (4 * 65 * 64 + 65 * 256 + 257 * 64 + 256) + 128 + 650, 0, (48,)),
     Model.QUADRATIC: (256, 0, (1, 16, 16)),
 }
 PUBLISHED = {Model.RESNET20: 0.27, Model.RESNET32: 0.46, Model.RESNET44: 0.66, Model.RESNET56: 0.85,
@@ -141,7 +143,9 @@ PUBLISHED = {Model.RESNET20: 0.27, Model.RESNET32: 0.46, Model.RESNET44: 0.66, M
 """millions of parameters with batch norm (He et al. 2016; Zagoruyko and Komodakis 2016)"""
 
 
-@pytest.mark.parametrize(("model", "norm"), [(m, n) for m in Model for n in Norm if n is Norm.NONE or m is not Model.VIT])
+@pytest.mark.parametrize(("model", "norm"), [
+    (m, n) for m in Model for n in Norm if n is Norm.NONE or m not in (Model.VIT, Model.CAUSAL_TRANSFORMER)
+])
 def test_networks_have_the_papers_size(model: Model, norm: Norm) -> None:
     """A layer too few or too wide would be another network."""
     fields: dict[str, Any] = {"width": None, "depth": None} if model is Model.MLP else {}
@@ -150,7 +154,9 @@ def test_networks_have_the_papers_size(model: Model, norm: Norm) -> None:
     plain, of_norm, shape = PARAMETERS[model]
     with torch.device("meta"):
         net = models.build(toy_config(model=model, **fields, **NORMS[norm]), shape, 10)
-        assert net(torch.zeros(2, *shape)).shape == (2, 2 if model is Model.QUADRATIC else 10)
+        sequences = model is Model.CAUSAL_TRANSFORMER
+        x = torch.zeros(2, *shape, dtype=torch.int64 if sequences else None)
+        assert net(x).shape == ((2, 48, 10) if sequences else (2, 2 if model is Model.QUADRATIC else 10))
     count = sum(p.numel() for p in net.parameters())
     assert count == plain + (of_norm if norm is not Norm.NONE else 0)
     assert net.training and all(m.training for m in net.modules())
@@ -164,6 +170,17 @@ def test_layer_norm_is_one_group() -> None:
         x = features(*shape)
         ours = Normalizer(Norm.LAYER, None)(5).double()(x)
         torch.testing.assert_close(ours, nn.functional.layer_norm(x, shape[1:], eps=EPS), rtol=1e-12, atol=1e-12)
+
+
+def test_causal_transformer_sees_no_later_token() -> None:
+    """It would read the answers: another loss than that of what follows. And the past must count."""
+    net = models.build(toy_config(model=Model.CAUSAL_TRANSFORMER), (8,), 5).double()
+    x = torch.arange(16).reshape(2, 8) % 5
+    y = x.clone()
+    y[:, 5] = (y[:, 5] + 1) % 5
+    a, b = net(x), net(y)
+    assert torch.equal(a[:, :5], b[:, :5]) and all(not torch.allclose(a[:, t], b[:, t]) for t in (5, 6, 7))
+    torch.testing.assert_close(net(x[:, :3]), a[:, :3])  # shorter sequences, too
 
 
 def test_vision_transformer_against_its_equations() -> None:

@@ -1,4 +1,4 @@
-"""Data sets: the embedded one, those downloaded on first use, and a user's own (`own`, `formats`).
+"""Data sets: the embedded ones, those downloaded on first use, and a user's own (`own`, `formats`).
 
 Cheap to import: numpy and the loaders come with the first `load`.
 """
@@ -15,7 +15,8 @@ from .base import DataError, Dataset, Kind, Split
 
 __all__ = ["IN_FILE_ORDER", "NAMES", "DataError", "Dataset", "Kind", "Split", "available", "candidates", "identity", "load"]
 
-NAMES: tuple[str, ...] = "fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic"
+NAMES: tuple[str, ...] = ("fashion-mini", "fashion-mnist", "mnist", "cifar10", "cifar100", "cifar10-jpeg", "noisy-quadratic",
+                          "austen", "teacher")
 IN_FILE_ORDER = frozenset({"fashion-mini", "cifar10-jpeg", "noisy-quadratic"})
 """data sets whose subsets are the first examples as they lie, because published results were made so; each is in an order
 without meaning (`cifar10-jpeg` once its test file is shuffled). Of all others subsets are random: see `RunConfig.train_draw`."""
@@ -37,6 +38,14 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
         from .quadratic import load_noisy_quadratic
 
         return load_noisy_quadratic()
+    if name == "teacher":
+        from .teacher import load_teacher
+
+        return load_teacher()
+    if name == "austen":
+        from .austen_text import load_austen
+
+        return load_austen()
     if is_own_data(name):
         from .formats import READERS, load_function
 
@@ -81,7 +90,7 @@ def in_files(name: str) -> bool:
 def available(name: str, data_dir: Path | None = None) -> bool:
     """Whether `load` finds the files without a download, by name only; DataError when `name` is unknown."""
     _check_name(name)
-    if name in ("fashion-mini", "noisy-quadratic"):
+    if name in ("fashion-mini", "noisy-quadratic", "austen", "teacher"):
         return True
     if is_own_data(name):
         try:

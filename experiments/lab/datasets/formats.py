@@ -8,9 +8,14 @@ from pathlib import Path
 
 from .base import DataError, Dataset
 from .cifar import load_folder
+from .idx_folder import load_idx_folder
+from .image_folder import load_images
 from .own import load_given, load_npz
+from .text import load_text
 
-READERS: Mapping[str, Callable[[str, Path], Dataset]] = {"npz": load_npz, "cifar-bin": load_folder}
+READERS: Mapping[str, Callable[[str, Path], Dataset]] = {
+    "npz": load_npz, "images": load_images, "idx": load_idx_folder, "cifar-bin": load_folder, "text": load_text,
+}
 """format -> f(name, path)"""
 
 
@@ -30,10 +35,11 @@ def unchanged_sha256(name: str, place: Path) -> str:
     files = sorted(path for path in place.rglob("*") if path.is_file()) if place.is_dir() else [place]
     if not place.exists():
         return READERS[name.partition(":")[0]](name, place).sha256  # its own sentence
-    facts = [path.stat() for path in files]
-    return _remembered(name.partition(":")[0], place, tuple((f.st_size, f.st_mtime_ns, f.st_ino) for f in facts))
+    facts = [(str(path), path.stat()) for path in files]
+    known = tuple((where, fact.st_size, fact.st_mtime_ns, fact.st_ino) for where, fact in facts)
+    return _remembered(name.partition(":")[0], place, known)
 
 
 @functools.lru_cache(maxsize=16)
-def _remembered(form: str, place: Path, facts: tuple[tuple[int, ...], ...]) -> str:
+def _remembered(form: str, place: Path, facts: tuple[tuple[str | int, ...], ...]) -> str:
     return READERS[form](f"{form}:{place}", place).sha256

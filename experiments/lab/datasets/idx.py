@@ -26,6 +26,13 @@ def labels_size(count: int) -> int:
     return LABELS_HEADER + count
 
 
+def shape_of(header: bytes, axes: int) -> tuple[int, ...] | None:
+    """What the first 4 + 4 `axes` bytes of an IDX file say of it; None where it has other axes, or no unsigned bytes."""
+    if len(header) != 4 + 4 * axes or header[:4] != bytes([0, 0, 8, axes]):
+        return None
+    return struct.unpack(f">{axes}I", header[4:])
+
+
 def decode_images(content: bytes, count: int, path: Path, remedy: str) -> np.ndarray:
     """Images uint8 [count, 1, 28, 28]; DataError when header or length is not that of `count` such images."""
     header = struct.pack(">IIII", IMAGES_MAGIC, count, SIDE, SIDE)

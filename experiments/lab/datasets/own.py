@@ -7,8 +7,9 @@ readers and end here as well.
 from __future__ import annotations
 
 import hashlib
-import os
+import math
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 
 from .base import DataError, Dataset, Kind, Split
 from .cifar import channel_statistics
+from .memory import COPIES, OTHERS, check_memory
 
 IGNORED = -100
 """a target that does not count"""
@@ -51,30 +53,31 @@ def _called(name: str, function: Any) -> Any:
 def load_npz(name: str, path: Path) -> Dataset:
     """`x_train, y_train, x_test, y_test` of a NumPy archive, as Keras names them; perhaps `x_val, y_val`."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            _check_memory(name, path, sum(entry.file_size for entry in file.zip.infolist()) if file.zip else 0)
-            missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in file.files]
-            if missing:
-                raise DataError(f"{path} has no array {missing[0]}; it needs x_train, y_train, x_test and y_test.")
-            splits = {"train": "train", "test": "test"} | ({"validation": "val"} if "x_val" in file.files else {})
-            arrays = {key: (file[f"x_{short}"], file[f"y_{short}"]) for key, short in splits.items()}
+        with zipfile.ZipFile(path) as file:
+            there = {entry.removesuffix(".npy") for entry in file.namelist()}
+            splits = {"train": "train", "test": "test"} | ({"validation": "val"} if "x_val" in there else {})
+            wanted = [f"{axis}_{short}" for short in splits.values() for axis in "xy"]
+            if missing := [key for key in wanted if key not in there]:
+                raise DataError(f"{path} has no array {missing[0]}; it needs {', '.join(wanted)}.")
+            check_memory(path, sum(_needed(file, key) for key in wanted))
+        with np.load(path, allow_pickle=False) as arrays:
+            return assembled(name, {key: (arrays[f"x_{short}"], arrays[f"y_{short}"]) for key, short in splits.items()})
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; name an .npz file.") from None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        why = " ".join(str(error).split())
+    except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+        why = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays ({why}); write it with numpy.savez.") from error
-    return assembled(name, arrays)
 
 
-def _check_memory(name: str, path: Path, size: int) -> None:
-    """As float32 with a copy on the way, bytes become at most eight times as many."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return
-    if size > free:
-        raise DataError(f"{path} holds {size / 2**30:.1f} GiB of arrays, more than the {free / 2**30:.1f} GiB of memory that "
-                        "are free; make it smaller.")
+def _needed(file: zipfile.ZipFile, key: str) -> int:
+    """Bytes of memory that an array takes until it is a tensor, from its header alone; ValueError where it holds objects."""
+    with file.open(f"{key}.npy") as stream:
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise ValueError(f"{key} holds Python objects")
+    return math.prod(shape) * dtype.itemsize * COPIES.get(dtype.kind, OTHERS)
 
 
 def assembled(name: str, given: Any) -> Dataset:
@@ -151,17 +154,22 @@ def _array(where: str, given: Any) -> np.ndarray:
     try:
         found = np.asarray(given)
     except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: expected an array ({error}).") from error
-    if found.dtype == object or found.ndim == 0 or not (np.issubdtype(found.dtype, np.number) or found.dtype == bool):
-        raise DataError(f"{where}: expected an array of numbers, not {found.dtype} of shape {list(found.shape)}.")
+        raise DataError(f"{where}: expected an array ({error}); convert it.") from error
+    if found.ndim == 0 or found.dtype.kind not in "biuf":
+        raise DataError(f"{where}: expected an array of real numbers, not {found.dtype} of shape {list(found.shape)}; convert "
+                        "it.")
     return found
 
 
 def _split(where: str, inputs: Any, targets: Any) -> Split:
     x, y = _inputs(where, _array(where, inputs)), _targets(where, _array(where, targets))
-    if len(x) != len(y) or not len(x):
-        raise DataError(f"{where}: {len(x)} inputs and {len(y)} targets, but there must be as many of both, at least one.")
-    if y.ndim == 2 and y.dtype == np.int64 and y.shape != x.shape:
+    if not x.size or not y.size:
+        raise DataError(f"{where}: inputs are {list(x.shape)} and targets {list(y.shape)}, but neither may be empty; give some "
+                        "examples.")
+    if len(x) != len(y):
+        raise DataError(f"{where}: {len(x)} inputs and {len(y)} targets; give as many of both.")
+    per_position = y.ndim == 2 and y.dtype == np.int64 and y.shape == x.shape and (y.shape[1] > 1 or x.dtype == np.int64)
+    if y.ndim == 2 and y.dtype == np.int64 and not per_position:
         if y.shape[1] != 1:
             raise DataError(f"{where}: integer targets are {list(y.shape[1:])} per example and inputs {list(x.shape[1:])}; give "
                             "one class per example, or one token per input token, or floats for numbers.")
@@ -169,6 +177,8 @@ def _split(where: str, inputs: Any, targets: Any) -> Split:
     if y.dtype == np.int64 and (bad := y[(y < 0) & ~((y == IGNORED) & (y.ndim == 2))]).size:
         raise DataError(f"{where}: the target {bad.flat[0]} is out of range; classes and tokens begin at 0"
                         + (f", and {IGNORED} marks tokens that do not count." if y.ndim == 2 else "."))
+    if per_position and (y == IGNORED).all():
+        raise DataError(f"{where}: every target is {IGNORED}, so nothing counts; give some tokens.")
     return Split(x, y)
 
 
@@ -196,7 +206,7 @@ def _images(where: str, x: np.ndarray) -> np.ndarray:
     if first == last:
         problem = "could have their channels first or last" if first else "are no images of 1, 3 or 4 channels"
         raise DataError(f"{where}: uint8 inputs of shape {list(x.shape)} {problem}; give [N, C, H, W] or [N, H, W, C], or "
-                        "floats.")
+                        "floats, or tokens as int64.")
     return np.ascontiguousarray(x if first else np.moveaxis(x, 3, 1))
 
 

@@ -34,7 +34,7 @@ from experiments.lab.declare.enums import (
     TrainDraw,
 )
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.declare.own_code import DATA_FORMATS, is_own
+from experiments.lab.declare.own_code import is_own, kind_of_data
 
 SCIENCE_VERSION = 1
 """Raised only when the golden weights of `tests/unit/test_golden.py` change, never by a mere commit."""
@@ -182,9 +182,14 @@ class RunConfig:
         return self.lr * (ratio if self.scaling is Scaling.LINEAR else math.sqrt(ratio))
 
     @property
-    def built_in(self) -> bool:
-        """Whether network, loss and optimizer are the project's, and the loss is cross-entropy: such runs can be one program."""
-        return isinstance(self.model, Model) and isinstance(self.optimizer, Optimizer) and self.loss is Loss.CROSS_ENTROPY
+    def fusible(self) -> bool:
+        """Whether runs like this one can be one program: of the project's own parts, with cross-entropy over classes."""
+        return not self.has_own_code and self.loss is Loss.CROSS_ENTROPY and self.model is not Model.CAUSAL_TRANSFORMER
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether network, loss or optimizer are the user's."""
+        return any(isinstance(part, str) and not isinstance(part, StrEnum) for part in (self.model, self.loss, self.optimizer))
 
     @functools.cached_property
     def run_id(self) -> str:
@@ -198,8 +203,7 @@ class RunConfig:
         """
         fields = {"science_version": SCIENCE_VERSION, **self.to_dict()}
         if self.data_sha256 is not None:
-            form = self.dataset.partition(":")[0]
-            fields["dataset"] = form if form in DATA_FORMATS else "own"
+            fields["dataset"] = kind_of_data(self.dataset)
         return _JSON.encode(fields)
 
     def to_dict(self) -> dict[str, Any]:
@@ -281,9 +285,11 @@ SCALARS = frozenset({"seed", "lr", "scaling", "base_batch_size", "momentum", "be
 
 
 def program(config: RunConfig) -> tuple[Any, ...]:
-    """Equal for runs that can be trained as one program: where the batch grows, runs of other lengths grow at other steps."""
+    """Equal for runs that can be trained as one program: where the batch grows, runs of other lengths grow at other steps, and
+    where labels are altered, runs of other seeds have other data."""
     growth = (config.epochs,) if config.batch_growth > 1 else ()
-    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0, *growth)
+    noise = (config.seed,) if config.label_noise else ()
+    return (*(getattr(config, name) for name, _ in _DEFAULTS if name not in SCALARS), config.momentum > 0, *growth, *noise)
 
 
 @dataclass(frozen=True, kw_only=True)

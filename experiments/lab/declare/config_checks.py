@@ -97,8 +97,8 @@ def _validate_combinations(c: RunConfig) -> None:
         raise ConfigError("base_batch_size belongs to scaling sqrt or linear: give both or neither")
     if c.model is not Model.MLP and (c.width or c.depth):
         raise ConfigError(f"width and depth are for model mlp, not {c.model}; leave them out")
-    if c.model is Model.VIT and c.norm is not Norm.NONE:
-        raise ConfigError(f"model vit has layer norms of its own, so norm cannot be {c.norm}; take norm none")
+    if c.model in (Model.VIT, Model.CAUSAL_TRANSFORMER) and c.norm is not Norm.NONE:
+        raise ConfigError(f"model {c.model} has layer norms of its own, so norm cannot be {c.norm}; take norm none")
     if (c.model is Model.QUADRATIC) != (c.dataset == "noisy-quadratic"):
         raise ConfigError("model quadratic and dataset noisy-quadratic belong together: give both or neither")
     if c.nesterov and not c.momentum:
@@ -144,7 +144,7 @@ def _validate_task(c: RunConfig) -> None:
         raise ConfigError(f"label_smoothing is for loss cross_entropy, not {c.loss}; leave it out")
     if c.imbalance < 1:
         raise ConfigError(f"imbalance is {c.imbalance}, but must be at least 1: the first class is the largest")
-    if c.allow_random and not (own or not isinstance(c.loss, Loss) or not isinstance(c.optimizer, Optimizer)):
+    if c.allow_random and not c.has_own_code:
         raise ConfigError("allow_random is for code of your own; built-in parts draw what the seed says")
 
 

@@ -18,6 +18,7 @@ class Model(StrEnum):
     WRN16_4 = "wrn16-4"
     WRN28_10 = "wrn28-10"
     VIT = "vit"
+    CAUSAL_TRANSFORMER = "causal-transformer"
     QUADRATIC = "quadratic"
 
 

@@ -29,6 +29,12 @@ def is_own_data(name: str) -> bool:
     return bool(path) if form in DATA_FORMATS else is_own(name)
 
 
+def kind_of_data(name: str) -> str:
+    """What stands for the name of a user's data in a run's identity, beside the hash of their content."""
+    form = name.partition(":")[0]
+    return form if form in DATA_FORMATS else "own"
+
+
 def options_of(text: str | None) -> dict[str, str]:
     """NAME=VALUE, with blanks between, as a dict. Raises `ConfigError` for what is no such list, or is not sorted."""
     words = (text or "").split(" ") if text else []

@@ -37,7 +37,7 @@ def siblings(configs: Sequence[RunConfig], most: int) -> list[tuple[RunConfig, .
     """Groups of two to `most` runs that can be one program, each run once, in their order; runs without siblings are left."""
     alike: dict[Any, list[RunConfig]] = {}
     for config in configs:
-        if config.built_in:
+        if config.fusible:
             alike.setdefault(program(config), []).append(config)
     found = []
     for group in alike.values():

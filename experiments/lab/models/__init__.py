@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from experiments.lab.declare.config import Model, RunConfig
+from experiments.lab.models.causal import causal_transformer
 from experiments.lab.models.convnets import keskar_c1, keskar_c2, small_conv
 from experiments.lab.models.dropout import number_dropout_layers
 from experiments.lab.models.mlp import mlp
@@ -18,7 +19,7 @@ from experiments.lab.models.wrn import wide_resnet
 
 
 def build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """The network of `config` for inputs [B, *shape] and outputs [B, outputs], on the CPU in float32.
+    """The network of `config` for inputs [B, *shape] and outputs [B, outputs], of tokens [B, T, outputs], on the CPU in float32.
 
     Weights follow torch's default initialisers (residual networks: He's), drawn from a stream of `config.seed` alone: the
     caller's global random state is left as it was, and the weights are the same whatever device computes with them later.
@@ -48,6 +49,8 @@ def build(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
                 model = wide_resnet(image, outputs, normalizer, depth=28, k=10)
             case Model.VIT:
                 model = vit(image, outputs)
+            case Model.CAUSAL_TRANSFORMER:
+                model = causal_transformer(shape[0], outputs)
             case Model.QUADRATIC:
                 model = Quadratic(image)
     number_dropout_layers(model)

@@ -15,27 +15,34 @@ PATCH, WIDTH, DEPTH, HEADS, MLP_RATIO = 4, 128, 6, 4, 2
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(d)) v in each of `heads` heads of d = width / heads, and a linear map; [B, T, width] -> the same."""
+    """softmax(q k^T / sqrt(d)) v in each of `heads` heads of d = width / heads, and a linear map; [B, T, width] -> the same.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With `causal` a token sees itself and those before it alone.
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         split = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = split[0], split[1], split[2]
-        weights = torch.softmax(q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5, -1)
+        scores = q @ k.transpose(-2, -1) * (width // self.heads) ** -0.5
+        if self.causal:
+            later = torch.ones(tokens, tokens, dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(later, -torch.inf)
+        weights = torch.softmax(scores, -1)
         return self.out((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
 
 
 class TransformerBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)): layer norms come first, the hidden layer has GELU."""
 
-    def __init__(self, width: int, heads: int, ratio: int) -> None:
+    def __init__(self, width: int, heads: int, ratio: int, *, causal: bool = False) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, causal=causal))
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, ratio * width), nn.GELU(), nn.Linear(ratio * width, width))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.declare.own_code import kind_of_data
+
 SCHEMA = 2
 """layout of a record; 1, where a document names none, had no checksums and in `files` digests of tensors"""
 _HEAD = b'{\n "seal": "'
@@ -71,5 +73,6 @@ def sha256_of(path: Path) -> str | None:
 
 def config_id(document: Mapping[str, Any]) -> str:
     """The run id that a stored configuration stands for, whichever version of batchlab wrote it; see `RunConfig.run_id`."""
-    fields = {**document, **({"dataset": "cifar-bin"} if document.get("data_sha256") is not None else {})}
+    own = document.get("data_sha256") is not None
+    fields = {**document, **({"dataset": kind_of_data(str(document.get("dataset")))} if own else {})}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:20]

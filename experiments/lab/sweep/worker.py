@@ -22,6 +22,7 @@ from experiments.lab.store.run_folder import Interrupted, Watch
 from experiments.lab.sweep import tasks
 from experiments.lab.sweep.process import Stopper
 from experiments.lab.sweep.runner import BUSY, train_runs
+from sharpness.problem.named import brief
 
 
 def serve(pipe: Connection, root: Path, machine: Machine, stopper: Stopper) -> None:
@@ -74,6 +75,10 @@ def run_task(task: tasks.Task, store: Store, machine: Machine, stopper: Stopper,
         why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         # what cannot be computed as one program may be computed run by run
         return tasks.TrainAlone(why) if isinstance(task, tasks.TrainTogether) else tasks.Failed(why)
+    except Exception as error:
+        if not any(config.has_own_code for config in task.configs):
+            raise
+        return tasks.Failed(f"{brief(error)}, in code of your own")
     finally:
         stopper.measuring = False
 

@@ -111,11 +111,16 @@ def _check_kind(config: RunConfig, dataset: Dataset) -> None:
         raise ConfigError(f"label_noise and imbalance are for classes, and targets of {dataset.name} are {dataset.kind}")
     if dataset.kind is Kind.NUMBERS and config.loss is Loss.CROSS_ENTROPY:
         raise ConfigError(f"targets of {dataset.name} are numbers, so loss cross_entropy has no meaning; take mse")
+    if config.model is Model.CAUSAL_TRANSFORMER:
+        if dataset.kind is not Kind.TOKENS or dataset.train.inputs.dtype != np.int64:
+            raise ConfigError(f"model causal-transformer is for tokens, and {dataset.name} has none; take another model")
+        return
     if isinstance(config.model, Model) and dataset.train.inputs.ndim != 4 and config.model is not Model.MLP:
         raise ConfigError(f"model {config.model} is for images, and inputs of {dataset.name} are "
                           f"{list(dataset.train.inputs.shape[1:])}; take mlp, or a model of your own")
     if config.model is Model.MLP and dataset.train.inputs.dtype == np.int64:
-        raise ConfigError(f"model mlp is for numbers, and inputs of {dataset.name} are tokens; take a model of your own")
+        raise ConfigError(f"model mlp is for numbers, and inputs of {dataset.name} are tokens; take "
+                          "causal-transformer, or a model of your own")
 
 
 def _altered(train: Examples, config: RunConfig, classes: int) -> Examples:
@@ -123,9 +128,9 @@ def _altered(train: Examples, config: RunConfig, classes: int) -> Examples:
     inputs, targets = train.inputs, train.targets
     if config.imbalance > 1:
         kept = _long_tail(targets.cpu().numpy(), config.imbalance, classes)
-        if len(kept) < config.batch_size:
-            raise ConfigError(f"imbalance {config.imbalance:g} leaves {len(kept)} training examples, fewer than batch_size "
-                              f"{config.batch_size}; choose a smaller one")
+        if len(kept) < (largest := config.batch_size * config.batch_growth**2):
+            raise ConfigError(f"imbalance {config.imbalance:g} leaves {len(kept)} training examples, fewer than a batch of "
+                              f"{largest}; choose a smaller one")
         chosen = torch.from_numpy(kept).to(targets.device)
         layout = torch.contiguous_format if inputs.is_contiguous() else torch.channels_last
         inputs, targets = inputs[chosen].contiguous(memory_format=layout), targets[chosen]
@@ -139,10 +144,15 @@ def _altered(train: Examples, config: RunConfig, classes: int) -> Examples:
 
 
 def _long_tail(labels: np.ndarray, imbalance: float, classes: int) -> np.ndarray:
-    """Positions, in order: of class k the first m r^(-k / (classes - 1)), m as many as the rarest class allows for class 0."""
+    """Positions, in order: of class k the first m r^(-k / (classes - 1)), rounded, with the largest m for which every class has
+    enough. ConfigError where that is less than one example of the last class."""
     counts = np.bincount(labels, minlength=classes)
-    shares = imbalance ** -(np.arange(classes) / max(1, classes - 1))
-    wanted = np.maximum(1, np.round(min(counts / shares) * shares)).astype(int)
+    shares = imbalance ** -(np.arange(classes) / (classes - 1))
+    wanted = min(counts / shares) * shares
+    if wanted[-1] < 1 - 1e-9:
+        raise ConfigError(f"imbalance {imbalance:g} leaves no training example of class {classes - 1} where class 0 keeps "
+                          f"{wanted[0]:.0f}; choose a smaller one, or more examples")
+    wanted = np.round(wanted).astype(int)
     rank = np.empty(len(labels), int)
     for k in range(classes):
         rank[labels == k] = np.arange(counts[k])

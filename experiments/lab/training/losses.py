@@ -91,12 +91,12 @@ def own_loss(name: str) -> Callable[..., Any]:
     """The loss that MODULE:NAME is, or that the function without required parameters, or the class, of that name returns."""
     try:
         found = named(name, "--loss")
-        if isinstance(found, type) or needs_nothing(found):
+        if isinstance(found, type) or (callable(found) and needs_nothing(found)):
             found = called(found, name, "--loss")
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if not callable(found):
-        raise ConfigError(f"--loss {name} gave a {type(found).__name__}, which cannot be called")
+        raise ConfigError(f"--loss {name} is or gave a {type(found).__name__}, which cannot be called")
     return found
 
 

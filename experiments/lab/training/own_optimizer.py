@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ class OwnUpdate:
             raise ConfigError(str(error)) from error
         if not isinstance(self.optimizer, torch.optim.Optimizer):
             raise ConfigError(f"--optimizer {self.name} gave a {type(self.optimizer).__name__}, not a torch.optim.Optimizer")
+        known = set(map(id, self.parameters))
+        if not all(id(p) in known for group in self.optimizer.param_groups for p in group["params"]):
+            raise ConfigError(f"--optimizer {self.name} gave an optimizer of other parameters than it was called with")
         self.ratios = [float(group["lr"]) / config.peak_lr for group in self.optimizer.param_groups]
         self.slots: dict[str, list[Tensor]] = {}
         if config.ema:
@@ -89,6 +93,10 @@ class OwnUpdate:
 
     def load(self, tensors: Tensors) -> None:
         stored = io.BytesIO(tensors[STATE].cpu().numpy().tobytes())
-        self.optimizer.load_state_dict(torch.load(stored, weights_only=True))
+        try:
+            self.optimizer.load_state_dict(torch.load(stored, weights_only=True))
+        except pickle.UnpicklingError as error:
+            raise ConfigError(f"--optimizer {self.name} keeps a state that is neither tensors nor plain values, which no "
+                              "checkpoint can give back; take another") from error
         for i, value in enumerate(self.slots.get(AVERAGE, [])):
             value.copy_(tensors[f"{STATE}.{AVERAGE}.{i}"])
