@@ -16,10 +16,10 @@ def images():
     return {"train": (x[:240], y[:240]), "test": (x[240:], y[240:])}
 
 
-def cnn(input_shape, outputs, width=8):
+def cnn(input_shape, outputs, width=8, drop=0.2):
     c = input_shape[0]
     return nn.Sequential(
-        nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
+        nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(drop),
         nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, outputs),
     )
 
