@@ -203,3 +203,15 @@ class Langevin(torch.optim.SGD):
 
 def langevin(parameters, lr):
     return Langevin(parameters, lr)
+
+
+def _apart(pair, count):
+    return {"train": tuple(part[:count] for part in pair), "test": tuple(part[count:] for part in pair)}
+
+
+def tokens_apart():
+    return _apart(tokens(), 160)
+
+
+def points_apart():
+    return _apart(points(), 150)

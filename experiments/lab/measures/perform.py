@@ -6,8 +6,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.nn.functional import cross_entropy
-
 from experiments.lab.declare.config import Machine
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.study import Measure
@@ -55,9 +53,8 @@ def _from_panel(
 ) -> Iterator[tuple[Measure, dict[str, Any]]]:
     """Metrics of `sharpness.panels` on the same examples, which share the Hessian's operator."""
     by_name = {m.metric: m for m in wanted}
-    for entry in panel(
-        subject.model, cross_entropy, subset(subject, examples), metrics=list(by_name), examples=examples, seed=seed
-    ):
+    for entry in panel(subject.model, subject.loss, subset(subject, examples), metrics=list(by_name), examples=examples,
+                       weight=subject.data.task.weight, seed=seed):
         facts = {} if entry.result is None else entry.result.to_dict()
         residuals = facts.get("residuals") or [None]
         yield by_name[entry.metric], {

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from experiments.lab import models
 from experiments.lab.declare.config import Machine, RunConfig
@@ -23,6 +24,7 @@ from experiments.lab.training import data as training_data
 from experiments.lab.training.data import Data
 from experiments.lab.training.state import Tensors
 from sharpness import Eigenvalues
+from sharpness.problem.problem import Loss
 
 BATCH = 2500
 """examples per forward pass; changes rounding only"""
@@ -56,6 +58,11 @@ class Subject:
         default=lambda: ReplayFacts(0, Machine(), None, False), repr=False, compare=False
     )
     """how the run came here, for measurements during training; a function, because only they need its parent"""
+
+    @property
+    def loss(self) -> Loss:
+        """What the run minimised, the mean over what counts: f(outputs, targets)."""
+        return cross_entropy if self.data.task.plain else self.data.task.mean
 
 
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
