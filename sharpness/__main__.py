@@ -207,9 +207,11 @@ def _load(model: nn.Module, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise DamagedError(f"{path} cannot be read as safetensors ({brief(error)})") from error
     wanted = model.state_dict(keep_vars=True)
+    hidden = {name: value for name, value in model.named_buffers() if name not in wanted and name in tensors}
     # Tied tensors are in the file once, under any of their names.
     known = {id(wanted[name]) for name in tensors if name in wanted}
     missing = [name for name, t in wanted.items() if id(t) not in known]
+    wanted |= hidden  # buffers that `state_dict` leaves out, where the file has them
     if unknown := sorted(tensors.keys() - wanted.keys()):
         raise UsageError(f"{path} has {unknown[0]!r}, which the model lacks ({len(unknown)} such names)")
     if missing:

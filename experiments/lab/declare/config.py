@@ -189,6 +189,11 @@ class RunConfig:
         """Whether network, loss and optimizer are the project's, and the loss is cross-entropy: such runs can be one program."""
         return isinstance(self.model, Model) and isinstance(self.optimizer, Optimizer) and self.loss is Loss.CROSS_ENTROPY
 
+    @property
+    def has_own_code(self) -> bool:
+        """Whether network, loss or optimizer are the user's."""
+        return any(isinstance(part, str) and not isinstance(part, StrEnum) for part in (self.model, self.loss, self.optimizer))
+
     @functools.cached_property
     def run_id(self) -> str:
         """First 20 hex digits of the SHA-256 of `canonical`: the run's name everywhere."""

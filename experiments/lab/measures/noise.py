@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.lab.measures.subject import Subject, head
 from experiments.lab.training.batch_stream import BatchStream
@@ -26,12 +27,13 @@ def own_batch_sharpness(subject: Subject, *, batches: int) -> dict[str, Any]:
     curvatures, squares = [], []
     for k in range(batches):
         inputs, targets = train.at(block.positions[k].to(train.targets.device), None)
-        terms = subject.data.task.loss(subject.model(inputs), targets)
-        sums = terms.sums if block.weights is None else terms.sums * block.weights[k].to(terms.sums.device)
-        loss = sums.mean() if terms.weights is None else sums.sum() / terms.weight
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-        square = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()  # its derivative is H g
-        products = torch.autograd.grad(square, parameters)
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+            terms = subject.data.task.loss(subject.model(inputs), targets)
+            sums = terms.sums if block.weights is None else terms.sums * block.weights[k].to(terms.sums.device)
+            loss = sums.mean() if terms.weights is None else sums.sum() / terms.weight
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+            square = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()  # its derivative is H g
+            products = torch.autograd.grad(square, parameters)
         curvatures.append(sum((g.detach() * p).sum().item() for g, p in zip(gradients, products, strict=True)))
         squares.append(square.item())
     top, bottom = torch.tensor(curvatures, dtype=torch.float64), torch.tensor(squares, dtype=torch.float64)

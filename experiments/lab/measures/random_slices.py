@@ -32,7 +32,8 @@ def slice_width(
         if not filters:
             d /= np.linalg.norm(d)
         found = slice_2d(subject.model, subject.loss, subset(subject, examples), center=subject.weights,
-                         weight=subject.data.task.weight, directions=np.stack([d, other]), alphas=places, betas=[0.0], batch_size=BATCH, bn_mode="recalibrate",
+                         weight=subject.data.task.weight, directions=np.stack([d, other]), alphas=places, betas=[0.0],
+                         batch_size=BATCH, bn_mode="recalibrate",
                          recalibrate=lambda model: calibrate_on(model, subject.data.train.inputs))
         curves.append(np.asarray(found.losses, np.float64).reshape(points))
     losses = np.stack(curves)

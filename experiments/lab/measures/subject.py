@@ -22,6 +22,7 @@ from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.training import data as training_data
 from experiments.lab.training.data import Data
+from experiments.lab.training.own_task import load_state
 from experiments.lab.training.state import Tensors
 from sharpness import Eigenvalues
 from sharpness.problem.problem import Loss
@@ -76,8 +77,8 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     data = training_data.prepare(config, machine, source)
     model = models.build(config, data.shape, data.outputs).to(machine.device, training_data.dtype_of(config))
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        load_state(model, weights)
+    except ValueError as error:
         raise StoreError(f"the weights of run {run_id} are of another network than its configuration; {REPAIR}") from error
     return Subject(config, model.eval(), weights, data, replay_facts=lambda: _replay_facts(store, config, machine))
 

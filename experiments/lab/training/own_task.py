@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -42,9 +43,18 @@ def own_optimizer(config: RunConfig) -> bool:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and all buffers, also those that `state_dict` leaves out, except for the counters of dropout."""
-    counters = {f"{name}.counter" for name, module in model.named_modules() if isinstance(module, Dropout)}
-    hidden = {name: value for name, value in model.named_buffers() if name not in counters}
-    return hidden | model.state_dict()
+    counters, state = {f"{name}.counter" for name, m in model.named_modules() if isinstance(m, Dropout)}, model.state_dict()
+    return state | {name: value for name, value in model.named_buffers() if name not in counters and name not in state}
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a whole `state_of` into `model`, in place. ValueError where it is another network's."""
+    own = state_of(model)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+        raise ValueError("the state is of another network")
+    for name, value in own.items():
+        value.copy_(state[name])
 
 
 def check_own(config: RunConfig, machine: Machine, model: nn.Module, data: Data) -> None:
