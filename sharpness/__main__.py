@@ -11,7 +11,6 @@ Exit status:
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import io
 import json
@@ -19,11 +18,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
@@ -33,6 +32,9 @@ from torch import nn
 from sharpness.cost import CostEstimate, cost_estimate
 from sharpness.metrics import Metric
 from sharpness.panels import Measured, choose, panel
+from sharpness.problem.given import given_data
+from sharpness.problem.losses import mean_loss
+from sharpness.problem.named import brief, called, named, value_of
 from sharpness.problem.problem import Loss
 from sharpness.problem.progress import Lines
 
@@ -49,13 +51,17 @@ class Options:
     """Measure curvature and flatness of a model on data."""
 
     model: OptionalText = None
-    """MODULE:NAME of the model, or of a function or class that gives it; the current directory can be imported from"""
+    """MODULE:NAME of the model, or of a function or class that gives it, called with what it takes of input_shape and outputs
+    (of arrays) and with every --model-option; the current directory can be imported from"""
+    model_option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE", help_behavior_hint="")] = ()
+    """what else the model's function is called with"""
     data: OptionalText = None
-    """MODULE:NAME of a pair of tensors (inputs, targets), or of a list or loader of such batches, or of a function that
-    gives one"""
+    """MODULE:NAME of a pair of arrays or tensors (inputs, targets), of a mapping with such pairs as train, test and perhaps
+    validation (train is measured), of a list or loader of batches, or of a function that gives one; uint8 images in either axis
+    order are normalised as in training"""
     loss: OptionalText = None
-    """MODULE:NAME of the loss of (outputs, targets), or of a function or class that gives it; or a name of
-    torch.nn.functional or torch.nn, such as mse_loss (default: mean cross-entropy)"""
+    """cross_entropy, mse or bce; MODULE:NAME of the loss of (outputs, targets), or of a function or class that gives it; or a
+    name of torch.nn.functional or torch.nn, such as l1_loss (default: cross_entropy)"""
     weights: OptionalPath = None
     """.safetensors file of the model's weights (default: those that the model comes with)"""
     metrics: tuple[str, ...] = ("all",)
@@ -137,26 +143,47 @@ def _arguments(options: Options) -> Arguments:
     """Model, loss and data, and what else `panel` takes."""
     if options.model is None or options.data is None:
         raise UsageError("--model and --data are needed, each as MODULE:NAME; --list shows the metrics")
-    model = _named(options.model, "--model")
-    model = model if isinstance(model, nn.Module) else _called(model, options.model, "--model")
-    if not isinstance(model, nn.Module):
-        raise UsageError(f"--model {options.model} gave a {type(model).__name__}, not a torch.nn.Module")
+    try:
+        data, facts = given_data(_itself(options.data, "--data"), f"--data {options.data}")
+        model, loss = _model(options, facts), mean_loss(options.loss)
+        weight = named(options.weight, "--weight") if options.weight and ":" in options.weight else options.weight
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if options.weights is not None:
         _load(model, _expanded(options.weights))
-    data = _named(options.data, "--data")
-    data = _called(data, options.data, "--data") if inspect.isroutine(data) or isinstance(data, type) else data
     more: dict[str, Any] = {
         "metrics": _split(options.metrics), "examples": options.examples, "params": options.params or None,
-        "batch_size": options.batch_size, "mode": options.mode, "seed": options.seed,
-        "weight": _named(options.weight, "--weight") if options.weight and ":" in options.weight else options.weight,
+        "batch_size": options.batch_size, "mode": options.mode, "seed": options.seed, "weight": weight,
     }
     try:
         model = model.to(options.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise UsageError(f"--device {options.device}: the model cannot be moved there ({_brief(error)})") from error
-    return model, _loss(options.loss), data, more
+        raise UsageError(f"--device {options.device}: the model cannot be moved there ({brief(error)})") from error
+    return model, loss, data, more
+
+
+def _itself(where: str, option: str) -> Any:
+    """What MODULE:NAME is, or what the function or class of that name gives."""
+    found = named(where, option)
+    return called(found, where, option) if inspect.isroutine(found) or isinstance(found, type) else found
+
+
+def _model(options: Options, facts: Mapping[str, Any]) -> nn.Module:
+    """The model, made of what its function takes of the data's shapes and of the options."""
+    where, given = str(options.model), dict[str, Any]()
+    for text in options.model_option:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals):
+            raise UsageError(f"--model-option is {text!r}, but must be NAME=VALUE, as in width=64")
+        given[name] = value_of(value)
+    model = named(where, "--model")
+    if not isinstance(model, nn.Module) or given:
+        model = called(model, where, "--model", available=facts, options=given)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model {where} gave a {type(model).__name__}, not a torch.nn.Module")
+    return model
 
 
 def _checked(step: Callable[[], Any]) -> Any:
@@ -166,61 +193,8 @@ def _checked(step: Callable[[], Any]) -> Any:
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, RuntimeError, AssertionError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        said = str(error) if isinstance(error, ValueError) else _brief(error)
+        said = str(error) if isinstance(error, ValueError) else brief(error)
         raise UsageError(f"model, loss and data do not fit: {said}") from error
-
-
-def _loss(where: str | None) -> Loss:
-    """The loss itself, or what the named class or function without arguments gives."""
-    if where is None:
-        return nn.functional.cross_entropy
-    if ":" not in where:
-        found = getattr(nn.functional, where, getattr(nn, where, None))
-        if found is None:
-            raise UsageError(f"--loss {where!r} is no name of torch.nn.functional or torch.nn: pass mse_loss, or MODULE:NAME")
-    else:
-        found = _named(where, "--loss")
-    if isinstance(found, type) or (inspect.isfunction(found) and _needs_nothing(found)):
-        found = _called(found, where, "--loss")
-    if not callable(found):
-        raise UsageError(f"--loss {where} gave a {type(found).__name__}, which cannot be called")
-    return cast(Loss, found)
-
-
-def _needs_nothing(function: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments: it then returns the loss."""
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(function).parameters.values()
-    return not any(p.kind in kinds and p.default is inspect.Parameter.empty for p in parameters)
-
-
-def _named(where: str, option: str) -> Any:
-    """What MODULE:NAME names."""
-    module, colon, name = where.partition(":")
-    if not (module and colon and name):
-        raise UsageError(f"{option} is {where!r}: it must be MODULE:FUNCTION, such as nets:make_model")
-    if "/" in module or module.endswith(".py"):
-        raise UsageError(f"{option} is {where!r}: a module is named without path and .py, such as nets:make_model")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{option}: module {module!r} cannot be imported ({_brief(error)})") from error
-    for part in name.split("."):
-        if not hasattr(found, part):
-            raise UsageError(f"{option}: module {module!r} has no function {name!r}")
-        found = getattr(found, part)
-    return found
-
-
-def _called(found: Any, where: str, option: str) -> Any:
-    if not callable(found):
-        raise UsageError(f"{option}: {where} is a {type(found).__name__}, not a function")
-    try:
-        return found()
-    except (Exception, SystemExit) as error:
-        raise UsageError(f"{option}: {where}() failed ({_brief(error)})") from error
 
 
 def _load(model: nn.Module, path: Path) -> None:
@@ -231,11 +205,13 @@ def _load(model: nn.Module, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"{path} cannot be read as safetensors ({_brief(error)})") from error
+        raise DamagedError(f"{path} cannot be read as safetensors ({brief(error)})") from error
     wanted = model.state_dict(keep_vars=True)
+    hidden = {name: value for name, value in model.named_buffers() if name not in wanted and name in tensors}
     # Tied tensors are in the file once, under any of their names.
     known = {id(wanted[name]) for name in tensors if name in wanted}
     missing = [name for name, t in wanted.items() if id(t) not in known]
+    wanted |= hidden  # buffers that `state_dict` leaves out, where the file has them
     if unknown := sorted(tensors.keys() - wanted.keys()):
         raise UsageError(f"{path} has {unknown[0]!r}, which the model lacks ({len(unknown)} such names)")
     if missing:
@@ -362,11 +338,6 @@ def _listed(chosen: Sequence[Metric], *, as_json: bool) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.5g}"
-
-
-def _brief(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 def _complain(error: object, status: int) -> int:

@@ -113,3 +113,23 @@ def limited(root: Path, size: int, messages: Path) -> None:
     status = main([*FLAGS, "--store", str(root)])
     sys.stderr.close()
     os._exit(status)
+
+
+def commanded(folder: Path, argv: list[str], every: int, step: int | None, messages: Path) -> None:
+    """The command line from within `folder`, checkpoints every so many steps, killed before update number `step`; exits with its
+    status. Updates are recorded early, so that resumed runs mix replayed and eager ones."""
+    os.chdir(folder)
+    sys.stderr, sys.stdout = messages.open("w"), open(os.devnull, "w")  # noqa: SIM115
+    gradient.RECORD_AFTER = 5
+    checkpoint_every(every)
+    wants = RunFolder.wants_checkpoint
+
+    def dies(self: RunFolder, now: int) -> bool:
+        if now == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return wants(self, now)
+
+    RunFolder.wants_checkpoint = dies
+    status = main(argv)
+    sys.stderr.close()
+    os._exit(status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import sys
@@ -33,7 +34,7 @@ def named(where: str, option: str) -> Any:
 
 def called(found: Any, where: str, option: str, *positional: Any, available: Mapping[str, Any] | None = None,
            options: Mapping[str, Any] | None = None) -> Any:
-    """`found(*positional, ...)` with those of `available` that its signature names, and with all `options`.
+    """`found(*positional, ...)` with those of `available` that its signature names (`**kwargs` names none), and all `options`.
 
     ValueError, one sentence, where it is no function, takes none of the options, or fails.
     """
@@ -42,7 +43,7 @@ def called(found: Any, where: str, option: str, *positional: Any, available: Map
     names = taken(found)
     if names is not None and (unknown := [name for name in options or {} if name not in names]):
         raise ValueError(f"{option}: {where} takes no {unknown[0]!r}" + (f"; it takes {', '.join(names)}" if names else ""))
-    offered = {name: value for name, value in (available or {}).items() if names is None or name in names}
+    offered = {name: value for name, value in (available or {}).items() if name in _written_out(found)}
     try:
         return found(*positional, **offered, **(options or {}))
     except (Exception, SystemExit) as error:
@@ -51,19 +52,34 @@ def called(found: Any, where: str, option: str, *positional: Any, available: Map
 
 def taken(function: Callable[..., Any]) -> list[str] | None:
     """Names that a function can be called with, None where it takes any (`**kwargs`)."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built in, without a signature
-        return []
-    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-        return None
-    return [p.name for p in parameters if p.kind in _KINDS[1:]]
+    any_name = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in _parameters(function) or ())
+    return None if any_name else _written_out(function)
 
 
 def needs_nothing(function: Callable[..., Any]) -> bool:
-    """Whether it can be called without arguments."""
-    parameters = inspect.signature(function).parameters.values()
-    return not any(p.kind in _KINDS and p.default is inspect.Parameter.empty for p in parameters)
+    """Whether it can be called without arguments; False where nobody can know."""
+    parameters = _parameters(function)
+    return parameters is not None and not any(p.kind in _KINDS and p.default is inspect.Parameter.empty for p in parameters)
+
+
+def value_of(text: str) -> Any:
+    """An option's value: a Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _written_out(function: Callable[..., Any]) -> list[str]:
+    return [p.name for p in _parameters(function) or () if p.kind in _KINDS[1:]]
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """None of what is built in without a signature."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return None
 
 
 def brief(error: BaseException) -> str:

@@ -1,5 +1,7 @@
 """Code as users bring it: nothing here knows of this project."""
 
+import random
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,10 +18,10 @@ def images():
     return {"train": (x[:240], y[:240]), "test": (x[240:], y[240:])}
 
 
-def cnn(input_shape, outputs, width=8):
+def cnn(input_shape, outputs, width=8, drop=0.2):
     c = input_shape[0]
     return nn.Sequential(
-        nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(0.2),
+        nn.Conv2d(c, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(drop),
         nn.Conv2d(width, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, outputs),
     )
 
@@ -111,3 +113,105 @@ class Noisy(nn.Module):
 
 def noisy(input_shape, outputs):
     return Noisy(input_shape[0], outputs)
+
+
+def _net(layers):
+    def made(input_shape, outputs):
+        return nn.Sequential(nn.Linear(input_shape[0], 16), layers(), nn.Linear(16, outputs))
+
+    return made
+
+
+class Layer(nn.Module):
+    """A layer of one function, with what it remembers."""
+
+    def __init__(self, function, buffer=None, persistent=True):
+        super().__init__()
+        self.function, self.count = function, 0
+        if buffer is not None:
+            self.register_buffer("kept", buffer, persistent=persistent)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def _counting(self, x):
+    self.count += 1
+    return x * self.count
+
+
+def _average(self, x):
+    if self.training:
+        self.kept = 0.9 * self.kept + 0.1 * x.detach().mean(0)
+    return x * (1 + self.kept)
+
+
+def _rare(self, x):
+    return x if random.random() < 0.97 else 2 * x
+
+
+dropped = _net(lambda: nn.Dropout(0.5))
+undropped = _net(nn.Identity)
+centred = _net(lambda: Layer(lambda self, x: x - x.mean(0)))
+batch_norm = _net(lambda: nn.BatchNorm1d(16))
+attending = _net(lambda: Layer(lambda self, x: torch.softmax(x @ x.T, 1) @ x))
+group_norm = _net(lambda: nn.GroupNorm(4, 16))
+layer_norm = _net(lambda: nn.LayerNorm(16))
+functional_dropout = _net(lambda: Layer(lambda self, x: nn.functional.dropout(x, 0.5, self.training)))
+torch_noise = _net(lambda: Layer(lambda self, x: x + torch.randn(16)))
+numpy_noise = _net(lambda: Layer(lambda self, x: x * np.random.rand()))
+fresh_noise = _net(lambda: Layer(lambda self, x: x * float(np.random.default_rng().random())))
+python_noise = _net(lambda: Layer(lambda self, x: x * random.random()))
+rare_noise = _net(lambda: Layer(_rare))
+counting = _net(lambda: Layer(_counting))
+average = _net(lambda: Layer(_average, torch.zeros(16)))
+hidden_average = _net(lambda: Layer(_average, torch.zeros(16), persistent=False))
+spectral = _net(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(16, 16)))
+old_spectral = _net(lambda: nn.utils.spectral_norm(nn.Linear(16, 16)))
+
+
+def mean_of_counted(outputs, targets):
+    return nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+
+def sum_of_counted(outputs, targets):
+    found = nn.functional.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum")
+    return found, (targets != -100).sum()
+
+
+class Forgetful(torch.optim.SGD):
+    """SGD whose steps shrink by a count that its state_dict lacks."""
+
+    count = 0
+
+    def step(self, closure=None):
+        self.count += 1
+        self.param_groups[0]["lr"] /= self.count
+        return super().step(closure)
+
+
+def forgetful(parameters, lr):
+    return Forgetful(parameters, lr)
+
+
+class Langevin(torch.optim.SGD):
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.grad.add_(torch.randn_like(p), alpha=0.1)
+        return super().step(closure)
+
+
+def langevin(parameters, lr):
+    return Langevin(parameters, lr)
+
+
+def _apart(pair, count):
+    return {"train": tuple(part[:count] for part in pair), "test": tuple(part[count:] for part in pair)}
+
+
+def tokens_apart():
+    return _apart(tokens(), 160)
+
+
+def points_apart():
+    return _apart(points(), 150)

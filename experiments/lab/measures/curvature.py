@@ -4,27 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch.nn.functional import cross_entropy
-
 import sharpness
 from experiments.lab.measures.subject import BATCH, Subject, head, measured, subset
-from sharpness import Eigenvalues
+from sharpness import CurvatureOperator, Eigenvalues
 
 TOL = 1e-3
 """relative tolerance of the leading eigenpair where a metric has no option for it"""
+
+
+def hessian_of(subject: Subject, examples: int) -> CurvatureOperator:
+    """Of the run's own loss on its first training examples."""
+    return sharpness.hessian(
+        subject.model, subject.loss, subset(subject, examples), batch_size=BATCH, weight=subject.data.task.weight
+    )
 
 
 def top_eigenpair(subject: Subject, examples: int, tol: float, seed: int) -> Eigenvalues:
     """The Hessian's leading eigenvalue and eigenvector; the same whichever measurement asks first."""
     key = (examples, tol, seed)
     if key not in subject.eigenpairs:
-        operator = sharpness.hessian(subject.model, cross_entropy, subset(subject, examples), batch_size=BATCH)
+        operator = hessian_of(subject, examples)
         subject.eigenpairs[key] = sharpness.top_eigenvalues(operator, tol=tol, seed=seed)
     return subject.eigenpairs[key]
 
 
 def lambda_max(subject: Subject, *, examples: int, tol: float, seed: int) -> dict[str, Any]:
-    """Largest eigenvalue of the Hessian of the mean cross-entropy."""
+    """Largest eigenvalue of the Hessian of the run's mean loss."""
     result = top_eigenpair(subject, examples, tol, seed)
     return {
         **head(subject, examples, seed),
@@ -48,15 +53,16 @@ def norm_scaled_lambda(subject: Subject, *, examples: int, tol: float, seed: int
 
 
 def trace(subject: Subject, *, examples: int, products: int, seed: int) -> dict[str, Any]:
-    """Trace of the Hessian of the mean cross-entropy, by Hutch++."""
-    operator = sharpness.hessian(subject.model, cross_entropy, subset(subject, examples), batch_size=BATCH)
+    """Trace of the Hessian of the run's mean loss, by Hutch++."""
+    operator = hessian_of(subject, examples)
     return measured(subject, examples, sharpness.trace(operator, matvecs=products, seed=seed))
 
 
 def relative_trace(subject: Subject, *, examples: int, products: int, seed: int) -> dict[str, Any]:
     """sum_i w_i^2 H_ii, which a rescaling of ReLU layers does not change (Dinh et al. 2017)."""
     data = subset(subject, examples)
-    found = sharpness.relative_trace(subject.model, cross_entropy, data, probes=products, batch_size=BATCH, seed=seed)
+    found = sharpness.relative_trace(subject.model, subject.loss, data, probes=products, batch_size=BATCH,
+                                    weight=subject.data.task.weight, seed=seed)
     return measured(subject, examples, found)
 
 
@@ -64,8 +70,8 @@ def adaptive_l2_step(subject: Subject, *, examples: int, rho: float, m: int, see
     """Rise of the loss (nats) by one step of length rho relative to each weight: the mean over batches of m examples."""
     data = subset(subject, examples)
     found = sharpness.worst_case_sharpness(
-        subject.model, cross_entropy, data, rho=rho, adaptive=True, steps=1, m=min(m, len(data[1])),
-        batch_size=BATCH, seed=seed,
+        subject.model, subject.loss, data, rho=rho, adaptive=True, steps=1, m=min(m, len(data[1])),
+        batch_size=BATCH, weight=subject.data.task.weight, seed=seed,
     )
     return measured(subject, examples, found)
 
@@ -74,8 +80,8 @@ def phi(subject: Subject, *, examples: int, epsilon: float, subspace: int | None
     """Keskar et al. 2017, Metric 2.1, in percent: in the full space, or in `subspace` random directions."""
     vectors = top_eigenpair(subject, examples, TOL, seed).vectors
     result = sharpness.epsilon_sharpness(
-        subject.model, cross_entropy, subset(subject, examples), epsilon=epsilon, subspace=subspace, seed=seed,
-        batch_size=BATCH, eigenvector=None if vectors is None else vectors[0],
+        subject.model, subject.loss, subset(subject, examples), epsilon=epsilon, subspace=subspace, seed=seed,
+        batch_size=BATCH, weight=subject.data.task.weight, eigenvector=None if vectors is None else vectors[0],
     )
     facts = result.to_dict()
     return {

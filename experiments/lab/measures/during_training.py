@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import optimize
-from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.config import Optimizer, RunConfig
 from experiments.lab.declare.errors import ConfigError
@@ -110,7 +109,8 @@ def noise_scale_along(subject: Subject, *, examples: int, points: int) -> dict[s
     """
     steps = evenly(subject.replay_facts().steps, points + 1)[1:]
     pair = subset(subject, examples)
-    found = [gradient_noise(model, cross_entropy, pair, batch_size=BATCH) for _, model in states(subject, steps)]
+    found = [gradient_noise(model, subject.loss, pair, batch_size=BATCH, weight=subject.data.task.weight)
+             for _, model in states(subject, steps)]
     known = [r.value for r in found if r.status == "ok" and r.value > 0]
     curves = {
         "steps": list(steps),
@@ -135,7 +135,8 @@ def batch_sharpness_along(
     """
     limit, steps = threshold(subject.config), evenly(subject.replay_facts().steps, points)
     pair, size = subset(subject, examples), subject.config.batch_size
-    found = [batch_sharpness(model, cross_entropy, pair, batch=min(size, len(pair[1])), batches=batches, seed=seed).value
+    found = [batch_sharpness(model, subject.loss, pair, batch=min(size, len(pair[1])), batches=batches,
+                             weight=subject.data.task.weight, seed=seed).value
              for _, model in states(subject, steps)]
     inside = _window(steps, subject.replay_facts().steps, first, last)
     value = fmean([(found[i] + subject.config.weight_decay) / limit for i in inside])
@@ -164,10 +165,11 @@ def _sharpness(subject: Subject, steps: Sequence[int], examples: int, tol: float
     pair, start = subset(subject, examples), None
     curves: dict[str, list[Any]] = {name: [] for name in ("steps", "lambda_max", "residual", "status", "products", "train_loss")}
     for step, model in states(subject, steps):
-        found = top_eigenvalues(hessian(model, cross_entropy, pair, batch_size=BATCH), tol=tol, start=start, seed=seed)
+        operator = hessian(model, subject.loss, pair, batch_size=BATCH, weight=subject.data.task.weight)
+        found = top_eigenvalues(operator, tol=tol, start=start, seed=seed)
         start = None if found.vectors is None else found.vectors[0]
         row = (step, float(found.values[0]), float(found.residuals[0]), found.status, found.matvecs)
-        for name, value in zip(curves, (*row, evaluate(model, *pair).loss), strict=True):
+        for name, value in zip(curves, (*row, evaluate(model, *pair, subject.data.task).loss), strict=True):
             curves[name].append(value)
     return curves
 

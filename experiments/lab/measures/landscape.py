@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.measures.subject import BATCH, Subject, head, subset
@@ -15,7 +14,8 @@ from sharpness import flat_weights, plane_through, slice_1d, slice_2d
 
 
 def linear_slice(first: Subject, second: Subject, *, points: int, examples: int) -> dict[str, Any]:
-    """Losses (nats) and accuracies (percent) at (1 - a) first + a second, `points` values of a in [-1, 2] (Figure 3).
+    """Losses (nats) and, of classes, accuracies (percent) at (1 - a) first + a second, `points` values of a in [-1, 2]
+    (Figure 3).
 
     `value` is the barrier: the largest training loss for a in [0, 1] above the larger end's. Raises `ConfigError`
     for a number of points that misses the ends, a = 0 and a = 1.
@@ -29,16 +29,17 @@ def linear_slice(first: Subject, second: Subject, *, points: int, examples: int)
     curves: dict[str, list[float]] = {"alphas": ((np.arange(points) - unit) / unit).tolist()}
     train, test = (
         slice_1d(
-            first.model, cross_entropy, (part.inputs[:examples], part.targets[:examples]),
+            first.model, first.loss, (part.inputs[:examples], part.targets[:examples]),
             start=first.weights, end=second.weights, alphas=curves["alphas"], batch_size=BATCH,
+            weight=first.data.task.weight,
             recalibrate=lambda model: calibrate_on(model, data.train.inputs),
         )
         for part in (data.train, data.test)
     )
     for split, result in (("train", train), ("test", test)):
         curves[f"{split}_loss"] = [float(v) for v in result.losses]
-        assert result.accuracies is not None  # targets are classes
-        curves[f"{split}_accuracy"] = [100 * float(v) for v in result.accuracies]
+        if result.accuracies is not None:  # targets are classes
+            curves[f"{split}_accuracy"] = [100 * float(v) for v in result.accuracies]
     status = "ok" if np.isfinite(train.barrier) else "nonfinite"  # a loss that is not, outside [0, 1], is in details
     return {**head(first, examples, None), "value": train.barrier, "status": status, "details": curves}
 
@@ -56,7 +57,7 @@ def plane(first: Subject, second: Subject, *, points: int, examples: int) -> dic
     low, high = corners.min(axis=0), corners.max(axis=0)
     margin = 0.25 * (high - low)
     alphas, betas = (np.linspace(low[i] - margin[i], high[i] + margin[i], points) for i in (0, 1))
-    grid = slice_2d(first.model, cross_entropy, subset(first, examples), center=first.weights,
+    grid = slice_2d(first.model, first.loss, subset(first, examples), center=first.weights, weight=first.data.task.weight,
                     directions=found.directions, alphas=alphas, betas=betas, batch_size=BATCH, bn_mode="recalibrate",
                     recalibrate=lambda model: calibrate_on(model, train.inputs))
     labels = (f"B {first.config.batch_size}", f"B {second.config.batch_size}", "start")

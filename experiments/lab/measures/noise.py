@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from experiments.lab.measures.subject import Subject, head
 from experiments.lab.training.batch_stream import BatchStream
@@ -18,19 +18,22 @@ STEP = 1 << 20
 def own_batch_sharpness(subject: Subject, *, batches: int) -> dict[str, Any]:
     """E_B[g_B^T H_B g_B] / E_B ||g_B||^2 over batches as the run draws them: its batch size, its weights of examples.
 
-    g_B and H_B are gradient and Hessian of the batch's (weighted) mean cross-entropy: `sharpness.batch_sharpness` for
+    g_B and H_B are gradient and Hessian of the batch's (weighted) mean loss: `sharpness.batch_sharpness` for
     gradients with injected noise. Standard error: delete-one jackknife over batches.
     """
-    config, train, parameters = subject.config, subject.data.train, list(subject.model.parameters())
+    config, train = subject.config, subject.data.train
+    parameters = [p for p in subject.model.parameters() if p.requires_grad]
     block = BatchStream(config, len(train)).block(STEP, batches)
     curvatures, squares = [], []
     for k in range(batches):
         inputs, targets = train.at(block.positions[k].to(train.targets.device), None)
-        each = cross_entropy(subject.model(inputs), targets, reduction="none")
-        loss = (each if block.weights is None else each * block.weights[k].to(each.device)).mean()
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True)
-        square = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()  # its derivative is H g
-        products = torch.autograd.grad(square, parameters)
+        with sdpa_kernel(SDPBackend.MATH):  # the other kernels of attention have no second derivative
+            terms = subject.data.task.loss(subject.model(inputs), targets)
+            sums = terms.sums if block.weights is None else terms.sums * block.weights[k].to(terms.sums.device)
+            loss = sums.mean() if terms.weights is None else sums.sum() / terms.weight
+            gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+            square = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()  # its derivative is H g
+            products = torch.autograd.grad(square, parameters)
         curvatures.append(sum((g.detach() * p).sum().item() for g, p in zip(gradients, products, strict=True)))
         squares.append(square.item())
     top, bottom = torch.tensor(curvatures, dtype=torch.float64), torch.tensor(squares, dtype=torch.float64)

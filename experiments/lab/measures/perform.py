@@ -6,12 +6,10 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from torch.nn.functional import cross_entropy
-
 from experiments.lab.declare.config import Machine
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.study import Measure
-from experiments.lab.measures.registry import METRICS
+from experiments.lab.measures.registry import METRICS, Metric
 from experiments.lab.measures.subject import Subject, head, load_subject, subset
 from experiments.lab.store.records import Store
 from sharpness.panels import panel
@@ -42,7 +40,7 @@ def _results(subjects: Sequence[Subject], due: Sequence[Measure]) -> Iterator[tu
     for wanted in due:
         metric = METRICS[wanted.metric]
         if metric.function is not None:
-            yield wanted, metric.of(*subjects, **dict(wanted.options))
+            yield wanted, _of(metric, subjects, dict(wanted.options))
         else:
             options = metric.filled(dict(wanted.options))
             panels.append(((options["examples"], options["seed"]), wanted))
@@ -50,14 +48,25 @@ def _results(subjects: Sequence[Subject], due: Sequence[Measure]) -> Iterator[tu
         yield from _from_panel(subjects[0], [wanted for _, wanted in group], examples, seed)
 
 
+def _of(metric: Metric, subjects: Sequence[Subject], options: dict[str, Any]) -> dict[str, Any]:
+    """The measurement; of a user's own task one that has no meaning there says so, as `sharpness.panel` does."""
+    try:
+        return metric.of(*subjects, **options)
+    except ValueError as error:
+        subject = subjects[0]
+        if subject.data.task.plain and not subject.config.has_own_code:
+            raise
+        return {**head(subject, options.get("examples", 0), None), "value": None, "status": "not applicable",
+                "details": {"sentence": str(error)}}
+
+
 def _from_panel(
     subject: Subject, wanted: Sequence[Measure], examples: int, seed: int
 ) -> Iterator[tuple[Measure, dict[str, Any]]]:
     """Metrics of `sharpness.panels` on the same examples, which share the Hessian's operator."""
     by_name = {m.metric: m for m in wanted}
-    for entry in panel(
-        subject.model, cross_entropy, subset(subject, examples), metrics=list(by_name), examples=examples, seed=seed
-    ):
+    for entry in panel(subject.model, subject.loss, subset(subject, examples), metrics=list(by_name), examples=examples,
+                       weight=subject.data.task.weight, seed=seed):
         facts = {} if entry.result is None else entry.result.to_dict()
         residuals = facts.get("residuals") or [None]
         yield by_name[entry.metric], {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.measures.subject import BATCH, Subject, head, subset
@@ -32,8 +31,9 @@ def slice_width(
         d, other = (random_direction(subject.model, seed + i, "filter" if filters else "none") for i in (k, directions + k))
         if not filters:
             d /= np.linalg.norm(d)
-        found = slice_2d(subject.model, cross_entropy, subset(subject, examples), center=subject.weights,
-                         directions=np.stack([d, other]), alphas=places, betas=[0.0], batch_size=BATCH, bn_mode="recalibrate",
+        found = slice_2d(subject.model, subject.loss, subset(subject, examples), center=subject.weights,
+                         weight=subject.data.task.weight, directions=np.stack([d, other]), alphas=places, betas=[0.0],
+                         batch_size=BATCH, bn_mode="recalibrate",
                          recalibrate=lambda model: calibrate_on(model, subject.data.train.inputs))
         curves.append(np.asarray(found.losses, np.float64).reshape(points))
     losses = np.stack(curves)

@@ -14,6 +14,7 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.training.engine import SingleEngine
 from experiments.lab.training.evaluate import calibrate_on
 from experiments.lab.training.initial import initial_model, set_arithmetic
+from experiments.lab.training.own_task import load_state, state_of
 from experiments.lab.training.state import Tensors
 
 
@@ -38,7 +39,7 @@ def states(subject: Subject, steps: Sequence[int]) -> Iterator[tuple[int, nn.Mod
     for step in steps:
         engine.advance(step)
         engine.losses[0].clear()
-        shown.load_state_dict(engine.model().state_dict())
+        load_state(shown, state_of(engine.model()))
         calibrate_on(shown, data.train.inputs)
         if step == facts.steps and facts.exact:
             _compare(shown, subject.weights, config.run_id)

@@ -63,7 +63,7 @@ def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed
     other, test = rescaled_subject(subject, layer, factor), subject.data.test
     pair = [curvature.top_eigenpair(s, examples, curvature.TOL, seed) for s in (subject, other)]
     before, after = (float(found.values[0]) for found in pair)
-    was, now = (evaluate(s.model, test.inputs, test.targets, s.data.task).accuracy for s in (subject, other))
+    scores = [evaluate(s.model, test.inputs, test.targets, s.data.task) for s in (subject, other)]
     few = min(examples, 1000)
 
     def ratio(metric: Any, **options: Any) -> float:
@@ -83,7 +83,7 @@ def rescaled(subject: Subject, *, examples: int, layer: int, factor: float, seed
             "relative_trace_ratio": ratio(curvature.relative_trace, examples=few, products=12),
             "adaptive_ratio": ratio(curvature.adaptive_l2_step, examples=few, rho=0.5, m=128),
             "largest_output_change": _largest_change(subject, other),
-            "test_accuracy_change": None if was is None or now is None else now - was,
+            "test_accuracy_change": _difference(scores[1].accuracy, scores[0].accuracy),
         },
     }
 
@@ -92,6 +92,10 @@ def disguised_lambda(subject: Subject, *, examples: int, batch_size: int, layer:
     """lambda_max, of runs with this `batch_size` after rescaling, of others as trained: what is left of a comparison."""
     chosen = rescaled_subject(subject, layer, factor) if subject.config.batch_size == batch_size else subject
     return curvature.lambda_max(chosen, examples=examples, tol=curvature.TOL, seed=seed)
+
+
+def _difference(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first - second
 
 
 def _largest_change(first: Subject, second: Subject) -> float:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.store.checkpoints import final_weights
@@ -21,8 +22,10 @@ from experiments.lab.store.records import Store
 from experiments.lab.training import data as training_data
 from experiments.lab.training.data import Data
 from experiments.lab.training.initial import network
+from experiments.lab.training.own_task import load_state
 from experiments.lab.training.state import Tensors
 from sharpness import Eigenvalues
+from sharpness.problem.problem import Loss
 
 BATCH = 2500
 """examples per forward pass; changes rounding only"""
@@ -57,6 +60,11 @@ class Subject:
     )
     """how the run came here, for measurements during training; a function, because only they need its parent"""
 
+    @property
+    def loss(self) -> Loss:
+        """What the run minimised, the mean over what counts: f(outputs, targets)."""
+        return cross_entropy if self.data.task.plain else self.data.task.mean
+
 
 def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     """Model, weights and data of a stored run; raises `StoreError` where its weights are missing or altered."""
@@ -69,8 +77,8 @@ def load_subject(store: Store, run_id: str, machine: Machine) -> Subject:
     data = training_data.prepare(config, machine, source)
     model = network(config, data).to(machine.device, training_data.dtype_of(config))
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        load_state(model, weights)
+    except ValueError as error:
         raise StoreError(f"the weights of run {run_id} are of another network than its configuration; {REPAIR}") from error
     return Subject(config, model.eval(), weights, data, replay_facts=lambda: _replay_facts(store, config, machine))
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
-from ast import literal_eval
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +14,7 @@ from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.own_code import options_of
 from experiments.lab.models.dropout import Dropout
-from sharpness.problem.named import called, named
+from sharpness.problem.named import called, named, value_of
 
 
 def own_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -27,7 +25,7 @@ def own_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Mod
     name = str(config.model)
     try:
         with seeded(config.seed):
-            options = {key: _value(text) for key, text in options_of(config.model_options).items()}
+            options = {key: value_of(text) for key, text in options_of(config.model_options).items()}
             model = called(named(name, "--model"), name, "--model", available={"input_shape": shape, "outputs": outputs},
                            options=options)
     except ValueError as error:
@@ -41,14 +39,6 @@ def own_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Mod
             if type(layer) is nn.Dropout:
                 setattr(parent, key, Dropout(layer.p))
     return model
-
-
-def _value(text: str) -> Any:
-    """A Python literal, or else the text itself."""
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ class RunFolder:
             elif not self.processes:
                 self.processes = _processes(self.path)
             if not self.processes or self.processes[-1] is not self.own or self.own["micro_batch"] != self.machine.micro_batch:
-                self.own = provenance(self.machine) | {"members": self.members}
+                self.own = provenance(self.machine) | {"members": self.members} | self._mark()
                 self.processes.append(self.own)
                 self.started = time.monotonic()
             head = {"config.json": to_json(config), "provenance.json": self._provenance()}
@@ -116,6 +116,10 @@ class RunFolder:
                 write_plan(self.path, members, micro_batch)
             else:
                 (self.path / "plan.json").unlink(missing_ok=True)
+
+    def _mark(self) -> dict[str, Any]:
+        """What a record says of a run that cannot be repeated, in its provenance and in its summary."""
+        return {"repeatable": False} if self.config.allow_random else {}
 
     def _provenance(self) -> bytes:
         """One entry per process that worked on the run, each with the seconds that went into the weights."""
@@ -179,6 +183,7 @@ class RunFolder:
                 "status": outcome.status,
                 "reason": outcome.reason,
                 **outcome.values,
+                **self._mark(),
                 "seconds": None if None in seconds else sum(seconds),
                 "commit": commit(),
                 "device": self.machine.device,

@@ -22,6 +22,7 @@ from experiments.lab.training.data import Data, prepare, read
 from experiments.lab.training.loop import train_group
 from experiments.lab.training.memory import is_out_of_memory, smaller
 from experiments.lab.training.outcome import Outcome
+from experiments.lab.training.own_task import splits
 
 BUSY = "busy"
 
@@ -87,8 +88,10 @@ def _train(folders: list[RunFolder], store: Store, machine: Machine, data: Data,
         except LeaseLost:
             statuses |= {run_id: BUSY for run_id in ids if run_id not in statuses}
         except (RuntimeError, MemoryError) as error:
-            size = smaller(configs[0], machine.micro_batch)
-            if not is_out_of_memory(error) or size is None:
+            if not is_out_of_memory(error):
+                raise
+            size = smaller(configs[0], machine.micro_batch) if splits(configs[0], data) else None
+            if size is None:
                 raise
             machine = dataclasses.replace(machine, micro_batch=size)
             said = f"out of memory: {', '.join(run_id[:8] for run_id in ids)} goes on in micro-batches of {size}"

@@ -16,7 +16,7 @@ from experiments.lab.training.data import Data
 from experiments.lab.training.gradient import Gradient
 from experiments.lab.training.optimizers import Update
 from experiments.lab.training.own_optimizer import OwnUpdate
-from experiments.lab.training.own_task import keeps_still, state_of
+from experiments.lab.training.own_task import keeps_still, load_state, state_of
 from experiments.lab.training.sam import descent
 from experiments.lab.training.state import Snapshot, Tensors
 
@@ -162,7 +162,7 @@ class SingleEngine(Engine):
     def model(self, member: int = 0) -> nn.Module:
         if self.averaged is None:
             return self.trained
-        self.averaged.load_state_dict(self.trained.state_dict())  # buffers of what is not calibrated are the run's
+        load_state(self.averaged, state_of(self.trained))  # buffers of what is not calibrated are the run's
         learnt = [p for p in self.averaged.parameters() if p.requires_grad]
         with torch.no_grad():
             for p, average in zip(learnt, self.optimizer.averaged(), strict=True):

@@ -11,7 +11,7 @@ from experiments.lab import models
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training.data import Data, dtype_of
-from experiments.lab.training.own_task import check_own
+from experiments.lab.training.own_task import check_own, load_state
 from experiments.lab.training.state import Tensors
 
 
@@ -24,10 +24,11 @@ def initial_model(config: RunConfig, machine: Machine, data: Data, parent: Tenso
     """The network of `config` on its device in training mode: drawn from its seed, or with `parent`'s weights."""
     model = network(config, data)
     if parent is not None:
-        own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-        if own != {name: tuple(value.shape) for name, value in parent.items()}:
-            raise ConfigError(f"the weights of parent {config.parent} are of another network; give this run the same model")
-        model.load_state_dict(parent)
+        try:
+            load_state(model, parent)
+        except ValueError:
+            raise ConfigError(f"the weights of parent {config.parent} are of another network; give this run the same "
+                              "model") from None
     model = model.to(machine.device, dtype_of(config)).train()
     if data.train.inputs.is_contiguous(memory_format=torch.channels_last):
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  # torch's stubs lack it

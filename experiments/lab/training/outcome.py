@@ -14,6 +14,7 @@ from experiments.lab.training.batch_schedule import position
 from experiments.lab.training.data import Data, Examples
 from experiments.lab.training.evaluate import Scores, calibrate_on, evaluate
 from experiments.lab.training.losses import Task
+from experiments.lab.training.own_task import state_of
 from experiments.lab.training.state import Tensors
 from experiments.lab.training.stop_rule import Ending
 
@@ -72,5 +73,5 @@ def outcome(ending: Ending, model: nn.Module, start: Tensors, step: int, config:
     where = position(step, config, len(data.train))
     facts = {"steps": step, "examples": where["examples"], "epochs": where["epoch"]}
     # copies: the members of an ensemble share one network
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in model.state_dict().items()}
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in state_of(model).items()}
     return Outcome(ending.status, ending.reason, {**facts, **values}, weights, predictions)

@@ -1,5 +1,5 @@
-"""What is asked of a user's network and loss before the first update: do they fit, are their numbers fixed by the seed, and do
-examples of a batch know of each other?
+"""What is asked of a user's network, loss and optimizer before the first update: do they fit, are their numbers fixed by the
+seed, would a checkpoint hold their whole state, and do examples of a batch know of each other?
 
 Everything is tried on copies; the network, and torch's, numpy's and Python's generators, are afterwards as they were.
 """
@@ -7,23 +7,29 @@ Everything is tried on copies; the network, and torch's, numpy's and Python's ge
 from __future__ import annotations
 
 import copy
+import random
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from experiments.lab import models
 from experiments.lab.datasets import Kind
-from experiments.lab.declare.config import Loss, Machine, Model, RunConfig
+from experiments.lab.declare.config import Loss, Machine, Model, Optimizer, RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.models.dropout import Dropout
 from experiments.lab.models.own import seeded
-from experiments.lab.training.data import Data
+from experiments.lab.training.data import Data, Examples, dtype_of
 from experiments.lab.training.gradient import task_gradients
+from experiments.lab.training.own_optimizer import OwnUpdate
 from sharpness.problem.named import brief
 
 TRIED = 16
 """examples of a trial"""
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def is_own(config: RunConfig) -> bool:
@@ -31,32 +37,61 @@ def is_own(config: RunConfig) -> bool:
     return not (isinstance(config.model, Model) and isinstance(config.loss, Loss))
 
 
+def own_optimizer(config: RunConfig) -> bool:
+    return not isinstance(config.optimizer, Optimizer)
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and all buffers, also those that `state_dict` leaves out, except for the counters of dropout."""
-    counters = {f"{name}.counter" for name, module in model.named_modules() if isinstance(module, Dropout)}
-    hidden = {name: value for name, value in model.named_buffers() if name not in counters}
-    return hidden | model.state_dict()
+    counters, state = {f"{name}.counter" for name, m in model.named_modules() if isinstance(m, Dropout)}, model.state_dict()
+    return state | {name: value for name, value in model.named_buffers() if name not in counters and name not in state}
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy a whole `state_of` into `model`, in place. ValueError where it is another network's."""
+    own = state_of(model)
+    if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in state.items()}:
+        raise ValueError("the state is of another network")
+    for name, value in own.items():
+        value.copy_(state[name])
 
 
 def check_own(config: RunConfig, machine: Machine, model: nn.Module, data: Data) -> None:
-    """Raise `ConfigError`, one sentence, where a user's network or loss cannot be trained as promised."""
+    """Raise `ConfigError`, one sentence, where a user's network, loss or optimizer cannot be trained as promised."""
+    if is_own(config):
+        _check_fits(config, model, data)
+    if (is_own(config) or own_optimizer(config)) and not config.allow_random:
+        _check_repeats(config, model, data)
+    if own_optimizer(config):
+        _check_continues(config, model, data)
+    split = machine.micro_batch is not None and machine.micro_batch < config.batch_size * config.batch_growth**2
+    if split and (why := why_whole(config, model, data)):
+        raise ConfigError(f"{why}, so micro_batch cannot split a batch; leave it out")
+
+
+def why_whole(config: RunConfig, model: nn.Module, data: Data) -> str | None:
+    """Why a batch cannot be computed in micro-batches, None where it can."""
+    if not isinstance(config.model, Model) and mixes(model, data):
+        return (f"--model {config.model}: what it makes of an example depends on the others in the batch (as batch normalisation "
+                "does)")
+    if not isinstance(config.loss, Loss) and not _adds_up(model, data):
+        return f"--loss {config.loss}: of a batch it is not the sum over its parts divided by their weights"
+    return None
+
+
+def splits(config: RunConfig, data: Data) -> bool:
+    """Whether batches may be computed in micro-batches where memory runs out: of built-in parts `memory.smaller` knows it."""
     if not is_own(config):
-        return
-    _check_fits(config, model, data)
-    if not config.allow_random and not _repeats(config, model, data):
-        raise ConfigError(
-            f"{_names(config)}: one update made twice gave two results, so it draws random numbers that the seed does not fix, "
-            "or keeps a state outside its buffers; use nn.Dropout modules, or train it with --allow-random as a run that cannot "
-            "be repeated"
-        )
-    if machine.micro_batch is not None and machine.micro_batch < config.batch_size and mixes(model, data):
-        raise ConfigError(f"--model {config.model}: what it makes of an example depends on the others in the batch (batch "
-                          "normalisation), so micro_batch cannot split it; leave it out")
+        return True
+    model = models.build(config, data.shape, data.outputs).to(dtype_of(config)).train()
+    few = Examples(*(t.cpu() for t in _batch(data)))
+    return why_whole(config, model, replace(data, train=few)) is None
 
 
 def _names(config: RunConfig) -> str:
-    parts = [f"--{part} {getattr(config, part)}" for part, kind in (("model", Model), ("loss", Loss))
-             if not isinstance(getattr(config, part), kind)]
+    kinds = {"model": Model, "loss": Loss, "optimizer": Optimizer}
+    parts = [f"--{part} {getattr(config, part)}" for part, kind in kinds.items() if not isinstance(getattr(config, part), kind)]
     return " with ".join(parts)
 
 
@@ -103,17 +138,37 @@ def _check_fits(config: RunConfig, model: nn.Module, data: Data) -> None:
                           "give each place a module of its own")
 
 
-def _repeats(config: RunConfig, model: nn.Module, data: Data) -> bool:
-    """Whether the gradients of one batch are the same bits with the global generators set differently."""
-    batch, found = _batch(data), []
-    for seed in (1, 2):
-        tried = copy.deepcopy(model)
-        parameters = [p for p in tried.parameters() if p.requires_grad]
-        with seeded(seed):
-            results = task_gradients(config, tried, data.task)(parameters, _counter(batch[0].device), *batch)
-        found.append([*results, *(value for value in state_of(tried).values())])
-    # the second update of one copy, too: a state outside the buffers would show
-    return all(_same(a, b) for a, b in zip(*found, strict=True)) and _forgets(config, model, data)
+def _check_repeats(config: RunConfig, model: nn.Module, data: Data) -> None:
+    """Raise `ConfigError` where an update draws from a global generator, or is another one when it is made twice."""
+    found, moved = zip(*(_update(config, model, data, seed) for seed in (1, 2)), strict=True)
+    if any(moved) or not all(_same(a, b) for a, b in zip(*found, strict=True)):
+        raise ConfigError(f"{_names(config)}: one update made twice with other random numbers would not be the same, for "
+                          "it draws some that the seed does not fix; use nn.Dropout modules, or train it with --allow-random "
+                          "as a run that cannot be repeated")
+    if is_own(config) and not _forgets(config, model, data):
+        raise ConfigError(f"{_names(config)}: one update made twice gave two results, so something keeps a state outside its "
+                          "buffers, which no checkpoint holds; use register_buffer, or train it with --allow-random as a run "
+                          "that cannot be repeated")
+
+
+def _update(config: RunConfig, model: nn.Module, data: Data, seed: int) -> tuple[list[Tensor], bool]:
+    """Gradients and state after an update with the global generators at `seed`, and whether these have moved."""
+    batch, tried = _batch(data), copy.deepcopy(model)
+    parameters = [p for p in tried.parameters() if p.requires_grad]
+    with seeded(seed):
+        before = _generators(batch[0].device)
+        results = task_gradients(config, tried, data.task)(parameters, _counter(batch[0].device), *batch)
+        if own_optimizer(config):
+            OwnUpdate(config, parameters)(results[2:], config.peak_lr)
+        moved = _generators(batch[0].device) != before
+    return [*results, *state_of(tried).values()], moved
+
+
+def _generators(device: torch.device) -> tuple[Any, ...]:
+    """The states of the global random generators."""
+    _, keys, *more = np.random.get_state()
+    here = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    return random.getstate(), np.asarray(keys).tobytes(), more, torch.get_rng_state().numpy().tobytes(), here
 
 
 def _forgets(config: RunConfig, model: nn.Module, data: Data) -> bool:
@@ -122,12 +177,32 @@ def _forgets(config: RunConfig, model: nn.Module, data: Data) -> bool:
     parameters, before = [p for p in tried.parameters() if p.requires_grad], {k: v.clone() for k, v in state_of(tried).items()}
     found = []
     for _ in range(2):
-        with seeded(1), torch.no_grad():
-            for name, value in state_of(tried).items():
-                value.copy_(before[name])
         with seeded(1):
+            with torch.no_grad():
+                for name, value in state_of(tried).items():
+                    value.copy_(before[name])
             found.append(task_gradients(config, tried, data.task)(parameters, _counter(batch[0].device), *batch))
     return all(_same(a, b) for a, b in zip(*found, strict=True))
+
+
+def _check_continues(config: RunConfig, model: nn.Module, data: Data) -> None:
+    """Raise `ConfigError` where an optimizer that is made anew with a kept state does not go on as the old one does."""
+    tried = copy.deepcopy(model)
+    parameters = [p for p in tried.parameters() if p.requires_grad]
+    batch = _batch(data)
+    with seeded(1):
+        _, _, *gradients = task_gradients(config, tried, data.task)(parameters, _counter(batch[0].device), *batch)
+        first = OwnUpdate(config, parameters)
+        first([g.clone() for g in gradients], config.peak_lr)
+        others = [p.detach().clone().requires_grad_() for p in parameters]
+        second = OwnUpdate(config, others)
+        second.load(first.state())
+    for update in (first, second):
+        with seeded(2):
+            update([g.clone() for g in gradients], config.peak_lr)
+    if not all(_same(a, b) for a, b in zip(parameters, others, strict=True)):
+        raise ConfigError(f"--optimizer {config.optimizer} keeps a state that its state_dict lacks, so a checkpoint would not "
+                          "continue it; keep it in self.state or in the groups of parameters")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -155,6 +230,21 @@ def mixes(model: nn.Module, data: Data) -> bool:
             outputs.append(tried(batch)[:half].double())
     scale = outputs[0].abs().max().clamp(min=1e-30)
     return bool(((outputs[0] - outputs[1]).abs().max() / scale) > 1e-6)
+
+
+@torch.no_grad()
+def _adds_up(model: nn.Module, data: Data) -> bool:
+    """Whether the loss of a batch is that of two unequal parts together."""
+    inputs, targets = _batch(data)
+    tried, cut = copy.deepcopy(model).eval(), len(inputs) // 3
+    if cut == 0:
+        return True
+    with seeded(1):
+        outputs = tried(inputs)
+        whole = data.task.loss(outputs, targets)
+        parts = [data.task.loss(outputs[part], targets[part]) for part in (slice(cut), slice(cut, None))]
+    apart = sum(part.total for part in parts) / sum(part.weight for part in parts)
+    return bool((apart - whole.total / whole.weight).abs() <= 1e-5 * whole.total.abs() / whole.weight)
 
 
 def keeps_still(config: RunConfig, data: Data, model: nn.Module) -> bool:
