@@ -19,6 +19,7 @@ FACTOR = 16.0
 class Rescaled(Settings):
     """The smallest and the largest batch size, both to a training cross-entropy of `target` nats."""
 
+    optimizer: Optimizer | str = Optimizer.ADAM
     lr: float = 1e-3
     target: float = 0.01
     max_epochs: float = 400
@@ -26,7 +27,7 @@ class Rescaled(Settings):
 
 
 def train(settings: Rescaled, seeds: range) -> list[RunConfig]:
-    base = settings.run(optimizer=Optimizer.ADAM, budget=Budget.TRAIN_LOSS, train_loss=settings.target)
+    base = settings.run(budget=Budget.TRAIN_LOSS, train_loss=settings.target)
     return [base.replace(batch_size=size, seed=seed) for seed in seeds for size in (settings.small, settings.large)]
 
 
