@@ -11,6 +11,7 @@ from math import log
 from experiments.lab.declare import Claim, Gate, Measure, Power, RunConfig, Scale, Settings, Stage, Study, measure
 from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, log_ratio, weighted
 from experiments.lab.declare.enums import Budget, Model, Optimizer
+from experiments.lab.declare.errors import ConfigError
 
 FACTOR = 16.0
 
@@ -24,6 +25,12 @@ class Rescaled(Settings):
     target: float = 0.01
     max_epochs: float = 400
     examples: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in (Model.MLP, Model.SMALL_CONV):
+            raise ConfigError(f"layers are rescaled in a chain of ReLU layers, which {self.model} is not known to be; take model "
+                              "mlp or small-conv, on any data")
 
 
 def train(settings: Rescaled, seeds: range) -> list[RunConfig]:

@@ -88,9 +88,10 @@ def _sizes(base: Any, asked: Mapping[str, Any], changes: Mapping[str, Any], fact
             held = min(held, apart)
         elif held + (n_train or total) > total:
             held = min(held, total // VALIDATION_SHARE)
-    if held > (total - 1 if apart is None else apart):
-        raise UsageError(f"n_validation {held} exceeds the {total if apart is None else apart} examples of {data}; "
-                         "choose a smaller one")
+    if apart is None and held >= total:
+        raise UsageError(f"n_validation {held} leaves none of the {total} training examples of {data}; choose a smaller one")
+    if apart is not None and held > apart:
+        raise UsageError(f"n_validation {held} exceeds the {apart} validation examples of {data}; choose a smaller one")
     room = total if apart is not None else total - held
     if "n_train" not in changes and n_train is not None:
         n_train = min(n_train, room)

@@ -95,8 +95,10 @@ def with_settings(study: Study, scale: str, given: Sequence[str], known: Known |
     if not changes:
         return study
     words = ", ".join(f"{name} {_words(value)}" for name, value in changes.items())
+    own = own_parts(_Asked(base.settings, changes)) if isinstance(base.settings, Settings) else ()
+    facts = _facts(changes.get("dataset", base.settings.dataset), known) if own else None
     try:
-        task = _Task.of(base.settings, dict(read), known)
+        task = _Task() if facts is None or known is None else _Task.of(base.settings, dict(read), own, facts, known)
         settings = dataclasses.replace(base.settings, **changes | task.changes)
         made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
                                    settings=settings, power=None, of=scale, given=tuple(given), own=task.own,
@@ -130,16 +132,7 @@ class _Task:
     """training loss before the first update, where accuracy has no meaning"""
 
     @classmethod
-    def of(cls, base: Settings, given: dict[str, Any], known: Known | None) -> _Task:
-        own = own_parts(_Asked(base, given)) if isinstance(base, Settings) else ()
-        if not own:
-            return cls()
-        if known is None:
-            raise UsageError("a task of your own must be looked at first")
-        dataset = given.get("dataset", base.dataset)
-        if not dataset:
-            raise UsageError("the scale is of several data sets; name one with --data")
-        facts = known.facts(dataset)
+    def of(cls, base: Settings, given: dict[str, Any], own: tuple[str, ...], facts: Facts, known: Known) -> _Task:
         changes = fitted(base, given, facts)
         settings = dataclasses.replace(base, **given | changes)
         changes |= matched(base, settings, given, known) if own != ("optimizer",) else {}
@@ -156,6 +149,15 @@ class _Task:
         words = f"This is an {NAME}: {', '.join(self.own)} are yours, and no number of the paper's stands beside it."
         return dataclasses.replace(study, claims=tuple(claims), figures=figures, comparisons=(), comparisons_of=None, paper=(),
                                    deviations=(words,))
+
+
+def _facts(dataset: str, known: Known | None) -> Facts:
+    """What the data are like: a failure to read them is theirs, not the settings'."""
+    if known is None:
+        raise UsageError("a task of your own must be looked at first")
+    if not dataset:
+        raise UsageError("the scale is of several data sets; name one with --data")
+    return known.facts(dataset)
 
 
 class _Asked:
