@@ -33,9 +33,10 @@ from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import Request
 from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.records import Store
-from experiments.lab.sweep import terminal
+from experiments.lab.sweep import flags, terminal
 from experiments.lab.sweep.commands import MAX_SEEDS
 from experiments.lab.sweep.flags import OptionalFloat, OptionalInt, OptionalPath, Switch
+from experiments.lab.sweep.own_tasks import Noted
 from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class Options(flags.Task):
     study: tyro.conf.Positional[str]
     """name of a study, or `all`"""
     scale: str
@@ -58,8 +59,6 @@ class Options:
     """folder of the runs, or of tables from elsewhere (study.json, measurements.csv); or set $BATCHLAB_STORE"""
     goal: OptionalFloat = None
     """of tables from elsewhere: the error to reach (default: the authors' of Figure 1, else what every batch size reaches)"""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """another setting than the scale's own, as FIELD=VALUE, as given to `run`"""
     published: Switch = False
     """read what the project publishes instead of a store"""
     json: Switch = False
@@ -124,7 +123,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         if words[:1] and words[0] in terminal.EXPERIMENTS:
             raise UsageError(f"{words[0]} is a command of `python -m experiments`")
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=words)
-        options = terminal.expanded(options)
+        options = flags.with_task(terminal.expanded(options))
         if _check(options):
             return _foreign(options)
         if isinstance(options, Histories):
@@ -289,7 +288,8 @@ def _alone(options: Options) -> Iterator[None]:
 def _studies(options: Options) -> list[Study]:
     folder = folder_of_studies(options.studies)
     if options.study != "all":
-        return [asked_for(find_study(options.study, folder), options.scale, options.set)[0]]
+        known = Noted(Store(options.store, create=False))
+        return [asked_for(find_study(options.study, folder), options.scale, options.set, known)[0]]
     found, chosen = search(folder), []
     for broken in found.broken:
         terminal.complain(f"left out: {broken.sentence}")

@@ -36,6 +36,7 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
+from experiments.lab.sweep.own_tasks import Noted
 from experiments.lab.sweep.plan import PlannedStage, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
 
@@ -153,7 +154,7 @@ def stages_in(study: Study, request: Request, store: Store) -> tuple[PlannedStag
             f"there is no store at {store.root}; train with `python -m experiments run {study.name} --scale {asked} "
             f"--store {store.root}`, or read the published results with --published"
         )
-    return plan(study, request, store)
+    return plan(study, request, store, known=Noted(store).hashes)
 
 
 def from_store(study: Study, scale: str, store: Store, request: Request | None = None) -> Tables:

@@ -85,6 +85,8 @@ class Verdict:
     diverged: int
     runs: list[str]
     source: str
+    regime: str | None = None
+    """own: on a task of the user's, of which no paper speaks; None where no regime is declared"""
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -211,6 +213,7 @@ def _verdict(evidence: Evidence, adjusted: Adjusted | None, tables: Tables) -> V
         else bool(ci[0] <= claim.paper_value <= ci[1]),
         missing=evidence.missing, diverged=sum(cell.diverged for cell in found),
         runs=sorted({run_id for cell in found for run_id in cell.run_ids}), source=tables.source,
+        regime="own" if any(scale.own for scale in tables.study.scales if scale.name == tables.scale) else None,
     )
 
 

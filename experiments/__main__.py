@@ -50,7 +50,7 @@ class Overview(Common):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfStudy(Common):
+class OfStudy(flags.Task, Common):
     study: tyro.conf.Positional[str]
     """name of a study"""
     studies: OptionalPath = None
@@ -59,14 +59,10 @@ class OfStudy(Common):
     """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
     seeds: OptionalInt = None
     """seeds per cell (default: as the study declares; verdicts always want the declared number)"""
-    dataset: OptionalText = None
-    """another data set (default: the scale's own)"""
     pilot: Switch = False
     """seeds from 1000 up, which no verdict uses: to size a study before its claims are fixed"""
     where: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """only runs whose field equals a value, as FIELD=VALUE"""
-    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """another setting than the scale's own, as FIELD=VALUE (`plan` lists them)"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +166,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
             args=arguments,
             config=(tyro.conf.EnumChoicesFromValues,),
         )
-        options = terminal.expanded(options)
+        options = flags.with_task(terminal.expanded(options))
         name, action = next((name, action) for name, (kind, action) in COMMANDS.items() if type(options) is kind)
         with contextlib.redirect_stdout(sys.stderr):
             answer = action(options)

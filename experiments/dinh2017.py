@@ -11,6 +11,7 @@ from math import log
 from experiments.lab.declare import Claim, Gate, Measure, Power, RunConfig, Scale, Settings, Stage, Study, measure
 from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, log_ratio, weighted
 from experiments.lab.declare.enums import Budget, Model, Optimizer
+from experiments.lab.declare.errors import ConfigError
 
 FACTOR = 16.0
 
@@ -19,14 +20,21 @@ FACTOR = 16.0
 class Rescaled(Settings):
     """The smallest and the largest batch size, both to a training cross-entropy of `target` nats."""
 
+    optimizer: Optimizer | str = Optimizer.ADAM
     lr: float = 1e-3
     target: float = 0.01
     max_epochs: float = 400
     examples: int
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in (Model.MLP, Model.SMALL_CONV):
+            raise ConfigError(f"layers are rescaled in a chain of ReLU layers, which {self.model} is not known to be; take model "
+                              "mlp or small-conv, on any data")
+
 
 def train(settings: Rescaled, seeds: range) -> list[RunConfig]:
-    base = settings.run(optimizer=Optimizer.ADAM, budget=Budget.TRAIN_LOSS, train_loss=settings.target)
+    base = settings.run(budget=Budget.TRAIN_LOSS, train_loss=settings.target)
     return [base.replace(batch_size=size, seed=seed) for seed in seeds for size in (settings.small, settings.large)]
 
 

@@ -13,6 +13,7 @@ Wu et al. (ICML 2020, arXiv 1906.07405) inject such noise at single levels; this
 
 from dataclasses import dataclass, replace
 from math import log2
+from typing import ClassVar
 
 from experiments.lab.declare.claims import Claim, Gate, Group, Power
 from experiments.lab.declare.config import RunConfig
@@ -26,6 +27,7 @@ from experiments.lab.declare.study import Measure, Scale, Stage, Study, measure
 class Doses(Settings):
     """The largest batch size without noise, with the noise of every other, and these themselves."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "dose", "straight")
     lr: float = 0.05
     momentum: float = 0.9
     steps: int = 640

@@ -7,11 +7,12 @@ over parts of the data (the explicit form of what SGD's steps do, Smith et al. 2
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from experiments.lab.declare.claims import Claim, Group, Power
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.contrasts import at_scale, difference, directional, figure, group, non_inferior
-from experiments.lab.declare.enums import Augment, Budget, Model, Norm, Schedule
+from experiments.lab.declare.enums import Augment, Budget, Loss, Model, Norm, Schedule
 from experiments.lab.declare.settings import Settings
 from experiments.lab.declare.study import Comparison, PaperRow, Scale, Stage, Study
 
@@ -25,6 +26,7 @@ WHERE = ("dataset", "model", "batch_size", "epochs", "clip_norm", "gradient_pena
 class FullBatch(Settings):
     """SGD, the smallest batch size, and full batches, the largest: each arm has all that the one before has."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "part")
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warmup: float = 0.02
@@ -37,7 +39,8 @@ class FullBatch(Settings):
     clip: float = 1.0
     penalty: float = 0.1
     part: int
-    """examples of each part of the data whose gradient is penalised"""
+    """examples of each part of the data whose gradient is penalised, or fewer: it divides the data. Own networks and losses
+    cannot be taken in parts: there it is all the data"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +54,9 @@ def arms(settings: FullBatch) -> dict[str, RunConfig]:
     same = sgd.replace(batch_size=settings.large, lr=settings.full_lr)
     longer = same.replace(epochs=settings.longer)
     clipped = longer.replace(lr=settings.clipped_lr, warmup=settings.clipped_warmup, clip_norm=settings.clip)
-    penalised = clipped.replace(gradient_penalty=settings.penalty, penalty_batch=settings.part)
+    part = next(size for size in range(settings.part, 0, -1) if settings.large % size == 0)
+    plain = isinstance(settings.model, Model) and settings.loss is Loss.CROSS_ENTROPY
+    penalised = clipped.replace(gradient_penalty=settings.penalty, penalty_batch=part if plain else None)
     return {SGD: sgd, SAME: same, LONGER: longer, CLIPPED: clipped, PENALISED: penalised}
 
 

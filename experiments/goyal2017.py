@@ -7,6 +7,7 @@ further; without the warm-up, without scaling or with its square root the error 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from experiments.lab.declare.claims import Claim, Contrast, Group, Power
 from experiments.lab.declare.config import RunConfig
@@ -22,6 +23,7 @@ WARM, COLD, ROOT, UNSCALED = "linear, warm-up", "linear, no warm-up", "square ro
 class Scaled(Settings):
     """Every rule at every batch size, `lr` at the smallest; at the largest, scaling is claimed to have broken."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "moderate", "late")
     moderate: int
     """batch size at which scaling is claimed to hold"""
     late: int

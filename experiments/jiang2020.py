@@ -26,6 +26,7 @@ from experiments.lab.declare.study import Stage, Study
 class Population(Settings):
     """Every combination of the values of its axes."""
 
+    optimizer: Optimizer | str = Optimizer.ADAMW
     lr: float = 1e-3
     """the learning rate in the middle"""
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
@@ -47,7 +48,7 @@ class Population(Settings):
 
 
 def train(settings: Population, seeds: range) -> list[RunConfig]:
-    base, axes = settings.run(optimizer=Optimizer.ADAMW, budget=Budget.TRAIN_LOSS), settings.axes
+    base, axes = settings.run(budget=Budget.TRAIN_LOSS), settings.axes
     cells = [base.replace(**dict(zip(axes, values, strict=True))) for values in product(*axes.values())]
     return [cell.replace(seed=seed) for seed in seeds for cell in cells]
 

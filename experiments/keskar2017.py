@@ -7,6 +7,7 @@ Metric 2.1) and that it lies nearer its starting point (Section 4, text).
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from experiments.lab.declare import Claim, Comparison, Figure, Gate, Group, Measure, Pair, Power, RunConfig, Settings, measure
 from experiments.lab.declare.contrasts import at_scale, difference, directional, figure, group, log_ratio, of_paper, paper_rows
@@ -29,8 +30,10 @@ class Minima(Settings):
     target: float = 0.01
     patience: float = 5
     max_epochs: float = 400
+    optimizer: Optimizer | str = Optimizer.ADAM
     lr: float = 1e-3
     tf32: bool = False
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "smaller")
     smaller: tuple[int, ...] = ()
     other_seeds: int = 0
     examples: int = 2000
@@ -44,7 +47,7 @@ def arms(settings: Minima) -> Iterator[tuple[str, RunConfig, int]]:
     for name, dataset, model, share in settings.networks or ((settings.name, settings.dataset, settings.model, 1.0),):
         for budget in settings.stops:
             rule = {"train_loss": settings.target, "patience": None} if budget is Budget.TRAIN_LOSS else {}
-            base = settings.run(optimizer=Optimizer.ADAM, budget=budget, dataset=settings.dataset or dataset, model=model, **rule)
+            base = settings.run(budget=budget, dataset=settings.dataset or dataset, model=model, **rule)
             yield name, base, round(settings.large * share)
 
 
@@ -199,7 +202,7 @@ STUDY = Study(
               "a GPU; not measured yet", WHOLE),
     ),
     stages=(Stage("train", train, measures=measures, pairs=pairs), Stage("warm", warm),
-            Stage("piggyback", piggyback, measures=lambda: (measure("lambda_max", examples=2000),))),
+            Stage("piggyback", piggyback, measures=lambda settings: (measure("lambda_max", examples=settings.examples),))),
     claims_of=claims, figures_of=figures, comparisons_of=comparisons, paper=PAPER,
     deviations=(
         "TIMIT, and with it the paper's network F2, is left out: the corpus is licensed.",

@@ -10,6 +10,7 @@ A learning rate is chosen by validation accuracy, the mean over the tuning seeds
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from experiments.lab.declare import Claim, Family, Gate, Power, Record, Request, RunConfig, Scale, Settings, Stage, Study
 from experiments.lab.declare.contrasts import at_scale, difference, directional, figure, group
@@ -24,6 +25,7 @@ SMALL = 32
 class Windows(Settings):
     """Every batch size at as many learning rates; `lr` is the middle of the grid, eta at batch size 16: an eta~ of lr / 16."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "other", "narrow")
     lr: float = 0.1
     octaves: int = 4
     """of the grid on either side of its middle"""
@@ -34,6 +36,11 @@ class Windows(Settings):
     """batch size that the best small one is compared with, besides the largest"""
     narrow: tuple[int, ...] = (4, 16)
     """batch sizes whose range of learning rates is compared with that of the largest"""
+
+    @property
+    def most(self) -> int:
+        """Largest batch size that counts as small: below those which the best is compared with."""
+        return min(SMALL, self.other - 1)
 
     def rates(self, size: int) -> list[float]:
         """eta = B eta~ for every base learning rate eta~ of the grid."""
@@ -47,31 +54,31 @@ def tune(settings: Windows, request: Request) -> list[RunConfig]:
             for size in settings.batch_sizes for lr in settings.rates(size)]
 
 
-def best_small(request: Request, records: Sequence[Record]) -> list[RunConfig]:
+def best_small(settings: Windows, request: Request, records: Sequence[Record]) -> list[RunConfig]:
     """The tuned config, of those with at most 32 examples per batch, that has the best validation accuracy."""
     found = best_candidates(tuned(request, records), validation_accuracy)
-    small = [c for c in found if c.config.batch_size <= SMALL]
+    small = [c for c in found if c.config.batch_size <= settings.most]
     return [min(small, key=lambda c: c.order).config] if small else []
 
 
-def best(request: Request, seeds: range, records: Sequence[Record]) -> list[RunConfig]:
-    return [c.replace(seed=seed) for seed in seeds for c in best_small(request, records)]
+def best(settings: Windows, request: Request, seeds: range, records: Sequence[Record]) -> list[RunConfig]:
+    return [c.replace(seed=seed) for seed in seeds for c in best_small(settings, request, records)]
 
 
-def final(request: Request, seeds: range, records: Sequence[Record]) -> list[RunConfig]:
+def final(settings: Windows, request: Request, seeds: range, records: Sequence[Record]) -> list[RunConfig]:
     """The winners of all other batch sizes."""
-    apart = best_small(request, records)
+    apart = best_small(settings, request, records)
     others = [c for c in winners(tuned(request, records), validation_accuracy) if c not in apart]
     return [c.replace(seed=seed) for seed in seeds for c in others]
 
 
 def claims(scale: Scale, settings: Windows) -> tuple[Claim, ...]:
     """Margins: 0.5 points of test accuracy, half an octave of learning rates."""
-    large, top = settings.large, group(f"best B of at most {SMALL}", stage="best")
+    large, top = settings.large, group(f"best B of at most {settings.most}", stage="best")
     ranges = Family("stable_range", ("seed",), (("larger_is_better", True), ("tolerance", settings.tolerance)))
     better = (
         directional(f"small-tests-better-than-{size}", "equal epochs, no momentum, learning rates tuned: the best batch size of "
-                    f"at most {SMALL} tests better than batch size {size}",
+                    f"at most {settings.most} tests better than batch size {size}",
                     difference("test_accuracy", top, group(f"B {size}", stage="final", batch_size=size)), 0.5,
                     primary=size == large, gates=(Gate("edge_lr", 0),))
         for size in (large, settings.other)

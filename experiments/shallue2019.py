@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log, sqrt
+from typing import ClassVar
 
 from experiments.lab.declare import Claim, Family, Gate, Group, Power, Record, Request, RunConfig, Scale, Settings, measure
 from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, log_ratio, minus, weighted
@@ -28,6 +29,7 @@ class Goal(Settings):
     `lr` is the middle of the grid of plain SGD at batch size 8; it follows sqrt scaling.
     """
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "curve", "perfect")
     lr: float = 0.05
     momentum_lr: float = 0.008
     """the same with momentum"""

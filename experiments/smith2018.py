@@ -8,6 +8,7 @@ tenfold at the same two places; and, so that an equality says something, a const
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from experiments.lab.declare import Claim, Power, RunConfig, Scale, Settings, Stage, Study
 from experiments.lab.declare.contrasts import at_scale, difference, directional, equivalent, figure, group, log_ratio
@@ -21,6 +22,7 @@ class Growth(Settings):
     """The batch grows twice, from the first of the three batch sizes to the last."""
 
     momentum: float = 0.9
+    sizes: ClassVar[tuple[str, ...]] = ()  # of tens: none would be left in place
     margin: float = 0.5  # percentage points of test accuracy: less than half of what the decay gains at `quick`
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 from experiments.lab.declare import Claim, Gate, Group, Power, Record, Request, RunConfig, Scale, Settings, figure, tuning
 from experiments.lab.declare.contrasts import at_scale, difference, directional, equivalent, group, log_ratio, minus, non_inferior
@@ -50,6 +50,7 @@ class Budgets(Settings):
     `lr` is the middle of the grid at batch size 64; it follows sqrt scaling.
     """
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "matched", "robust_size")
     lr: float = 0.04
     momentum: float = 0.9
     train_loss: float

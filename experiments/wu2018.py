@@ -5,6 +5,7 @@ validation error with batch norm grows from 23.6 to 34.7% as its batches shrink,
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from experiments.lab.declare import Claim, Comparison, Group, PaperRow, Power, RunConfig, Scale, Settings, Stage, Study
 from experiments.lab.declare.contrasts import at_scale, directional, equivalent, figure, group, minus, non_inferior, weighted
@@ -17,6 +18,7 @@ NORMS = (Norm.BATCH, Norm.GROUP)
 class Norms(Settings):
     """Both norms at every batch size; `lr` is that of batch size 32 and follows the batch size in proportion."""
 
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes", "layer")
     lr: float = 0.1
     momentum: float = 0.9
     weight_decay: float = 1e-4

@@ -35,7 +35,7 @@ WRONG = {
     ("lr=0.1", "--set", "lr=0.2"): "--set lr is given more than once",
     ("lr=0.1", "--set", "patience=9"): "no run of keskar2017 at scale quick hangs on patience",
     ("dataset=minst",): "there is no data set 'minst'",
-    ("dataset=mnist", "--dataset", "mnist"): "--dataset and --set dataset are one setting",
+    ("dataset=mnist", "--dataset", "mnist"): "--set dataset is given more than once",
     ("warm=100",): "error: epochs is -40.0, but must be a positive number",
     ("examples=0",): "examples is 0, but must be at least 1",
     ("other_seeds=-1",): "other_seeds is -1, but must be at least 0",

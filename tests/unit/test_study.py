@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import toy_study
+import toy_task
 from toy_runs import toy_config
 
 from experiments import keskar2017
@@ -21,7 +22,7 @@ from experiments.lab.declare.finding import search
 from experiments.lab.declare.study import Record, Request, Stage, measure
 from experiments.lab.store.files import to_json, write_atomic
 from experiments.lab.store.records import Store, measurement_id
-from experiments.lab.sweep.plan import find_study, measurements_due, plan, select
+from experiments.lab.sweep.plan import asked_for, find_study, measurements_due, plan, select
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICK = Request("quick")
@@ -168,11 +169,13 @@ def test_keskar_scales_have_their_seeds(scale: str) -> None:
 @pytest.mark.parametrize("dataset", [None, "fashion-mini", "cifar-bin:/somewhere"])
 def test_keskar_pairs_join_runs_of_one_seed_and_rule(scale: str, dataset: str | None) -> None:
     """A slice between two runs of other seeds or data; none at all where the data set is the user's."""
-    runs = runs_of(scale, dataset=dataset)
+    study, name = keskar2017.STUDY, scale
+    if dataset is not None:
+        study, name = asked_for(study, scale, [f"dataset={dataset}"], toy_task.Like(train=60_000))
+    runs = [c for stage in study.stages for c in stage.runs_of(Request(name), ())]
     if dataset is not None and dataset.startswith("cifar-bin:"):
         runs = [c.replace(data_sha256="0" * 64) for c in runs]  # as `plan` identifies them
-    request = Request(scale, dataset=dataset)
-    pairs = [p for stage in keskar2017.STUDY.stages for p in stage.pairs_of(request, runs)]
+    pairs = [p for stage in study.stages for p in stage.pairs_of(Request(name), runs)]
     assert pairs or scale == "gpu"  # minutes of a GPU measure no slices
     for pair in pairs:
         assert pair.first in runs and pair.second in runs

@@ -19,7 +19,8 @@ from experiments.lab.measures.curvature import lambda_max
 from experiments.lab.measures.subject import Subject
 from experiments.lab.models.norms import calibrate
 from experiments.lab.store.records import Store
-from experiments.lab.sweep.plan import find_study, identified, plan
+from experiments.lab.sweep.own_tasks import Looked
+from experiments.lab.sweep.plan import asked_for, find_study, identified, plan
 from experiments.lab.training import evaluate, loop, stop_rule
 from experiments.lab.training.data import Data, order_of, prepare
 from experiments.lab.training.evaluate import calibrate_on
@@ -125,8 +126,12 @@ class Finished(Store):
 @pytest.mark.parametrize("own", [True, False])
 def test_parents_and_pairs_are_planned_runs_on_any_data(folders: tuple[Path, Path], tmp_path: Path, own: bool) -> None:
     """A warm start would wait for ever for a run that nobody plans; slices between minima would be left out."""
-    request = Request("quick", dataset=f"cifar-bin:{folders[0]}" if own else "mnist")
-    stages = plan(find_study("keskar2017"), request, Finished(tmp_path, create=False))
+    store = Finished(tmp_path, create=False)
+    look = Looked(store)
+    given = [f"dataset=cifar-bin:{folders[0]}" if own else "dataset=mnist"]
+    study, scale = asked_for(find_study("keskar2017"), "quick", given, look)
+    request = Request(scale)
+    stages = plan(study, request, store, known=look.hashes)
     runs = [config for stage in stages for config in stage.runs or ()]
     assert {config.parent for config in runs} - {None} <= {config.run_id for config in runs}
     assert {config.train_draw for config in runs} == {TrainDraw.FIXED} and any(config.parent for config in runs)

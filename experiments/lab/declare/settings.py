@@ -13,10 +13,13 @@ from enum import StrEnum
 from types import NoneType, UnionType
 from typing import Any, ClassVar
 
-from experiments.lab.declare.config import RunConfig
+from experiments.lab.declare.config import OWN, RunConfig
 from experiments.lab.declare.config_checks import shown
-from experiments.lab.declare.enums import Augment, Model, Norm
+from experiments.lab.declare.enums import Augment, Loss, Model, Norm, Optimizer
 from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.declare.own_claims import figure_in_loss, in_loss, own_claim
+from experiments.lab.declare.own_code import is_own
+from experiments.lab.declare.own_settings import NAME, Facts, Known, fitted, matched, own_parts, start_of
 from experiments.lab.declare.study import PILOT, Request, Study
 from experiments.lab.declare.vocabulary import FIELDS, unknown
 
@@ -34,18 +37,23 @@ class Settings:
     seeds: int
     """per group of runs that a claim compares"""
     dataset: str = "fashion-mini"
-    model: Model = Model.MLP
+    model: Model | str = Model.MLP
+    model_options: str | None = None
     width: int | None = None
     depth: int | None = None
     norm: Norm = Norm.NONE
     norm_batch: int | None = None
     augment: Augment = Augment.NONE
+    loss: Loss | str = Loss.CROSS_ENTROPY
+    optimizer: Optimizer | str = Optimizer.SGD
     momentum: float = 0.0
     weight_decay: float = 0.0
     epochs: float | None = None
     steps: int | None = None
     fewest: ClassVar[int] = 2
     """batch sizes that there must be: 1 in a study which compares none"""
+    sizes: ClassVar[tuple[str, ...]] = ("batch_sizes",)
+    """settings that are batch sizes: they shrink together where the data are smaller than the scale"""
 
     def __post_init__(self) -> None:
         if len(self.batch_sizes) < self.fewest or list(self.batch_sizes) != sorted(set(self.batch_sizes)):
@@ -71,27 +79,33 @@ class Settings:
         return RunConfig(**(own | fields))
 
 
-def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
+def with_settings(study: Study, scale: str, given: Sequence[str], known: Known | None = None) -> Study:
     """`study` at one scale of another name, SCALE-<8 hex of the settings>: those of `scale` except for every FIELD=VALUE given.
 
-    Where nothing differs it is the study as it was. Raises `UsageError` for a field or value that cannot be.
+    On a task of the user's own the settings fit it, as `known` tells what it is like (`own_settings`), and the claims are asked
+    of it (`own_claims`). Where nothing differs it is the study as it was. Raises `UsageError` for a field or value that cannot
+    be.
     """
     base = study.scale(scale)
     if not given:
         return study
     if not dataclasses.is_dataclass(base.settings) or isinstance(base.settings, type):
-        raise UsageError(f"the settings of {study.name} cannot be set yet; leave out --set")
+        raise UsageError(f"the settings of {study.name} cannot be set yet; leave out --set and the flags of the task")
     read = [_change(base.settings, words) for words in given]
     if twice := [name for name, count in Counter(name for name, _ in read).items() if count > 1]:
-        raise UsageError(f"--set {twice[0]} is given more than once; give it once")
+        raise UsageError(f"--set {twice[0]} is given more than once; give it once, or by its own flag")
     changes = {name: value for name, value in read if value != getattr(base.settings, name)}
     if not changes:
         return study
     words = ", ".join(f"{name} {_words(value)}" for name, value in changes.items())
+    own = own_parts(_Asked(base.settings, changes)) if isinstance(base.settings, Settings) else ()
+    facts = _facts(changes.get("dataset", base.settings.dataset), known) if own else None
     try:
-        settings = dataclasses.replace(base.settings, **changes)
+        task = _Task() if facts is None or known is None else _Task.of(base.settings, dict(read), own, facts, known)
+        settings = dataclasses.replace(base.settings, **changes | task.changes)
         made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
-                                   settings=settings, power=None, of=scale, given=tuple(given))
+                                   settings=settings, power=None, of=scale, given=tuple(given), own=task.own,
+                                   analogue=base.analogue and not task.own, fitted=tuple(task.changes))
         figures = () if study.figures_of else tuple(dataclasses.replace(f, scales=()) for f in study.figures_at(scale))
         compared = (dataclasses.replace(c, scale=made.name) for c in study.comparisons if c.scale == scale)
         claims = () if study.claims_of else tuple(dataclasses.replace(c, scales=(), power=None) for c in study.claims_at(scale))
@@ -101,11 +115,59 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
         if idle := [name for name in changes if name in FIELDS and _without(found, name, getattr(base.settings, name)) == runs]:
             raise UsageError(f"--set: no run of {study.name} at scale {scale} hangs on {' or '.join(idle)}")
         named = ((c, c.id if c.id.startswith(made.name) else f"{made.name}-{c.id}") for c in found.claims)
-        return dataclasses.replace(found, claims=tuple(dataclasses.replace(claim, id=name) for claim, name in named))
+        found = dataclasses.replace(found, claims=tuple(dataclasses.replace(claim, id=name) for claim, name in named))
+        return task.asked(found) if task.own else found
     except UsageError:
         raise
     except Exception as error:  # the study's functions are made for sensible settings
         raise UsageError(f"{study.name} cannot be asked with {words}: {' '.join(str(error).split())}") from error
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A task of the user's own: what it changes in the settings, and what its claims need to know."""
+
+    own: tuple[str, ...] = ()
+    """the parts that are the user's"""
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+    facts: Facts | None = None
+    initial: float | None = None
+    """training loss before the first update, where accuracy has no meaning"""
+
+    @classmethod
+    def of(cls, base: Settings, given: dict[str, Any], own: tuple[str, ...], facts: Facts, known: Known) -> _Task:
+        changes = fitted(base, given, facts)
+        settings = dataclasses.replace(base, **given | changes)
+        changes |= matched(base, settings, given, known) if own != ("optimizer",) else {}
+        return cls(own, changes, facts, None if facts.accurate else known.initial_loss(start_of(settings)))
+
+    def asked(self, study: Study) -> Study:
+        """`study` with its claims and figures for this task, and without what is the paper's."""
+        assert self.facts is not None
+        chance = None if "dataset" not in self.own else 100 / self.facts.outputs
+        claims, figures = [own_claim(claim, chance) for claim in study.claims], study.figures
+        if self.initial is not None:
+            claims = [claim for claim in (in_loss(claim, self.initial) for claim in claims) if claim is not None]
+            figures = tuple(map(figure_in_loss, figures))
+        words = f"This is an {NAME}: {', '.join(self.own)} are yours, and no number of the paper's stands beside it."
+        return dataclasses.replace(study, claims=tuple(claims), figures=figures, comparisons=(), comparisons_of=None, paper=(),
+                                   deviations=(words,))
+
+
+def _facts(dataset: str, known: Known | None) -> Facts:
+    """What the data are like: a failure to read them is theirs, not the settings'."""
+    if known is None:
+        raise UsageError("a task of your own must be looked at first")
+    if not dataset:
+        raise UsageError("the scale is of several data sets; name one with --data")
+    return known.facts(dataset)
+
+
+class _Asked:
+    """Settings as they are asked for, before they are made: they may not fit yet."""
+
+    def __init__(self, base: Settings, given: dict[str, Any]) -> None:
+        self.__dict__.update({field.name: getattr(base, field.name) for field in dataclasses.fields(base)} | given)
 
 
 def _without(study: Study, name: str, value: Any) -> set[RunConfig] | None:
@@ -123,9 +185,16 @@ def _runs(study: Study) -> set[RunConfig]:
     return set(study.stages[0].runs_of(Request(study.scales[0].name), ()))
 
 
+LATER = ("model_options", "loss", "optimizer")
+"""settings added since results were named by their digest: at their default they do not count"""
+
+
 def digest(settings: Any) -> str:
     """The first 8 hex digits of the SHA-256 of the settings."""
-    text = json.dumps(dataclasses.asdict(settings), sort_keys=True)
+    defaults = {field.name: field.default for field in dataclasses.fields(settings) if field.name in LATER}
+    values = {name: value for name, value in dataclasses.asdict(settings).items()
+              if name not in defaults or value != defaults[name]}
+    text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
@@ -146,9 +215,10 @@ def _change(settings: Any, words: str) -> tuple[str, Any]:
         raise UsageError(f"--set: {unknown('setting', name, names)}")
     read, must_be = _reader(kinds[name])
     try:
-        return name, read(text)
+        return name, text if name in OWN and is_own(text) else read(text)
     except (ValueError, KeyError):
-        raise UsageError(f"--set {name} is {shown(text)}, but must be {must_be}") from None
+        own = f" or {OWN[name]} of your own" if name in OWN else ""
+        raise UsageError(f"--set {name} is {shown(text)}, but must be {must_be}{own}") from None
 
 
 FIXED = "as it is: it cannot be set on a command line"
@@ -162,8 +232,8 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
         said = words if words == FIXED else f"{words}, or several with commas between"
         return lambda text: tuple(one(part) for part in text.split(",") if part), said
     if origin in (UnionType, typing.Union):
-        one, words = _reader(arguments[0])
-        return lambda text: None if NoneType in arguments and text.lower() == "none" else one(text), f"{words} or none"
+        (one, words), optional = _reader(arguments[0]), NoneType in arguments
+        return lambda text: None if optional and text.lower() == "none" else one(text), words + (" or none" if optional else "")
     if isinstance(kind, type) and issubclass(kind, StrEnum):
         return kind, f"one of {', '.join(kind)}"
     if kind is bool:

@@ -21,8 +21,6 @@ class Request:
     scale: str
     seeds: int | None = None
     """seeds per cell (default: as the study declares)"""
-    dataset: str | None = None
-    """another data set than the scale's own"""
     pilot: bool = False
     """seeds from PILOT up, which no verdict ever uses: to size a study before its claims are fixed"""
 
@@ -85,6 +83,10 @@ class Scale:
     """the scale whose settings these are, except for what the user set (default: one of the study's own)"""
     given: tuple[str, ...] = ()
     """what the user set, as FIELD=VALUE"""
+    own: tuple[str, ...] = ()
+    """parts of the task that are the user's own"""
+    fitted: tuple[str, ...] = ()
+    """settings that were changed to fit it"""
 
     @property
     def asked(self) -> str:
@@ -132,10 +134,7 @@ def asked(request: Request, scales: tuple[Scale, ...]) -> dict[str, Any]:
     scale = next((scale for scale in scales if scale.name == request.scale), None)
     if scale is None or scale.settings is None:
         return found
-    settings = scale.settings
-    if request.dataset is not None and hasattr(settings, "dataset"):
-        settings = dataclasses.replace(settings, dataset=request.dataset)
-    return found | {"scale": scale, "settings": settings, "seeds": request.seed_range(settings.seeds)}
+    return found | {"scale": scale, "settings": scale.settings, "seeds": request.seed_range(scale.settings.seeds)}
 
 
 @functools.lru_cache(maxsize=1024)

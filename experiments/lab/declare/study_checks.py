@@ -257,7 +257,7 @@ def wrong_runs(study: Study, request: Request, runs: Runs) -> Iterator[Wrong]:
         if count > 1:
             yield Wrong(f"{metric} is measured with {count} sets of options at scale {request.scale}: which is meant?", metric)
     first = study.stages[0].name
-    for claim in study.claims_at(request.scale) if request.dataset is None and runs else ():
+    for claim in study.claims_at(request.scale) if runs else ():
         for group in claim.contrast.groups:
             if len(study.stages) == 1 or ("stage", first) in group.where:
                 yield from _at(f"claim {claim.id}", _of_group(group, claim.contrast.value, runs[0][1], measured[0]))

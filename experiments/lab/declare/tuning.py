@@ -44,7 +44,9 @@ def grid(center: float, octaves: int) -> list[float]:
 
 
 def validation_accuracy(record: Record) -> float:
-    return float(record.values["validation_accuracy"])
+    """In percent; of a task without accuracy minus the validation loss."""
+    accuracy = record.values["validation_accuracy"]
+    return -float(record.values["validation_loss"]) if accuracy is None else float(accuracy)
 
 
 def fewest_steps(record: Record) -> float:

@@ -11,20 +11,31 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from experiments.lab.datasets import NAMES, DataError
+from experiments.lab.datasets import NAMES, OWN_FORMS, DataError
 from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
+from experiments.lab.declare.own_code import is_own_data
 from experiments.lab.declare.settings import listed
-from experiments.lab.declare.study import Request, Study, asked
+from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
 from experiments.lab.store import check, transfer
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
-from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies, identified, select
+from experiments.lab.sweep.own_tasks import Looked
+from experiments.lab.sweep.plan import (
+    BrokenStudyError,
+    PlannedStage,
+    asked_for,
+    check_names,
+    find_study,
+    folder_of_studies,
+    identified,
+    select,
+)
 from experiments.lab.sweep.plan import plan as make_plan
 from experiments.lab.sweep.process import Stopper, keep_freed_memory, set_blas_threads
 from experiments.lab.sweep.progress import Training, duration, known_steps, names_among
@@ -121,9 +132,10 @@ def _under_way(stage: str, config: RunConfig, name: str, found: Begun | None) ->
 
 def _planned(options: Any) -> dict[str, Any]:
     """A study's stages with the chosen runs, each with its state and what is known of it where it is not finished."""
-    study, request, store = _study(options)
-    stages = []
-    for stage in make_plan(study, request, store, options.data_dir):
+    study, request, store, look = _study(options)
+    stages, planned = [], make_plan(study, request, store, options.data_dir, look.hashes)
+    _note(look, planned)
+    for stage in planned:
         known = stage.runs is not None
         records = {config.run_id: record for config, record in zip(stage.runs or (), stage.records, strict=True)}
         chosen = select(stage.runs or (), options.where)
@@ -138,20 +150,23 @@ def _planned(options: Any) -> dict[str, Any]:
     if options.where and not any(stage["runs"] or not stage["known"] for stage in stages):
         raise UsageError(f"--where {' '.join(options.where)} keeps no run of {study.name} at scale {request.scale}")
     scale = study.scale(request.scale)
-    settings = asked(request, study.scales).get("settings")
-    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": listed(settings), "stages": stages}
+    settings = listed(scale.settings)
+    fit = {"fitted": {name: settings[name] for name in scale.fitted}} if scale.own else {}
+    return {"study": study.name, "scale": scale.name, "cost": scale.cost, "settings": settings, **fit, "stages": stages}
 
 
 def run(options: Any) -> tuple[int, Any]:
     """Train and measure what is missing."""
-    study, request, store = _study(options, create=True)
+    study, request, store, look = _study(options, create=True)
+    _note(look, make_plan(study, request, store, options.data_dir, look.hashes))
     cuda = options.device.startswith("cuda")
     if options.workers is not None and options.workers < 1:
         raise UsageError(f"--workers is {options.workers}, but must be at least 1")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     workers = options.workers or (1 if cuda else cores)
     machine = Machine(device=options.device, fused=options.fused, micro_batch=options.micro_batch, data_dir=options.data_dir)
-    result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json)
+    result = launch.run_study(study, request, store, machine, workers=workers, where=options.where, quiet=options.json,
+                              known=look.hashes)
     if result.chosen == 0 and options.where:
         asked = f"plan {study.name} --scale {study.scale(request.scale).asked}"
         raise UsageError(f"--where {' '.join(options.where)} keeps no known run; see {asked}")
@@ -170,7 +185,7 @@ def run(options: Any) -> tuple[int, Any]:
 
 def _next(options: Any, *, complete: bool, left_out: Sequence[str]) -> str | None:
     """The command for what comes after `run`, None where the same one goes on."""
-    if not complete or options.dataset is not None:
+    if not complete:
         return None
     seeds = [f"--seeds={options.seeds}"] if options.seeds is not None and (options.pilot or left_out) else []
     command = "run" if left_out else "pilot" if options.pilot else "report"
@@ -292,27 +307,30 @@ def readable(document: Any, indent: int = 0) -> str:
     return f"{pad}{document}"
 
 
-def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
+def _note(look: Looked, stages: Sequence[PlannedStage]) -> None:
+    """Keep what an own task is made of, for commands that only read results, and say what has changed."""
+    for part in look.note([config for stage in stages for config in stage.runs or ()]):
+        print(f"note: {part} has changed since it was last planned, so that these are other runs", file=sys.stderr)
+
+
+def _study(options: Any, *, create: bool = False) -> tuple[Study, Request, Store, Looked]:
     study = find_study(options.study, folder_of_studies(options.studies))
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
-    study, scale = asked_for(study, options.scale, options.set)
+    for name in [text for name, _, text in (words.partition("=") for words in options.set) if name == "dataset"]:
+        if name not in NAMES and not is_own_data(name):
+            raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)}, or {OWN_FORMS}")
+    if options.data_dir is not None and not options.data_dir.is_dir():
+        raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
+    look = Looked(Store(options.store, create=False), options.data_dir)
+    study, scale = asked_for(study, options.scale, options.set, look)
     seeds = options.seeds or getattr(study.scale(scale).settings, "seeds", 0)
     if seeds > TUNING.start and not options.pilot and _tunes(study, scale):
         raise UsageError(
             f"seeds is {seeds}, but must be at most {TUNING.start}: {study.name} chooses its settings with the seeds "
             f"from {TUNING.start} to {TUNING.stop - 1}"
         )
-    chosen = [text for name, _, text in (words.partition("=") for words in options.set) if name == "dataset"]
-    if chosen and options.dataset is not None:
-        raise UsageError("--dataset and --set dataset are one setting; give one of them")
-    for name in chosen if options.dataset is None else [options.dataset]:
-        if name not in NAMES and not name.startswith("cifar-bin:"):
-            raise UsageError(f"there is no data set {name!r}; use {', '.join(NAMES)} or cifar-bin:FOLDER")
-    if options.data_dir is not None and not options.data_dir.is_dir():
-        raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
-    request = Request(scale, options.seeds, options.dataset, options.pilot)
-    return study, request, Store(options.store, create=create)
+    return study, Request(scale, options.seeds, options.pilot), Store(options.store, create=create), look
 
 
 def _tunes(study: Any, scale: str) -> bool:

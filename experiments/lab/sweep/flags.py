@@ -25,6 +25,37 @@ Switch = Annotated[bool, tyro.conf.arg(help_behavior_hint="")]
 METAVARS: Mapping[Any, str] = {int | None: "INT", float | None: "FLOAT", str | None: "STR", Path | None: "PATH"}
 
 ALIASES = {"dataset": ["--data"]}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learnt, and other settings than a scale's own."""
+
+    model: OptionalText = None
+    """another network: a name, or MODULE:FUNCTION of your own (default: the scale's)"""
+    model_option: tyro.conf.UseAppendAction[Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME=VALUE")]] = ()
+    """what else your own network is called with, as NAME=VALUE; may be repeated"""
+    dataset: Annotated[str | None, tyro.conf.arg(metavar="STR", help_behavior_hint="", aliases=ALIASES["dataset"])] = None
+    """other data: a name, MODULE:FUNCTION, or FORMAT:PATH of your own (default: the scale's)"""
+    loss: OptionalText = None
+    """another loss: cross_entropy, mse, bce, or MODULE:NAME of your own (default: the scale's)"""
+    optimizer: OptionalText = None
+    """another optimizer: a name, or MODULE:FUNCTION of your own (default: the scale's)"""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """another setting than the scale's own, as FIELD=VALUE (`plan` lists them); may be repeated"""
+
+
+def with_task(options: Any) -> Any:
+    """`options` with the flags of the task among the settings: they are the same as `--set`."""
+    if not isinstance(options, Task):
+        return options
+    own = {"model": options.model, "model_options": " ".join(sorted(options.model_option)) or None, "dataset": options.dataset,
+           "loss": options.loss, "optimizer": options.optimizer}
+    words = tuple(f"{name}={value}" for name, value in own.items() if value is not None)
+    return dataclasses.replace(options, model=None, model_option=(), dataset=None, loss=None, optimizer=None,
+                               set=(*words, *options.set))
+
+
 USUAL = ("dataset", "model", "batch_size", "lr", "optimizer", "budget", "epochs", "seed")
 GROUPS = {
     "task": ("data_sha256", "n_train", "n_validation", "train_draw", "augment", "label_noise", "imbalance", "model_options",

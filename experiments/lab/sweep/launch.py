@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -70,9 +70,9 @@ def check_device(device: str) -> None:
             raise UsageError(f"device {device} is not on this machine, which has {torch.cuda.device_count()} GPUs; use cpu")
 
 
-def run_study(study: Study, request: Request, store: Store, machine: Machine, *, workers: int,
-              where: Sequence[str] = (), quiet: bool = False) -> Result:
-    """Train and measure what `study` still lacks at `request.scale`; returns how it ended.
+def run_study(study: Study, request: Request, store: Store, machine: Machine, *, workers: int, where: Sequence[str] = (),
+              quiet: bool = False, known: Mapping[str, str | None] | None = None) -> Result:
+    """Train and measure what `study` still lacks at `request.scale`; returns how it ended. `known` is as `plan` takes it.
 
     Raises `UsageError`, `ConfigError` or `DataError` before anything is started, and `Stopped` after a signal, once
     every worker has written its checkpoint.
@@ -81,7 +81,7 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
     result = Result()
     with Workers(store.root, machine, workers) as pool:
         try:
-            _run_stages(pool, study, request, store, machine, result, where=where, quiet=quiet)
+            _run_stages(pool, study, request, store, machine, result, where=where, quiet=quiet, known=known)
         except Stopped:
             if not quiet and (busy := sum(worker.task is not None for worker in pool.workers)):
                 print(f"stopping: {busy} at work, checkpoints are being written", file=sys.stderr, flush=True)
@@ -90,10 +90,10 @@ def run_study(study: Study, request: Request, store: Store, machine: Machine, *,
 
 
 def _run_stages(pool: Workers, study: Study, request: Request, store: Store, machine: Machine, result: Result, *,
-                where: Sequence[str], quiet: bool) -> None:
+                where: Sequence[str], quiet: bool, known: Mapping[str, str | None] | None) -> None:
     whole = Sweep(0, pool.count)
     for index in range(len(study.stages)):
-        stage, *later = plan(study, request, store, machine.data_dir)[index:]
+        stage, *later = plan(study, request, store, machine.data_dir, known)[index:]
         if stage.runs is None:
             if where:  # it may need what was left out
                 result.left_out.append(stage.stage.name)
@@ -123,7 +123,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                      if task.config.run_id not in result.kept]
         look_ahead(whole, result.chosen, stage, later, chosen, [*work, *ahead], where)
         execute(pool, work, f"stage {stage.stage.name}", result, quiet=quiet, part=part)
-        stage, *later = plan(study, request, store, machine.data_dir)[index:]
+        stage, *later = plan(study, request, store, machine.data_dir, known)[index:]
         due = [tasks.MeasurePair(measure, run_ids)
                for measure, run_ids in measurements_due(stage, request, store)
                if len(run_ids) > 1 and part.configs.keys() >= set(run_ids)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,7 @@ from experiments.lab.declare.config_checks import shown
 from experiments.lab.declare.errors import ConfigError, UsageError
 from experiments.lab.declare.finding import Broken, broken_by, file_of, line_of, search
 from experiments.lab.declare.own_code import is_own, is_own_data, source_sha256
+from experiments.lab.declare.own_settings import Known
 from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Stage, Study
 from experiments.lab.declare.study_checks import Wrong, wrong_names, wrong_runs
@@ -85,10 +86,10 @@ def check_scale(study: Study, scale: str) -> None:
         raise UsageError(f"study {study.name} has no scale {scale!r}{near}; its scales are {', '.join(names)}")
 
 
-def asked_for(study: Study, scale: str, given: Sequence[str]) -> tuple[Study, str]:
+def asked_for(study: Study, scale: str, given: Sequence[str], known: Known | None = None) -> tuple[Study, str]:
     """`study` with the settings of `scale` except for every FIELD=VALUE given, and the name that these have."""
     check_scale(study, scale)
-    found = with_settings(study, scale, given)
+    found = with_settings(study, scale, given, known)
     if found is study:
         return study, scale
     check_names(found)
@@ -120,16 +121,18 @@ class PlannedStage:
         return self.stage.pairs_of(request, self.runs) if self.runs is not None else ()
 
 
-def plan(study: Study, request: Request, store: Store, data_dir: Path | None = None) -> tuple[PlannedStage, ...]:
+def plan(study: Study, request: Request, store: Store, data_dir: Path | None = None,
+         known: Mapping[str, str | None] | None = None) -> tuple[PlannedStage, ...]:
     """Every stage of `study`, each resolved once all stages before it are complete. Torch-free and without side effects.
 
+    `known` are hashes of the user's code and data, by `PART NAME`, that need not be read.
     Raises `BrokenStudyError` where a function of the study fails, as by declaring a run that cannot exist (`ConfigError` where
-    the user asked for another data set), and where the runs known so far could not be measured, or would leave a claim without
-    an answer; `UsageError` for an unknown scale.
+    the settings are the user's), and where the runs known so far could not be measured, or would leave a claim without an
+    answer; `UsageError` for an unknown scale.
     """
     check_scale(study, request.scale)
     earlier: list[Record] = []
-    hashes: dict[str, str | None] = {}
+    hashes = dict(known or {})
     ids: dict[str, str] = {}
     stages: list[PlannedStage] = []
     for stage in study.stages:
@@ -150,12 +153,12 @@ def plan(study: Study, request: Request, store: Store, data_dir: Path | None = N
 
 @contextlib.contextmanager
 def _asked_of(study: Study, request: Request) -> Iterator[None]:
-    """As `declared_by`, except for a `ConfigError` where data set or settings are the user's choice, not the study's."""
+    """As `declared_by`, except for a `ConfigError` where settings are the user's choice, not the study's."""
     try:
         with declared_by(study):
             yield
     except BrokenStudyError as broken:
-        if (request.dataset is not None or study.scale(request.scale).of) and isinstance(broken.__cause__, ConfigError):
+        if study.scale(request.scale).of and isinstance(broken.__cause__, ConfigError):
             raise broken.__cause__ from None
         raise
 
@@ -197,9 +200,9 @@ def identified(config: RunConfig, data_dir: Path | None, store: Store, hashes: d
     for part in OWN:
         name, key = getattr(config, part), f"{part}_sha256"
         if is_own(name) and getattr(config, key) is None:
-            if name not in hashes:
-                hashes[name] = source_sha256(name, f"--{part}")
-            config = config.replace(**{key: hashes[name]})
+            if f"{part} {name}" not in hashes:
+                hashes[f"{part} {name}"] = source_sha256(name, f"--{part}")
+            config = config.replace(**{key: hashes[f"{part} {name}"]})
     if config.dataset in IN_FILE_ORDER:
         return config
     config = config if config.train_draw is TrainDraw.FIXED else config.replace(train_draw=TrainDraw.FIXED)
