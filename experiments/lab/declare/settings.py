@@ -84,7 +84,7 @@ def with_settings(study: Study, scale: str, given: Sequence[str]) -> Study:
     changes = {name: value for name, value in read if value != getattr(base.settings, name)}
     if not changes:
         return study
-    words = ", ".join(f"{name} {_words(value)}" for name, value in changes.items())
+    words = ", ".join(f"{name} {words_of(value)}" for name, value in changes.items())
     try:
         settings = dataclasses.replace(base.settings, **changes)
         made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
@@ -129,7 +129,7 @@ def digest(settings: Any) -> str:
 def listed(settings: Any) -> dict[str, str]:
     """Field -> its value as `--set` takes it."""
     fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
-    return {field.name: _words(getattr(settings, field.name)) for field in fields}
+    return {field.name: words_of(getattr(settings, field.name)) for field in fields}
 
 
 def _change(settings: Any, words: str) -> tuple[str, Any]:
@@ -141,10 +141,19 @@ def _change(settings: Any, words: str) -> tuple[str, Any]:
         raise UsageError(f"--set takes FIELD=VALUE, not {words!r}; for example lr=0.1")
     if name not in names:
         raise UsageError(f"--set: {unknown('setting', name, names)}")
+    return name, _value(f"--set {name}", kinds[name], text)
+
+
+def read_list(where: str, kind: Any, text: str) -> tuple[Any, ...]:
+    """Values of one kind with commas between; raises `UsageError`, which begins with `where`."""
+    return _value(where, tuple[kind, ...], text)
+
+
+def _value(where: str, kind: Any, text: str) -> Any:
     try:
-        return name, _read(kinds[name], text)
+        return _read(kind, text)
     except ValueError as error:
-        raise UsageError(f"--set {name} is {shown(text)}, but must be {_kind(kinds[name], error)}") from None
+        raise UsageError(f"{where} is {shown(text)}, but must be {_kind(kind, error)}") from None
 
 
 def _read(kind: Any, text: str) -> Any:
@@ -177,9 +186,10 @@ def _kind(kind: Any, error: ValueError) -> str:
     return {int: "an integer", float: "a number"}.get(kind, str(error))
 
 
-def _words(value: Any) -> str:
+def words_of(value: Any) -> str:
+    """A value as `--set` takes it."""
     if isinstance(value, tuple):
-        return ",".join(_words(one) for one in value)
+        return ",".join(words_of(one) for one in value)
     if dataclasses.is_dataclass(value):
         return str(getattr(value, "name", value))
     if isinstance(value, float):

@@ -16,10 +16,11 @@ from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
+from experiments.lab.declare.grid import grid
 from experiments.lab.declare.settings import listed
 from experiments.lab.declare.study import Request, Study, asked
 from experiments.lab.declare.tuning import TUNING
-from experiments.lab.store import check, transfer
+from experiments.lab.store import check, sweeps, transfer
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
@@ -32,6 +33,7 @@ from experiments.lab.sweep.plan import (
     find_study,
     folder_of_studies,
     identified,
+    scale_of,
     select,
 )
 from experiments.lab.sweep.plan import plan as make_plan
@@ -180,6 +182,18 @@ def run(options: Any) -> tuple[int, Any]:
     }
 
 
+def sweep(options: Any) -> str:
+    """Keep the sweep that `options` ask for in the store; returns its name."""
+    if not 1 <= options.seeds <= MAX_SEEDS:
+        raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
+    launch.check_device(options.device)
+    hashes: dict[str, str | None] = {}
+    found = Store(options.store, create=False)
+    cells = [identified(cell, options.data_dir, found, hashes) for cell in grid(options.fields)]
+    Store(options.store)
+    return sweeps.kept(options.store, cells, options.seeds, options.name).name
+
+
 def _next(options: Any, *, complete: bool, left_out: Sequence[str]) -> str | None:
     """The command for what comes after `run`, None where the same one goes on."""
     if not complete or options.dataset is not None:
@@ -306,10 +320,10 @@ def readable(document: Any, indent: int = 0) -> str:
 
 
 def _study(options: Any, *, create: bool = False) -> tuple[Any, Request, Store]:
-    study = find_study(options.study, folder_of_studies(options.studies))
+    study = find_study(options.study, folder_of_studies(options.studies), options.store)
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
-    study, scale = asked_for(study, options.scale, options.set)
+    study, scale = asked_for(study, scale_of(study, options.scale), options.set)
     seeds = options.seeds or getattr(study.scale(scale).settings, "seeds", 0)
     if seeds > TUNING.start and not options.pilot and _tunes(study, scale):
         raise UsageError(
