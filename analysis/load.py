@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -36,8 +36,12 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
+from experiments.lab.store.sweeps import SCALE
 from experiments.lab.sweep.plan import PlannedStage, check_runs, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
+
+if TYPE_CHECKING:
+    from experiments.lab.sweep.in_process import Runs
 
 TABLES = ("runs", "history", "measurements", "correct")
 
@@ -176,6 +180,11 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
         correct=_correct(store, list(once.values())),
     )
     return dataclasses.replace(tables, imported=frozenset(i for i, record in once.items() if record.values.get(PUBLISHED)))
+
+
+def of_sweep(runs: Runs) -> Tables:
+    """The records of a sweep that was trained from Python: `runs`, `history` and the rest as pandas frames."""
+    return from_store(runs.study, SCALE, Store(runs.store, create=False))
 
 
 def from_published(folder: Path, study: Study | None = None) -> Tables:

@@ -136,7 +136,7 @@ def p_text(p: float | None) -> str:
 
 
 SEARCH = 3
-"""learning rates of a cell beyond which it is a grid to choose from, where claims compare cells, which a table of each would hide"""
+"""learning rates of a cell beyond which it is a grid to choose from, where claims compare cells: a table of each hides them"""
 
 
 def cell_table(tables: Tables) -> Table:

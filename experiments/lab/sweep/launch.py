@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from experiments.lab.datasets import load
-from experiments.lab.declare.config import Machine, RunConfig, check_fits
+from experiments.lab.declare.config import OWN, Machine, RunConfig, check_fits
 from experiments.lab.declare.errors import UsageError
+from experiments.lab.declare.session_code import in_session
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.fused.groups import MOST, begun_together, groups
 from experiments.lab.store.data_places import located
@@ -119,6 +120,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 clear_record(folder)
         part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
         tasks = _tasks(stage, chosen, request, store)
+        _check_importable(tasks)
         check_data([task.config for task in tasks], machine, store.root)
         if index == 0 and not quiet:
             say_what_is_there([stage, *later], where, store)
@@ -152,6 +154,14 @@ def _planned(study: Study, request: Request, store: Store, machine: Machine) -> 
     planned = plan(study, request, store, machine.data_path)
     check_runs(study, request, planned)
     return planned
+
+
+def _check_importable(tasks: Sequence[Train]) -> None:
+    """Raise `UsageError` for a run of a notebook's or a script's own function, which no worker could import."""
+    for task in tasks:
+        if of := [name for part in OWN if in_session(name := getattr(task.config, part))]:
+            raise UsageError(f"run {task.config.run_id} is of {of[0]}, a function of a notebook or script, which only that can "
+                             "train and measure; call its sweep there again")
 
 
 def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:

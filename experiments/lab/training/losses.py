@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from experiments.lab.datasets import Kind
 from experiments.lab.declare.config import Loss, RunConfig
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.session_code import check_code
 from sharpness.problem.named import called, named, needs_nothing
 
 IGNORED = -100
@@ -84,11 +85,12 @@ def task_of(config: RunConfig, kind: Kind) -> Task:
             return Task(kind, partial(_mean_over_columns, nn.functional.mse_loss), plain)
         case Loss.BCE:
             return Task(kind, partial(_mean_over_columns, nn.functional.binary_cross_entropy_with_logits), plain)
-    return Task(kind, partial(_own, config.loss, own_loss(config.loss)), plain)
+    return Task(kind, partial(_own, config.loss, own_loss(config.loss, config.loss_sha256)), plain)
 
 
-def own_loss(name: str) -> Callable[..., Any]:
+def own_loss(name: str, recorded: str | None) -> Callable[..., Any]:
     """The loss that MODULE:NAME is, or that the function without required parameters, or the class, of that name returns."""
+    check_code(name, recorded, "--loss")
     try:
         found = named(name, "--loss")
         if isinstance(found, type) or needs_nothing(found):
