@@ -348,6 +348,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             again = _again(options, tables)
             write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
             words, rows = _answers(options, tables, found, again)
+            if not tables.study.claims_at(tables.scale):
+                words = text_tables.render(text_tables.cell_table(tables), "md")
             text = "\n".join([*(_drawn_line(d) for d in drawn), f"report: {path}", "", words])
             return text, [{"report": str(path), "verdicts": rows, "figures": [vars(d) for d in drawn]}]
         case Publish():

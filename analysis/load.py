@@ -320,14 +320,18 @@ def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
         name, read = (BITS, bits_of) if record.values.get(PUBLISHED) else ("predictions.safetensors", _bits)
         if (content := store.recorded(run_id, name, record.values)) is not None:
             try:
-                rows.append({"run_id": run_id, **read(content)})
+                if (bits := read(content)) is not None:
+                    rows.append({"run_id": run_id, **bits})
             except (SafetensorError, KeyError) as error:
                 raise StoreError(f"{store.folder(run_id)}/{name} is damaged ({error}); {REPAIR}") from error
     return rows
 
 
-def _bits(predictions: bytes) -> dict[str, Any]:
+def _bits(predictions: bytes) -> dict[str, Any] | None:
+    """None where an example has no one class: of numbers, and of tokens."""
     arrays = load(predictions)
+    if arrays.keys() == {"test_loss"} or ("test_label" in arrays and arrays["test_label"].ndim > 1):
+        return None
     prediction, label = arrays["test_prediction"], arrays["test_label"]
     test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]
     return {"test_set": test_set, "examples": len(label), "bits": np.packbits(prediction == label).tobytes()}

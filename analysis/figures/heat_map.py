@@ -77,7 +77,8 @@ def _draw(axes: Axes, part: pd.DataFrame, sizes: list[int], rates: list[float], 
         image[y, x] = colour
         dark = not math.isnan(value) and float(np.dot(colour[:3], (0.3, 0.59, 0.11))) < 0.5
         axes.text(x, y, "\n".join(_words(row)), ha="center", va="center", fontsize=6.5, color="white" if dark else INK)
-    axes.imshow(image, aspect="auto", origin="lower", interpolation="nearest")
+    edges = [np.arange(count + 1) - 0.5 for count in (len(sizes), len(rates))]
+    axes.pcolormesh(*edges, image, edgecolors="white", linewidth=1)
     axes.grid(False)
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_yticks(range(len(rates)), [tick(rate) for rate in rates])
@@ -87,6 +88,7 @@ def _draw(axes: Axes, part: pd.DataFrame, sizes: list[int], rates: list[float], 
 
 def _words(row: Mapping[Any, Any]) -> list[str]:
     """What stands in a cell: the mean, the spread where there are two runs or more, and the diverged."""
-    words = [] if math.isnan(row["value"]) else [f"{row['value']:.3g}" if math.isnan(row["sd"])
-                                                 else f"{row['value']:.3g} ± {row['sd']:.2g}"]
-    return words + ([f"{row['diverged']} of {row['runs']} diverged"] if row["diverged"] else [])
+    mean, sd = row["value"], row["sd"]
+    digits = min(4, max(0, 1 - math.floor(math.log10(sd)))) if sd > 0 else None
+    words = [] if math.isnan(mean) else [f"{mean:.3g}" if digits is None else f"{mean:.{digits}f} ± {sd:.{digits}f}"]
+    return words + ([f"{row['diverged']} of {row['runs']}", "diverged"] if row["diverged"] else [])

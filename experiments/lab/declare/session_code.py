@@ -157,8 +157,7 @@ def _class_source(kind: type) -> str:
         function = getattr(value, "__func__", None) or getattr(value, "fget", None) or value
         if isinstance(function, FunctionType) and function.__qualname__.startswith(f"{kind.__qualname__}."):
             lines, first = linecache.getlines(function.__code__.co_filename), function.__code__.co_firstlineno
-            for node in ast.walk(ast.parse("".join(lines))):
-                own = isinstance(node, ast.ClassDef) and node.name == kind.__name__
-                if own and node.lineno <= first <= (node.end_lineno or 0):
+            for node in (node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.ClassDef)):
+                if node.name == kind.__name__ and node.lineno <= first <= (node.end_lineno or 0):
                     return "".join(lines[node.lineno - 1 : node.end_lineno])
     return inspect.getsource(kind)
