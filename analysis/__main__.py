@@ -19,9 +19,9 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -37,7 +37,7 @@ from experiments.lab.sweep import flags, terminal
 from experiments.lab.sweep.commands import MAX_SEEDS
 from experiments.lab.sweep.flags import OptionalFloat, OptionalInt, OptionalPath, Switch
 from experiments.lab.sweep.own_tasks import Noted
-from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies
+from experiments.lab.sweep.plan import BrokenStudyError, asked_for, check_names, find_study, folder_of_studies, scale_of
 
 if TYPE_CHECKING:
     from analysis.agree import Comparison
@@ -50,9 +50,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options(flags.Task):
     study: tyro.conf.Positional[str]
-    """name of a study, or `all`"""
-    scale: str
-    """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
+    """name of a study or of a sweep in the store, or `all`"""
+    scale: Annotated[str, tyro.conf.arg(metavar="STR", help_behavior_hint="")] = ""
+    """quick, laptop, overnight, gpu or paper, or another scale of the study's (default: its only one, if it has one)"""
     studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
     store: Path = Path(os.environ.get("BATCHLAB_STORE") or "store")
@@ -123,7 +123,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         if words[:1] and words[0] in terminal.EXPERIMENTS:
             raise UsageError(f"{words[0]} is a command of `python -m experiments`")
         options = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog=prog, description=__doc__, args=words)
-        options = flags.with_task(terminal.expanded(options))
+        options = _with_scale(flags.with_task(terminal.expanded(options)))
         if _check(options):
             return _foreign(options)
         if isinstance(options, Histories):
@@ -155,6 +155,16 @@ def main(argv: list[str] | None = None, prog: str = "python -m analysis") -> int
         return terminal.complain(terminal.missing(error), 1)
     except KeyboardInterrupt:
         return 130
+
+
+def _with_scale(options: Options) -> Options:
+    """`options` with the only scale of the study, where none is asked for."""
+    if options.scale:
+        return options
+    if options.study == "all":
+        raise UsageError("`all` needs a scale; name it with --scale, such as quick")
+    study = find_study(options.study, folder_of_studies(options.studies), options.store)
+    return replace(options, scale=scale_of(study, None))
 
 
 def _of_pilots(options: Options) -> list[str]:
@@ -289,7 +299,7 @@ def _studies(options: Options) -> list[Study]:
     folder = folder_of_studies(options.studies)
     if options.study != "all":
         known = Noted(Store(options.store, create=False))
-        return [asked_for(find_study(options.study, folder), options.scale, options.set, known)[0]]
+        return [asked_for(find_study(options.study, folder, options.store), options.scale, options.set, known)[0]]
     found, chosen = search(folder), []
     for broken in found.broken:
         terminal.complain(f"left out: {broken.sentence}")
@@ -338,6 +348,8 @@ def _answer(options: Options, tables: Tables) -> tuple[str, list[Any]]:
             again = _again(options, tables)
             write_atomic(path, report.markdown(tables, found, drawn, again.of_claims).encode())
             words, rows = _answers(options, tables, found, again)
+            if not tables.study.claims_at(tables.scale):
+                words = text_tables.render(text_tables.cell_table(tables), "md")
             text = "\n".join([*(_drawn_line(d) for d in drawn), f"report: {path}", "", words])
             return text, [{"report": str(path), "verdicts": rows, "figures": [vars(d) for d in drawn]}]
         case Publish():

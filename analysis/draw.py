@@ -9,12 +9,14 @@ import gzip
 import hashlib
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import matplotlib
 import pandas as pd
+from matplotlib.figure import Figure as Drawing
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from analysis.arms import chosen
@@ -50,10 +52,7 @@ def draw_all(tables: Tables, folder: Path) -> list[Drawn]:
 
 def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     """Write one figure into `folder`; raises `NoDataError` where there is nothing to draw."""
-    module = importlib.import_module(f"analysis.figures.{figure.kind}")
-    options = {**module.settings(), **dict(figure.options)}
-    if unknown := sorted(set(options) - set(module.settings())):
-        raise ValueError(f"figure {figure.kind} has no option {unknown[0]!r}; it has {', '.join(module.settings())}")
+    module, options = _kind(figure)
     data: pd.DataFrame = module.load_data(tables, options)
     table = data.to_csv(index=False, lineterminator="\n").encode()
     document = origin(figure, tables, options, table, module)
@@ -73,6 +72,26 @@ def draw(figure: Figure, tables: Tables, folder: Path) -> Drawn:
     write_atomic(paths["csv.gz"], gzip.compress(table, mtime=0))
     write_atomic(paths["json"], to_json(document))
     return Drawn(figure.name, "drawn", files)
+
+
+def _kind(figure: Figure) -> tuple[ModuleType, dict[str, Any]]:
+    """The module of a figure's kind, and every option that it takes."""
+    module = importlib.import_module(f"analysis.figures.{figure.kind}")
+    options = {**module.settings(), **dict(figure.options)}
+    if unknown := sorted(set(options) - set(module.settings())):
+        raise ValueError(f"figure {figure.kind} has no option {unknown[0]!r}; it has {', '.join(module.settings())}")
+    return module, options
+
+
+def show(tables: Tables, name: str, **options: Any) -> Drawing:
+    """The study's figure `name`, or one of that kind, with its options changed by `options`; to look at, in Jupyter by itself.
+
+    Raises `NoDataError` where there is nothing to draw.
+    """
+    declared = {figure.name: figure for figure in tables.study.figures_at(tables.scale)}
+    figure = declared.get(name, Figure(name, name))
+    module, every = _kind(replace(figure, options=tuple({**dict(figure.options), **options}.items())))
+    return module.make_figure(module.load_data(tables, every))
 
 
 def diverged(runs: pd.DataFrame) -> str | None:

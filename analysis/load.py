@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -36,9 +36,13 @@ from experiments.lab.store import published_settings as settings
 from experiments.lab.store.checksums import BITS, PUBLISHED
 from experiments.lab.store.files import REPAIR, StoreError
 from experiments.lab.store.records import Store
+from experiments.lab.store.sweeps import SCALE
 from experiments.lab.sweep.own_tasks import Noted
 from experiments.lab.sweep.plan import PlannedStage, check_scale, find_study, plan
 from experiments.lab.sweep.published import bits_of
+
+if TYPE_CHECKING:
+    from experiments.lab.sweep.in_process import Runs
 
 TABLES = ("runs", "history", "measurements", "correct")
 
@@ -177,6 +181,11 @@ def from_store(study: Study, scale: str, store: Store, request: Request | None =
     return dataclasses.replace(tables, imported=frozenset(i for i, record in once.items() if record.values.get(PUBLISHED)))
 
 
+def of_sweep(runs: Runs) -> Tables:
+    """The records of a sweep that was trained from Python: `runs`, `history` and the rest as pandas frames."""
+    return from_store(runs.study, SCALE, Store(runs.store, create=False))
+
+
 def from_published(folder: Path, study: Study | None = None) -> Tables:
     """The published tables of `folder` (figures/<study>/<scale>); raises `UsageError` where there are none.
 
@@ -310,14 +319,18 @@ def _correct(store: Store, records: Sequence[Record]) -> list[dict[str, Any]]:
         name, read = (BITS, bits_of) if record.values.get(PUBLISHED) else ("predictions.safetensors", _bits)
         if (content := store.recorded(run_id, name, record.values)) is not None:
             try:
-                rows.append({"run_id": run_id, **read(content)})
+                if (bits := read(content)) is not None:
+                    rows.append({"run_id": run_id, **bits})
             except (SafetensorError, KeyError) as error:
                 raise StoreError(f"{store.folder(run_id)}/{name} is damaged ({error}); {REPAIR}") from error
     return rows
 
 
-def _bits(predictions: bytes) -> dict[str, Any]:
+def _bits(predictions: bytes) -> dict[str, Any] | None:
+    """None where an example has no one class: of numbers, and of tokens."""
     arrays = load(predictions)
+    if arrays.keys() == {"test_loss"} or ("test_label" in arrays and arrays["test_label"].ndim > 1):
+        return None
     prediction, label = arrays["test_prediction"], arrays["test_label"]
     test_set = hashlib.sha256(label.astype("<i4").tobytes()).hexdigest()[:16]
     return {"test_set": test_set, "examples": len(label), "bits": np.packbits(prediction == label).tobytes()}

@@ -136,7 +136,7 @@ def p_text(p: float | None) -> str:
 
 
 SEARCH = 3
-"""learning rates of a cell beyond which it is a grid to choose from: a table of each would hide the cells that were compared"""
+"""learning rates of a cell beyond which it is a grid to choose from, where claims compare cells: a table of each hides them"""
 
 
 def cell_table(tables: Tables) -> Table:
@@ -151,7 +151,8 @@ def cell_table(tables: Tables) -> Table:
     here = {*tables.measurements["metric"], *(metric for p in tables.planned for metric in p.metrics if metric in CLAIMED)}
     titles = {name: title for name, title in SHARPNESS.items() if name in here}
     metrics = {name: measured_by_arm(tables, name) for name in titles}
-    searched = frame.groupby(["arm", "batch_size"])["lr"].transform("nunique") > SEARCH
+    compares = bool(tables.study.claims_at(tables.scale))
+    searched = (frame.groupby(["arm", "batch_size"])["lr"].transform("nunique") > SEARCH) & compares
     rows = []
     for (arm, size, lr), part in frame[~searched].groupby(["arm", "batch_size", "lr"]):
         measured = {name: values[values["run_id"].isin(part["run_id"])]["value"] for name, values in metrics.items()}

@@ -11,6 +11,7 @@ Exit status:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ import tyro
 from experiments.lab.datasets import DataError
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.errors import ConfigError, UsageError
+from experiments.lab.declare.grid import read_fields
 from experiments.lab.store.files import StoreError
 from experiments.lab.sweep import commands as command
 from experiments.lab.sweep import flags, printed, terminal
@@ -52,11 +54,11 @@ class Overview(Common):
 @dataclass(frozen=True, kw_only=True)
 class OfStudy(flags.Task, Common):
     study: tyro.conf.Positional[str]
-    """name of a study"""
+    """name of a study, or of a sweep in the store"""
     studies: OptionalPath = None
     """folder of your own studies (default: $BATCHLAB_STUDIES, else none)"""
-    scale: str
-    """quick, laptop, overnight, gpu or paper, or another scale of the study's"""
+    scale: OptionalText = None
+    """quick, laptop, overnight, gpu or paper, or another scale of the study's (default: its only one, if it has one)"""
     seeds: OptionalInt = None
     """seeds per cell (default: as the study declares; verdicts always want the declared number)"""
     pilot: Switch = False
@@ -106,6 +108,47 @@ def train_options(given: Annotated[Any, tyro.conf.arg(name="", constructor=flags
 
 
 @dataclass(frozen=True, kw_only=True)
+class OfSweep:
+    seeds: int = 3
+    """runs of each combination, with the seeds from --seed on"""
+    name: OptionalText = None
+    """name of the sweep (default: one made of its content)"""
+    plan: Switch = False
+    """keep the sweep and list its runs, but train none"""
+    device: str = "cpu"
+    """cpu, cuda or cuda:N"""
+    workers: OptionalInt = None
+    """worker processes of one thread each (default: one per core on cpu, one on cuda)"""
+    fused: OptionalInt = None
+    """runs trained as one program at most (default: as of `run`)"""
+    micro_batch: OptionalInt = None
+    """examples per forward pass (default: the whole batch)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(Common, OfSweep):
+    fields: dict[str, Any]
+    """fields of the runs, each with its value or values"""
+
+
+def sweep_options(given: Annotated[Any, tyro.conf.arg(name="", constructor=flags.grouped(Common, OfSweep))]) -> Sweep:
+    """Train every combination of values, lists with commas between."""
+    values = flags.values(given)
+    others = {field.name: values.pop(field.name) for field in dataclasses.fields(Sweep) if field.name != "fields"}
+    return Sweep(fields=read_fields(values), **others)
+
+
+def sweep(options: Sweep) -> tuple[int, Any]:
+    """Keep the sweep in the store, and make what it lacks."""
+    name = command.sweep(options)
+    common = {"study": name, "store": options.store, "data_dir": options.data_dir, "json": options.json}
+    if options.plan:
+        return command.plan(Plan(**common))
+    machine = {name: getattr(options, name) for name in ("device", "workers", "fused", "micro_batch")}
+    return command.run(Run(**common, **machine))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measure(Common):
     """Measure stored runs."""
 
@@ -141,6 +184,7 @@ COMMANDS: dict[str, tuple[type[Common], Callable[[Any], tuple[int, Any]]]] = {
     "run": (Run, command.run),
     "status": (Status, command.status),
     "train": (Train, command.train),
+    "sweep": (Sweep, sweep),
     "measure": (Measure, command.measure),
     "store": (StoreCommand, command.store),
 }
@@ -160,7 +204,7 @@ def main(argv: list[str] | None = None, prog: str = "python -m experiments") -> 
                 answer = command.overview(options)
             return _print(*answer, "overview", options)
         options = tyro.extras.subcommand_cli_from_dict(
-            {name: train_options if kind is Train else kind for name, (kind, _) in COMMANDS.items()},
+            {name: {Train: train_options, Sweep: sweep_options}.get(kind, kind) for name, (kind, _) in COMMANDS.items()},
             prog=prog,
             description=__doc__,
             args=arguments,

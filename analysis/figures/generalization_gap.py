@@ -25,18 +25,22 @@ LABELS = {
 
 
 def settings() -> dict[str, Any]:
-    return {"quantities": tuple(LABELS), "where": ()}
+    """`quantities`: those of LABELS to draw, of which tasks without an accuracy have the last; `where` chooses runs, `arm` lists
+    the fields that tell arms apart (default: those that vary, except for learning rates)."""
+    return {"quantities": tuple(LABELS), "where": (), "arm": None}
 
 
 def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     """Every finished run's final accuracies, and each cell's mean and 95% interval. Raises `NoDataError`."""
-    frame = runs_by_arm(chosen(tables, options["where"]), *options["quantities"])
+    frame = runs_by_arm(chosen(tables, options["where"]), *options["quantities"], fields=options["arm"])
     parts = []
     for quantity in options["quantities"]:
         values = frame[["arm", "batch_size", "seed", "run_id"]].assign(value=frame[quantity]).dropna(subset="value")
-        if values.empty:
-            raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has a {quantity} to draw")
-        parts.append(points_and_means(values, quantity, logarithmic=False))
+        if len(values):
+            parts.append(points_and_means(values, quantity, logarithmic=False))
+    if not parts:
+        asked = " or ".join(options["quantities"])
+        raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has a {asked} to draw")
     return pd.concat(parts, ignore_index=True)
 
 

@@ -191,11 +191,6 @@ class RunConfig:
         """Whether network, loss or optimizer are the user's."""
         return any(isinstance(part, str) and not isinstance(part, StrEnum) for part in (self.model, self.loss, self.optimizer))
 
-    @property
-    def has_own_code(self) -> bool:
-        """Whether network, loss or optimizer are the user's."""
-        return any(isinstance(part, str) and not isinstance(part, StrEnum) for part in (self.model, self.loss, self.optimizer))
-
     @functools.cached_property
     def run_id(self) -> str:
         """First 20 hex digits of the SHA-256 of `canonical`: the run's name everywhere."""

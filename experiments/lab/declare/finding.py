@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
-import experiments
+from experiments.lab.declare.checkout import ROOT
 from experiments.lab.declare.study import Study
 from experiments.lab.declare.study_checks import misfit
 
@@ -60,7 +60,7 @@ def search(folder: Path | None = None) -> Found:
 
 def _files(folder: Path | None) -> list[Path]:
     """The modules of `experiments`, then the .py files of `folder` but those whose names begin with _ or a dot."""
-    own = Path(experiments.__path__[0])
+    own = ROOT / "experiments"
     names = sorted(info.name for info in pkgutil.iter_modules([str(own)]) if not info.ispkg and info.name != "__main__")
     files = [own / f"{name}.py" for name in names]
     if folder is not None and not own.samefile(folder):
@@ -71,7 +71,7 @@ def _files(folder: Path | None) -> list[Path]:
 def _imported(path: Path) -> ModuleType | Broken:
     """The module in the file. One of the user's folder may import its neighbours, after everything that is installed."""
     try:
-        if path.parent == Path(experiments.__path__[0]):
+        if path.parent == ROOT / "experiments":
             return importlib.import_module(f"experiments.{path.stem}")
         name = f"study {path.resolve()}"  # no other module can have this name
         if name in sys.modules:

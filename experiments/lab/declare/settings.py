@@ -97,11 +97,12 @@ def with_settings(study: Study, scale: str, given: Sequence[str], known: Known |
     changes = {name: value for name, value in read if value != getattr(base.settings, name)}
     if not changes:
         return study
-    words = ", ".join(f"{name} {_words(value)}" for name, value in changes.items())
-    own = own_parts(_Asked(base.settings, changes)) if isinstance(base.settings, Settings) else ()
-    facts = _facts(changes.get("dataset", base.settings.dataset), known) if own else None
+    words = ", ".join(f"{name} {words_of(value)}" for name, value in changes.items())
+    declared: Any = base.settings
+    own = own_parts(_Asked(declared, changes)) if isinstance(declared, Settings) else ()
+    facts = _facts(changes.get("dataset", declared.dataset), known) if own else None
     try:
-        task = _Task() if facts is None or known is None else _Task.of(base.settings, dict(read), own, facts, known)
+        task = _Task() if facts is None or known is None else _Task.of(declared, dict(read), own, facts, known)
         settings = dataclasses.replace(base.settings, **changes | task.changes)
         made = dataclasses.replace(base, name=f"{scale}-{digest(settings)}", about=f"`{scale}` with {words}", cost="not measured",
                                    settings=settings, power=None, of=scale, given=tuple(given), own=task.own,
@@ -201,7 +202,7 @@ def digest(settings: Any) -> str:
 def listed(settings: Any) -> dict[str, str]:
     """Field -> its value as `--set` takes it."""
     fields = dataclasses.fields(settings) if dataclasses.is_dataclass(settings) else ()
-    return {field.name: _words(getattr(settings, field.name)) for field in fields}
+    return {field.name: words_of(getattr(settings, field.name)) for field in fields}
 
 
 def _change(settings: Any, words: str) -> tuple[str, Any]:
@@ -213,12 +214,21 @@ def _change(settings: Any, words: str) -> tuple[str, Any]:
         raise UsageError(f"--set takes FIELD=VALUE, not {words!r}; for example lr=0.1")
     if name not in names:
         raise UsageError(f"--set: {unknown('setting', name, names)}")
-    read, must_be = _reader(kinds[name])
+    return name, text if name in OWN and is_own(text) else _value(f"--set {name}", kinds[name], text, name)
+
+
+def read_list(where: str, kind: Any, text: str) -> tuple[Any, ...]:
+    """Values of one kind with commas between; raises `UsageError`, which begins with `where`."""
+    return _value(where, tuple[kind, ...], text)
+
+
+def _value(where: str, kind: Any, text: str, name: str = "") -> Any:
+    read, must_be = _reader(kind)
     try:
-        return name, text if name in OWN and is_own(text) else read(text)
+        return read(text)
     except (ValueError, KeyError):
         own = f" or {OWN[name]} of your own" if name in OWN else ""
-        raise UsageError(f"--set {name} is {shown(text)}, but must be {must_be}{own}") from None
+        raise UsageError(f"{where} is {shown(text)}, but must be {must_be}{own}") from None
 
 
 FIXED = "as it is: it cannot be set on a command line"
@@ -243,9 +253,10 @@ def _reader(kind: Any) -> tuple[Callable[[str], Any], str]:
     return {}.__getitem__, FIXED
 
 
-def _words(value: Any) -> str:
+def words_of(value: Any) -> str:
+    """A value as `--set` takes it."""
     if isinstance(value, tuple):
-        return ",".join(_words(one) for one in value)
+        return ",".join(words_of(one) for one in value)
     if dataclasses.is_dataclass(value):
         return str(getattr(value, "name", value))
     if isinstance(value, float):

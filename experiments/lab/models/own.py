@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import nn
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.declare.own_code import options_of
+from experiments.lab.declare.session_code import check_code, in_session, session_sha256
 from experiments.lab.models.dropout import Dropout
 from sharpness.problem.named import called, named, value_of
 
@@ -23,13 +26,12 @@ def own_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Mod
     Raises `ConfigError`, one sentence, where it cannot be imported or called, or returns no network that learns.
     """
     name = str(config.model)
-    try:
-        with seeded(config.seed):
-            options = {key: value_of(text) for key, text in options_of(config.model_options).items()}
-            model = called(named(name, "--model"), name, "--model", available={"input_shape": shape, "outputs": outputs},
-                           options=options)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if not in_session(name):
+        check_code(name, config.model_sha256, "--model")
+    elif config.model_sha256 not in (None, session_model_sha256(name, config.model_options, shape, outputs)):
+        raise ConfigError(f"--model {name} is not the one that this run is of: its source, what it uses or its initial weights "
+                          "have changed; define it as it was, or train it as a sweep of its own")
+    model = _made(name, config.model_options, shape, outputs, config.seed)
     if not isinstance(model, nn.Module):
         raise ConfigError(f"--model {name} gave a {type(model).__name__}, not a torch.nn.Module")
     if not any(p.requires_grad for p in model.parameters()):
@@ -39,6 +41,29 @@ def own_model(config: RunConfig, shape: tuple[int, ...], outputs: int) -> nn.Mod
             if type(layer) is nn.Dropout:
                 setattr(parent, key, Dropout(layer.p))
     return model
+
+
+def session_model_sha256(name: str, options: str | None, shape: tuple[int, ...], outputs: int) -> str:
+    """Identity of a network of the running program: its source, and its initial state with seed 0."""
+    digest = hashlib.sha256(session_sha256(name, "--model").encode())
+    made = _made(name, options, shape, outputs, 0)
+    if isinstance(made, nn.Module):
+        for key, value in made.state_dict().items():
+            if isinstance(value, torch.Tensor):
+                digest.update(f"{key} {value.dtype} {list(value.shape)}\0".encode())
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _made(name: str, options: str | None, shape: tuple[int, ...], outputs: int, seed: int) -> Any:
+    """What the function gives with the global generators at `seed`."""
+    try:
+        with seeded(seed):
+            values = {key: value_of(text) for key, text in options_of(options).items()}
+            return called(named(name, "--model"), name, "--model", available={"input_shape": shape, "outputs": outputs},
+                          options=values)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 @contextlib.contextmanager

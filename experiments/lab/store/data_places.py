@@ -79,7 +79,8 @@ def located(config: RunConfig, data_dir: Path | None, root: Path) -> str:
 
     last = seen(root).get(wanted)
     others: dict[Path, str | None] = {}
-    for place in candidates(config.dataset, data_dir) + ([Path(last["place"])] if last else []):
+    places = [*candidates(config.dataset, data_dir), root / "data" / Path(config.dataset).name]  # of arrays that the store keeps
+    for place in places + ([Path(last["place"])] if last else []):
         with contextlib.suppress(DataError, OSError):
             others[place] = None
             others[place] = unchanged_sha256(config.dataset, place)

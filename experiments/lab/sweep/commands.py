@@ -16,11 +16,12 @@ from experiments.lab.declare.checkout import FIGURES
 from experiments.lab.declare.config import Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.finding import Broken, file_of, search
+from experiments.lab.declare.grid import grid
 from experiments.lab.declare.own_code import is_own_data
 from experiments.lab.declare.settings import listed
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
-from experiments.lab.store import check, transfer
+from experiments.lab.store import check, sweeps, transfer
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
@@ -34,6 +35,7 @@ from experiments.lab.sweep.plan import (
     find_study,
     folder_of_studies,
     identified,
+    scale_of,
     select,
 )
 from experiments.lab.sweep.plan import plan as make_plan
@@ -183,6 +185,18 @@ def run(options: Any) -> tuple[int, Any]:
     }
 
 
+def sweep(options: Any) -> str:
+    """Keep the sweep that `options` ask for in the store; returns its name."""
+    if not 1 <= options.seeds <= MAX_SEEDS:
+        raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
+    launch.check_device(options.device)
+    hashes: dict[str, str | None] = {}
+    found = Store(options.store, create=False)
+    cells = [identified(cell, options.data_dir, found, hashes) for cell in grid(options.fields)]
+    Store(options.store)
+    return sweeps.kept(options.store, cells, options.seeds, options.name).name
+
+
 def _next(options: Any, *, complete: bool, left_out: Sequence[str]) -> str | None:
     """The command for what comes after `run`, None where the same one goes on."""
     if not complete:
@@ -314,7 +328,7 @@ def _note(look: Looked, stages: Sequence[PlannedStage]) -> None:
 
 
 def _study(options: Any, *, create: bool = False) -> tuple[Study, Request, Store, Looked]:
-    study = find_study(options.study, folder_of_studies(options.studies))
+    study = find_study(options.study, folder_of_studies(options.studies), options.store)
     if options.seeds is not None and not 1 <= options.seeds <= MAX_SEEDS:
         raise UsageError(f"--seeds is {str(options.seeds)[:20]}, but must be from 1 to {MAX_SEEDS}: pilots have the seeds above")
     for name in [text for name, _, text in (words.partition("=") for words in options.set) if name == "dataset"]:
@@ -323,7 +337,7 @@ def _study(options: Any, *, create: bool = False) -> tuple[Study, Request, Store
     if options.data_dir is not None and not options.data_dir.is_dir():
         raise DataError(f"the data folder {options.data_dir} does not exist; create it or give another --data-dir")
     look = Looked(Store(options.store, create=False), options.data_dir)
-    study, scale = asked_for(study, options.scale, options.set, look)
+    study, scale = asked_for(study, scale_of(study, options.scale), options.set, look)
     seeds = options.seeds or getattr(study.scale(scale).settings, "seeds", 0)
     if seeds > TUNING.start and not options.pilot and _tunes(study, scale):
         raise UsageError(

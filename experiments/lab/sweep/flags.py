@@ -13,6 +13,8 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from experiments.lab.declare.config import Machine, RunConfig
+from experiments.lab.declare.grid import SINGLE
+from experiments.lab.declare.settings import words_of
 
 OptionalInt = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
 OptionalFloat = Annotated[float | None, tyro.conf.arg(metavar="FLOAT", help_behavior_hint="")]
@@ -80,10 +82,11 @@ def texts(kind: type) -> dict[str, str]:
             and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)}
 
 
-def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
+def flags_of(kind: type, names: tuple[str, ...], *, lists: bool = False) -> list[tuple[str, Any, Any]]:
     """Fields of `kind` as fields of another dataclass, each a flag of its own name wherever it stands.
 
-    Those of a run take True or False, as its record does; a switch is on where it is named.
+    Those of a run take True or False, as its record does; a switch is on where it is named. With `lists` those that may be
+    lists are texts.
     """
     hints, said, declared = get_type_hints(kind), texts(kind), {field.name: field for field in dataclasses.fields(kind)}
     found = []
@@ -93,6 +96,9 @@ def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
                 prefix_name=False, help="what else your own model is called with, as NAME=VALUE", metavar="NAME=VALUE")]],
                 dataclasses.field(default=())))
             continue
+        if lists and name not in SINGLE:
+            found.append(_list_flag(name, hints[name], said.get(name), declared[name].default))
+            continue
         default, switch = declared[name].default, hints[name] is bool and kind is not RunConfig
         shown = tyro.conf.arg(prefix_name=False, aliases=ALIASES.get(name), help=said.get(name),
                               metavar=METAVARS.get(hints[name]), help_behavior_hint="" if default is None or switch else None)
@@ -101,12 +107,32 @@ def flags_of(kind: type, names: tuple[str, ...]) -> list[tuple[str, Any, Any]]:
     return found
 
 
-def grouped(common: type) -> type:
-    """The flags of one run, as a dataclass to parse: of the fields of `common` the store is a usual one."""
-    machine = flags_of(Machine, ("threads", "micro_batch"))
-    groups = {name: flags_of(RunConfig, fields) for name, fields in GROUPS.items()}
+def _list_flag(name: str, hint: Any, said: str | None, default: Any) -> tuple[str, Any, Any]:
+    """A field of a run as the text of one value or of several. Required are batch size and learning rate: of the budget its
+    length says which it is."""
+    optional = default is None or name == "budget"
+    shown = tyro.conf.arg(prefix_name=False, help=said, metavar=f"{METAVARS.get(hint | None, 'STR')}[,...]",
+                          help_behavior_hint="" if optional else None)
+    if optional:
+        return name, Annotated[str | None, shown], dataclasses.field(default=None)
+    if default is dataclasses.MISSING:
+        return name, Annotated[str, shown], dataclasses.field()
+    return name, Annotated[str, shown], dataclasses.field(default=words_of(default))
+
+
+def grouped(common: type, usual_ones: type | None = None) -> type:
+    """The flags of one run, as a dataclass to parse: of the fields of `common` the store is a usual one.
+
+    With `usual_ones`, whose fields come first, they are the flags of a sweep.
+    """
+    lists = usual_ones is not None
+    machine = [] if lists else flags_of(Machine, ("threads", "micro_batch"))
+    groups = {name: flags_of(RunConfig, fields, lists=lists) for name, fields in GROUPS.items()}
     groups["machine"] += [*machine, *flags_of(common, ("data_dir", "json"))]
-    usual = [*flags_of(RunConfig, USUAL), *flags_of(Machine, ("device",)), *flags_of(common, ("store",))]
+    usual = [*flags_of(RunConfig, USUAL, lists=lists), *([] if lists else flags_of(Machine, ("device",))),
+             *flags_of(common, ("store",))]
+    if usual_ones is not None:
+        usual += flags_of(usual_ones, tuple(field.name for field in dataclasses.fields(usual_ones)))
     made = [(f"{name}_flags", Annotated[dataclasses.make_dataclass(name, fields, kw_only=True), tyro.conf.arg(name=name)],
              dataclasses.field())
             for name, fields in groups.items()]

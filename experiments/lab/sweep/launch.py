@@ -11,8 +11,9 @@ from itertools import islice
 from pathlib import Path
 
 from experiments.lab.datasets import load
-from experiments.lab.declare.config import Machine, RunConfig, check_fits
+from experiments.lab.declare.config import OWN, Machine, RunConfig, check_fits
 from experiments.lab.declare.errors import UsageError
+from experiments.lab.declare.session_code import in_session
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.fused.groups import MOST, begun_together, groups
 from experiments.lab.store.data_places import located
@@ -108,6 +109,7 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
                 clear_record(folder)
         part = Part(whole, f"{study.name} {request.scale}", names_among(chosen), {c.run_id: c for c in chosen}, store)
         work = _tasks(stage, chosen, request, store)
+        _check_importable([task.config for task in work])
         check_data([task.config for task in work], machine, store.root)
         if index == 0 and not quiet:
             say_what_is_there([stage, *later], where, store)
@@ -134,6 +136,14 @@ def _run_stages(pool: Workers, study: Study, request: Request, store: Store, mac
         for record in stage.records:
             if record is not None and record.config.run_id in part.configs:
                 result.counts[record.status] = result.counts.get(record.status, 0) + 1
+
+
+def _check_importable(configs: Sequence[RunConfig]) -> None:
+    """Raise `UsageError` for a run of a notebook's or a script's own function, which no worker could import."""
+    for config in configs:
+        if of := [name for part in OWN if in_session(name := getattr(config, part))]:
+            raise UsageError(f"run {config.run_id} is of {of[0]}, a function of a notebook or script, which only that can "
+                             "train and measure; call its sweep there again")
 
 
 def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:

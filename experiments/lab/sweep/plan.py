@@ -21,6 +21,7 @@ from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Measure, Pair, Record, Request, Stage, Study
 from experiments.lab.declare.study_checks import Wrong, wrong_names, wrong_runs
 from experiments.lab.declare.vocabulary import unknown
+from experiments.lab.store import sweeps
 from experiments.lab.store.data_places import content_of
 from experiments.lab.store.records import Store
 
@@ -44,15 +45,21 @@ def folder_of_studies(given: Path | None) -> Path | None:
     return folder.resolve()
 
 
-def find_study(name: str, folder: Path | None = None) -> Study:
-    """Raises `UsageError` where there is no such study, `BrokenStudyError` where it declares what does not exist."""
+def find_study(name: str, folder: Path | None = None, root: Path | None = None) -> Study:
+    """The study of that name, or the sweep that the store at `root` keeps under it.
+
+    Raises `UsageError` where there is none, `BrokenStudyError` where it declares what does not exist.
+    """
     found = search(folder)
     if name not in found.studies:
+        if root is not None and (sweep := sweeps.read(root, name)) is not None:
+            return sweep.study()
         for broken in found.broken:
             if name in (broken.study, Path(broken.file).stem):
                 raise BrokenStudyError(broken)
         unread = "".join(f"; {broken.sentence}" for broken in found.broken)
-        raise UsageError(f"{unknown('study', name, found.studies)}; `python -m experiments` lists the studies{unread}")
+        known = [*found.studies, *(() if root is None else sweeps.names(root))]
+        raise UsageError(f"{unknown('study', name, known)}; `python -m experiments` lists the studies{unread}")
     check_names(found.studies[name])
     return found.studies[name]
 
@@ -84,6 +91,14 @@ def check_scale(study: Study, scale: str) -> None:
     if scale not in names:
         near = "".join(f", did you mean {name!r}?" for name in get_close_matches(scale, names, 1))
         raise UsageError(f"study {study.name} has no scale {scale!r}{near}; its scales are {', '.join(names)}")
+
+
+def scale_of(study: Study, scale: str | None) -> str:
+    """The scale asked for, or the study's only one; raises `UsageError` where nothing says which."""
+    names = [s.name for s in study.scales]
+    if scale is None and len(names) > 1:
+        raise UsageError(f"study {study.name} has several scales; name one with --scale: {', '.join(names)}")
+    return names[0] if scale is None else scale
 
 
 def asked_for(study: Study, scale: str, given: Sequence[str], known: Known | None = None) -> tuple[Study, str]:

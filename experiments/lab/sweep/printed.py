@@ -35,7 +35,7 @@ def text(command: str, document: Any, options: Any) -> str:
             return train_text(document, options)
         case "measure":
             return measure_text(document, options)
-        case "run":
+        case "run" | "sweep" if "counts" in document:
             return run_text(document)
         case "status":
             return status_text(document)

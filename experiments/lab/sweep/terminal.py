@@ -24,7 +24,7 @@ EXTRAS = {"pooch": "data"} | dict.fromkeys(("pandas", "pyarrow", "matplotlib", "
 """package -> the extra that installs it; every other one comes with batchlab itself"""
 ANALYSIS = ("verdicts", "figures", "tables", "report", "pilot", "histories", "publish")
 """commands of `python -m analysis`"""
-EXPERIMENTS = ("plan", "run", "status", "train", "measure", "store")
+EXPERIMENTS = ("plan", "run", "status", "train", "sweep", "measure", "store")
 """commands of `python -m experiments`"""
 PLAIN = {
     "×": "x", "÷": "/", "±": "+/-", "−": "-", "–": "-", "—": "-", "·": "*", "√": "sqrt ", "²": "^2", "‖": "||", "°": " degrees",
@@ -73,7 +73,7 @@ def show(text: str) -> None:
 def command_line(command: str, study: str, options: Any, *more: str) -> str:
     """A line to paste, of the program that was called: `command` on `study` at the scale, store and studies of `options`."""
     program = f"python -m {'analysis' if command in ANALYSIS else 'experiments'}"
-    words = [command, study, "--scale", options.scale, "--store", str(options.store)]
+    words = [command, study, *([] if options.scale is None else ["--scale", options.scale]), "--store", str(options.store)]
     own = [] if options.studies is None else ["--studies", str(options.studies)]
     own += [word for given in options.set for word in ("--set", given)]
     return f"{'batchlab' if Path(sys.argv[0]).stem == 'batchlab' else program} {shlex.join([*words, *own, *more])}"

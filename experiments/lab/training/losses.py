@@ -11,6 +11,7 @@ from torch import Tensor
 from experiments.lab.datasets import Kind
 from experiments.lab.declare.config import Loss, RunConfig
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.session_code import check_code
 from sharpness.problem.losses import IGNORED, LossFunction, Terms, bce, cross_entropy, mean_of, mse, own_loss, own_terms
 
 __all__ = ["CLASSIFICATION", "IGNORED", "Task", "Terms", "task_of"]
@@ -52,6 +53,7 @@ def task_of(config: RunConfig, kind: Kind) -> Task:
             return Task(kind, mse, plain=False)
         case Loss.BCE:
             return Task(kind, bce, plain=False)
+    check_code(config.loss, config.loss_sha256, "--loss")
     try:
         function = own_loss(config.loss)
     except ValueError as error:

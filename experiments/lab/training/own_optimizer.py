@@ -12,6 +12,7 @@ from torch import Tensor
 
 from experiments.lab.declare.config import RunConfig
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.session_code import check_code
 from experiments.lab.training.optimizers import AVERAGE, clipped
 from experiments.lab.training.state import Tensors
 from sharpness.problem.named import called, named, taken
@@ -30,6 +31,7 @@ class OwnUpdate:
 
     def __init__(self, config: RunConfig, parameters: Sequence[Tensor]) -> None:
         self.config, self.name, self.parameters = config, str(config.optimizer), list(parameters)
+        check_code(self.name, config.optimizer_sha256, "--optimizer")
         try:
             function = named(self.name, "--optimizer")
             names = taken(function) if callable(function) else []
