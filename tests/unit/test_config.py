@@ -57,7 +57,7 @@ def test_every_default_is_frozen() -> None:
     assert off == {
         "dataset": "fashion-mini", "augment": "none", "model": "mlp", "norm": "none", "dropout": True, "optimizer": "sgd",
         "scaling": "none", "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "schedule": "constant", "precision": "float32",
-        "batch_growth": 1, "trust": 0.001, "train_draw": "first",
+        "batch_growth": 1, "trust": 0.001, "train_draw": "first", "loss": "cross_entropy", "imbalance": 1.0,
     }
 
 
@@ -139,7 +139,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"nesterov": True}, "needs a momentum"),
     ({"optimizer": Optimizer.ADAM, "momentum": 0.9}, "for optimizer sgd"),
     ({"final_lr": 0.1}, "for schedules linear and cosine"),
-    ({"data_sha256": "0" * 64}, "for cifar-bin:"),
+    ({"data_sha256": "0" * 64}, "for data of your own"),
     ({"colour": "red"}, "no field 'colour'"),
 ]
 

@@ -77,13 +77,13 @@ def _said(pixels: np.ndarray) -> str:
 
 
 def _pixels(path: Path) -> np.ndarray:
-    image: Any = _pillow()
+    Image = _pillow()
     try:
-        with image.open(path, formats=FILE_FORMATS) as file:
+        with Image.open(path, formats=FILE_FORMATS) as file:
             if file.mode not in MODES:
                 raise DataError(f"{path} has pixels of mode {file.mode}; save it in grey or RGB with 8 bits per channel.")
             return np.asarray(file.convert(MODES[file.mode]))
-    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} cannot be read as a PNG, JPEG or BMP image ({' '.join(str(error).split())}); replace it, or "
                         "take it away.") from error
 

@@ -16,7 +16,7 @@ OTHERS = 3
 def free() -> int | None:
     """Bytes that can be had, None where the system does not say."""
     try:
-        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text("utf-8").splitlines())
         return 1024 * int(facts["MemAvailable"].split()[0])
     except (OSError, ValueError, KeyError, IndexError):
         pass

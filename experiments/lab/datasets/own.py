@@ -53,15 +53,15 @@ def _called(name: str, function: Any) -> Any:
 def load_npz(name: str, path: Path) -> Dataset:
     """`x_train, y_train, x_test, y_test` of a NumPy archive, as Keras names them; perhaps `x_val, y_val`."""
     try:
-        with zipfile.ZipFile(path) as file:
-            there = {entry.removesuffix(".npy") for entry in file.namelist()}
+        with zipfile.ZipFile(path) as archive:
+            there = {entry.removesuffix(".npy") for entry in archive.namelist()}
             splits = {"train": "train", "test": "test"} | ({"validation": "val"} if "x_val" in there else {})
             wanted = [f"{axis}_{short}" for short in splits.values() for axis in "xy"]
             if missing := [key for key in wanted if key not in there]:
                 raise DataError(f"{path} has no array {missing[0]}; it needs {', '.join(wanted)}.")
-            check_memory(path, sum(_needed(file, key) for key in wanted))
-        with np.load(path, allow_pickle=False) as arrays:
-            return assembled(name, {key: (arrays[f"x_{short}"], arrays[f"y_{short}"]) for key, short in splits.items()})
+            check_memory(path, sum(_needed(archive, key) for key in wanted))
+            arrays = {key: _stored(archive, key) for key in wanted}
+        return assembled(name, {key: (arrays[f"x_{short}"], arrays[f"y_{short}"]) for key, short in splits.items()})
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; name an .npz file.") from None
     except (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
@@ -69,9 +69,14 @@ def load_npz(name: str, path: Path) -> Dataset:
         raise DataError(f"{path} cannot be read as an .npz file of plain arrays ({why}); write it with numpy.savez.") from error
 
 
-def _needed(file: zipfile.ZipFile, key: str) -> int:
+def _stored(archive: zipfile.ZipFile, key: str) -> np.ndarray:
+    with archive.open(f"{key}.npy") as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def _needed(archive: zipfile.ZipFile, key: str) -> int:
     """Bytes of memory that an array takes until it is a tensor, from its header alone; ValueError where it holds objects."""
-    with file.open(f"{key}.npy") as stream:
+    with archive.open(f"{key}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)

@@ -112,7 +112,7 @@ def _validate_combinations(c: RunConfig) -> None:
     if c.final_lr and c.schedule not in (Schedule.LINEAR, Schedule.COSINE):
         raise ConfigError(f"final_lr is for schedules linear and cosine, not {c.schedule}; leave it out")
     if c.data_sha256 is not None and not is_own_data(c.dataset):
-        raise ConfigError("data_sha256 is for data of your own, as cifar-bin: ones; named ones are pinned already")
+        raise ConfigError("data_sha256 is for data of your own; named ones are pinned already")
     if c.noise_batch is not None and c.batch_size == 1:
         raise ConfigError("noise_batch needs a batch_size of at least 2: the weights of one example cannot vary about their mean")
     if c.noise_batch is not None and not c.noise_batch <= c.batch_size:

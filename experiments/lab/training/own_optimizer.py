@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import io
-import pickle
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,18 +86,46 @@ class OwnUpdate:
         return found
 
     def state(self) -> Tensors:
-        """All that it remembers, as bytes: whatever a user's optimizer holds beside tensors."""
-        kept: Any = io.BytesIO()
-        torch.save(self.optimizer.state_dict(), kept)
-        found = {STATE: torch.frombuffer(bytearray(kept.getvalue()), dtype=torch.uint8)}
+        """All that it remembers; `ConfigError` where that is neither tensors nor plain values."""
+        tensors: list[Tensor] = []
+        try:
+            text = json.dumps(_plain(self.optimizer.state_dict(), tensors))
+        except TypeError as error:
+            raise ConfigError(f"--optimizer {self.name} keeps a state that is neither tensors nor plain values ({error}), which "
+                              "no checkpoint can hold; take another") from error
+        found = {STATE: torch.tensor(list(text.encode()), dtype=torch.uint8)}
+        found |= {f"{STATE}.{i}": value.detach().clone().contiguous() for i, value in enumerate(tensors)}
         return found | {f"{STATE}.{AVERAGE}.{i}": value.clone() for i, value in enumerate(self.slots.get(AVERAGE, []))}
 
     def load(self, tensors: Tensors) -> None:
-        stored = io.BytesIO(tensors[STATE].cpu().numpy().tobytes())
-        try:
-            self.optimizer.load_state_dict(torch.load(stored, weights_only=True))
-        except pickle.UnpicklingError as error:
-            raise ConfigError(f"--optimizer {self.name} keeps a state that is neither tensors nor plain values, which no "
-                              "checkpoint can give back; take another") from error
+        text = bytes(tensors[STATE].tolist())
+        self.optimizer.load_state_dict(_restored(json.loads(text), tensors))
         for i, value in enumerate(self.slots.get(AVERAGE, [])):
             value.copy_(tensors[f"{STATE}.{AVERAGE}.{i}"])
+
+
+def _plain(value: Any, tensors: list[Tensor]) -> Any:
+    """`value` as JSON holds it, its tensors put aside: what is read again must be no program. TypeError where it cannot."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return {"tensor": len(tensors) - 1}
+    if isinstance(value, dict):
+        return {"dict": [[_plain(key, tensors), _plain(part, tensors)] for key, part in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {type(value).__name__: [_plain(part, tensors) for part in value]}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _restored(value: Any, tensors: Tensors) -> Any:
+    """Inverse of `_plain`."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, inside),) = value.items()
+    if kind == "tensor":
+        return tensors[f"{STATE}.{inside}"].clone()
+    if kind == "dict":
+        return {_restored(key, tensors): _restored(part, tensors) for key, part in inside}
+    parts = [_restored(part, tensors) for part in inside]
+    return parts if kind == "list" else tuple(parts)
