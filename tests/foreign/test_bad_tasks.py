@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.__main__ import main
+from experiments.lab.datasets import memory
 
 HERE = Path(__file__).parent
 TRAIN = ["train", "--batch-size", "4", "--lr", "0.1", "--budget", "steps", "--steps", "2"]
@@ -27,6 +31,12 @@ BAD: dict[str, dict[str, str]] = {
     "loss cross_entropy has no meaning": {"data": "faulty:numbers"},
     "has no function 'nothing'": {"data": "faulty:nothing"},
     "is empty; put images of the class into it": {"data": "images:{tmp}/images"},
+    "needs 24 GiB of memory once it is read": {"data": "npz:{tmp}/big.npz"},
+    "y_train holds Python objects": {"data": "npz:{tmp}/pickled.npz"},
+    "short.npz cannot be read as an .npz file": {"data": "npz:{tmp}/short.npz"},
+    "nowhere.npz does not exist": {"data": "npz:{tmp}/nowhere.npz"},
+    "big.npz is no text in UTF-8": {"data": "text:{tmp}/big.npz"},
+    "train-images-idx3-ubyte is missing": {"data": "idx:{tmp}/images"},
     # networks
     "there is no module nowhere": {"model": "nowhere:net"},
     "has no function 'nowhere'": {"model": "faulty:nowhere"},
@@ -66,15 +76,29 @@ def test_one_sentence_and_nothing_started(words: str, tmp_path: Path, monkeypatc
                                           capsys: pytest.CaptureFixture[str]) -> None:
     """A traceback, hours of wrong training, or a run that can never go on."""
     monkeypatch.syspath_prepend(HERE)
+    monkeypatch.setattr(memory, "free", lambda: 2 << 30)
     for kind in ("cat", "dog"):
         (tmp_path / "images" / kind).mkdir(parents=True)
+    archives(tmp_path)
     task = GOOD | {option: value.format(tmp=tmp_path) for option, value in BAD[words].items()}
     options = [word for option, value in task.items() for word in (f"--{option}", value)]
     assert main([*TRAIN, *options, "--store", str(tmp_path / "store")]) in (1, 2)
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.startswith("error: ") and captured.err.count("\n") == 1, captured.err
     assert words in captured.err
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def archives(folder: Path) -> None:
+    """One that claims two gigabytes, one with an array of objects, and one that was cut."""
+    objects = np.array([{}] * 4, object)
+    np.savez(folder / "pickled.npz", x_train=np.ones((4, 2)), y_train=objects, x_test=np.ones((4, 2)), y_test=objects)
+    (folder / "short.npz").write_bytes((folder / "pickled.npz").read_bytes()[:-20])
+    with zipfile.ZipFile(folder / "big.npz", "w") as archive:
+        for name, shape in {"x_train": (700_000, 3, 32, 32), "y_train": (4,), "x_test": (4, 3, 32, 32), "y_test": (4,)}.items():
+            header = io.BytesIO()
+            np.lib.format.write_array_header_1_0(header, {"shape": shape, "fortran_order": False, "descr": "|u1"})
+            archive.writestr(f"{name}.npy", header.getvalue())
 
 
 def test_the_good_parts_are_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

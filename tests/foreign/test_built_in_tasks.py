@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from data_files import ONE_SENTENCE
-from toy_runs import Memory, toy_config, toy_data, toy_images
+from toy_runs import Memory, identical, toy_config, toy_data, toy_images
 
 from experiments.__main__ import main
 from experiments.lab import datasets, models
@@ -74,6 +74,17 @@ def test_micro_batches_of_characters_are_the_whole_batch() -> None:
     whole, parts = (trained(AUSTEN.replace(steps=3, optimizer=Optimizer.SGD, lr=0.5), micro_batch=size)[1] for size in (None, 5))
     for name, value in whole.items():
         torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_a_causal_run_goes_on_bitwise() -> None:
+    """Half of a run and a checkpoint would end elsewhere than the whole, whether its updates are replayed by then or not."""
+    config = AUSTEN.replace(n_train=32, batch_size=4, steps=36)
+    data = prepare(config, Machine(), datasets.load("austen"))
+    data = replace(data, test=Examples(data.test.inputs[:8], data.test.targets[:8]))
+    first, second = Memory(), Memory()
+    whole = train(config, Machine(), data, first)
+    second.load = lambda newest=None: first.checkpoints[max(step for step in first.checkpoints if step < 20)]
+    assert identical(train(config, Machine(), data, second).weights, whole.weights)
 
 
 def test_causal_runs_are_never_one_program() -> None:
