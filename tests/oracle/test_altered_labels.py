@@ -143,6 +143,8 @@ def test_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
              "--budget", "epochs", "--epochs", "2", "--label-noise", "0.25", "--imbalance", "4", "--json"]
     assert main([*words, "--store", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert main([*[word for word in words if word != "--json"], "--store", str(tmp_path / "shown")]) == 0
+    assert f" of {found['steps']}: " in capsys.readouterr().err
     kept = sum(round(40 * 4 ** (-k / 9)) for k in range(10))
     assert found["epochs"] == pytest.approx(2, abs=20 / kept) and found["examples"] == 20 * found["steps"]
     assert found["steps"] == round(2 * kept / 20) != 2 * 400 / 20

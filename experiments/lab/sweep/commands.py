@@ -22,6 +22,7 @@ from experiments.lab.declare.settings import listed
 from experiments.lab.declare.study import Request, Study
 from experiments.lab.declare.tuning import TUNING
 from experiments.lab.store import check, sweeps, transfer
+from experiments.lab.store.data_places import located
 from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
@@ -213,18 +214,19 @@ def train(options: Any) -> tuple[int, Any]:
     _limit_threads(options.threads)
     from experiments.lab.store.run_folder import Interrupted
     from experiments.lab.sweep.worker import run_task
+    from experiments.lab.training.data import prepare, read
 
     config = identified(options.config, options.data_dir, Store(options.store, create=False), {})
     machine = Machine(device=options.device, threads=options.threads, micro_batch=options.micro_batch, data_dir=options.data_dir)
     machine.check(config)
-    examples = launch.check_data([config], machine, options.store)[config.run_id]
+    data = prepare(config, machine, read(located(config, machine.data_dir, options.store), machine.data_dir))
     store, stopper, asked = Store(options.store), Stopper(), []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))
     if store.finished(config.run_id) and not options.json:
         print(f"run {config.run_id} is finished already: this is its record", file=sys.stderr, flush=True)
     try:
-        with Training(config, examples, quiet=options.json) as watch:
+        with Training(config, len(data.train), quiet=options.json) as watch:
             report = run_task(Train(config), store, machine, stopper, None, watch)
     except Interrupted:
         raise launch.Stopped(asked[0]) from None

@@ -146,19 +146,16 @@ def _check_importable(configs: Sequence[RunConfig]) -> None:
                              "train and measure; call its sweep there again")
 
 
-def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> dict[str, int]:
-    """Read every data set once, here, so that a damaged or missing file stops the sweep before any training. The training
-    examples of each run, by its id."""
+def check_data(configs: Sequence[RunConfig], machine: Machine, root: Path) -> None:
+    """Read every data set once, here, so that a damaged or missing file stops the sweep before any training."""
     found: dict[tuple[str, str | None], tuple[int, int | None]] = {}
-    sizes = {}
     for config in configs:
         if (key := (config.dataset, config.data_sha256)) not in found:
             dataset = load(located(config, machine.data_dir, root), machine.data_dir)
             apart = None if dataset.validation is None else len(dataset.validation.targets)
             found[key] = len(dataset.train.targets), apart
-        sizes[config.run_id] = check_fits(config, *found[key])
+        check_fits(config, *found[key])
         machine.check(config)
-    return sizes
 
 
 def _tasks(stage: PlannedStage, chosen: Sequence[RunConfig], request: Request, store: Store) -> list[tasks.Train]:

@@ -35,7 +35,7 @@ ECHOES = ("data_sha256", "parent")
 
 def known_steps(config: RunConfig) -> int | None:
     """`total_steps` as far as the config alone tells: its data are not read."""
-    return config.steps if config.n_train is None else total_steps(config, config.n_train)
+    return config.steps if config.n_train is None or config.imbalance > 1 else total_steps(config, config.n_train)
 
 
 def duration(seconds: float) -> str:
