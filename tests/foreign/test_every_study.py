@@ -24,7 +24,7 @@ TINY = {
     "goyal2017": "batch_sizes=8,16,24,32 moderate=16 late=24 epochs=2 other_seeds=1",
     "jastrzebski2018": "batch_sizes=8,16,24,32 epochs=2 target=0.8 matched_epochs=20 examples=32",
     "jiang2020": "batch_sizes=8,32 train_loss=0.8 max_epochs=20 examples=32 lr=0.01",
-    "keskar2017": "batch_sizes=8,32 smaller= warm=1,2 together=3 target=0.5 max_epochs=20 lr=0.01 examples=32",
+    "keskar2017": "batch_sizes=8,32 smaller= target=0.5 max_epochs=20 lr=0.003 examples=32",
     "li2018": "batch_sizes=8,32 epochs=2 examples=32",
     "malladi2022": "batch_sizes=8,16,32 epochs=2 few=1",
     "masters2018": "batch_sizes=8,16,32 narrow=8 other=16 octaves=1 tuning_seeds=1 epochs=2",

@@ -73,7 +73,7 @@ def fitted(base: Any, changes: Mapping[str, Any], facts: Facts) -> dict[str, Any
         found["momentum"] = 0.0
     if not facts.images:
         found["augment"] = Augment.NONE
-    found |= {"networks": (), "name": NAME, "network": NAME}
+    found |= {"networks": (), "name": NAME, "network": NAME, "warm": ()}  # warm starts are of no claim
     if facts.train is not None:
         found |= _sizes(base, asked, changes, facts)
     return {name: value for name, value in found.items() if name in asked and name not in changes and asked[name] != value}
