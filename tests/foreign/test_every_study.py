@@ -79,6 +79,27 @@ def test_a_study_answers_for_their_task(study: str, tmp_path: Path, capsys: pyte
     assert all(figure["files"] or figure["reason"] for figure in report["figures"])
 
 
+@pytest.mark.verify
+def test_a_regression_is_answered_in_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No verdict where no example has a class, or one with the wrong sign."""
+    task = ["--model", "theirs:regressor", "--data", "theirs:points", "--loss", "mse"]
+    words = ["goyal2017", "--scale", "quick", *task, *(w for given in f"seeds=8 {TINY['goyal2017']}".split() for w in ("--set", given))]
+    assert command.main(["run", *words, "--store", str(tmp_path), "--json"]) == 0
+    capsys.readouterr()
+    assert analysis.main(["report", *words, "--store", str(tmp_path), "--json"]) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    assert {v["unit"] for v in report["verdicts"]} == {"loss"} and all(f["files"] for f in report["figures"])
+    unscaled = next(v for v in report["verdicts"] if "unscaled" in v["sentence"])
+    assert "asked in loss" in unscaled["sentence"] and unscaled["effect"] is not None
+    losses = {rule: [] for rule in ("none", "linear")}
+    for run_id in unscaled["runs"]:
+        folder = tmp_path / "runs" / run_id
+        rule = json.loads((folder / "config.json").read_text())["config"].get("scaling", "none")
+        losses[rule].append(json.loads((folder / "summary.json").read_text())["test_loss"])
+    none, linear = (sum(losses[rule]) / len(losses[rule]) for rule in ("none", "linear"))
+    assert unscaled["effect"] == pytest.approx(none - linear)
+
+
 @pytest.mark.parametrize("study", LACKS)
 def test_what_the_task_lacks_is_one_sentence(study: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Runs in which nothing was changed, with verdicts about them."""
