@@ -83,7 +83,8 @@ def test_a_study_answers_for_their_task(study: str, tmp_path: Path, capsys: pyte
 def test_a_regression_is_answered_in_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No verdict where no example has a class, or one with the wrong sign."""
     task = ["--model", "theirs:regressor", "--data", "theirs:points", "--loss", "mse"]
-    words = ["goyal2017", "--scale", "quick", *task, *(w for given in f"seeds=8 {TINY['goyal2017']}".split() for w in ("--set", given))]
+    given = f"seeds=8 {TINY['goyal2017']}".split()
+    words = ["goyal2017", "--scale", "quick", *task, *(word for one in given for word in ("--set", one))]
     assert command.main(["run", *words, "--store", str(tmp_path), "--json"]) == 0
     capsys.readouterr()
     assert analysis.main(["report", *words, "--store", str(tmp_path), "--json"]) == 0
@@ -94,7 +95,7 @@ def test_a_regression_is_answered_in_loss(tmp_path: Path, capsys: pytest.Capture
     losses = {rule: [] for rule in ("none", "linear")}
     for run_id in unscaled["runs"]:
         folder = tmp_path / "runs" / run_id
-        rule = json.loads((folder / "config.json").read_text())["config"].get("scaling", "none")
+        rule = json.loads((folder / "config.json").read_text()).get("scaling", "none")
         losses[rule].append(json.loads((folder / "summary.json").read_text())["test_loss"])
     none, linear = (sum(losses[rule]) / len(losses[rule]) for rule in ("none", "linear"))
     assert unscaled["effect"] == pytest.approx(none - linear)
