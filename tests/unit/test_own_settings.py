@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import toy_task
 
-from experiments import dose, jiang2020, keskar2017, masters2018, smith2020, yao2018
+from experiments import dose, goyal2017, jiang2020, keskar2017, masters2018, smith2020, yao2018
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.settings import with_settings
 from experiments.lab.declare.study import Request, Study
@@ -71,6 +71,12 @@ def test_a_matched_loss_is_a_share_of_the_initial_one() -> None:
     assert settings(on(yao2018.STUDY, loss=200.0)).target == 8.7
     with pytest.raises(UsageError, match="initial loss is -1"):
         on(yao2018.STUDY, loss=-1.0)
+
+
+def test_ghost_batches_have_an_initial_loss() -> None:
+    """A run of fewer examples than share their statistics cannot be."""
+    found = with_settings(goyal2017.STUDY, "laptop", ("dataset=mine:data",), toy_task.Like(train=60_000, kind="numbers"))
+    assert found.scales[0].settings.norm_batch == 32
 
 
 def test_an_own_network_has_no_settings_of_built_in_ones() -> None:

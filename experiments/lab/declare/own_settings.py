@@ -73,7 +73,7 @@ def fitted(base: Any, changes: Mapping[str, Any], facts: Facts) -> dict[str, Any
         found["momentum"] = 0.0
     if not facts.images:
         found["augment"] = Augment.NONE
-    found |= {"networks": (), "name": NAME, "network": NAME}
+    found |= {"networks": (), "name": NAME, "network": NAME, "warm": ()}  # warm starts are of no claim
     if facts.train is not None:
         found |= _sizes(base, asked, changes, facts)
     return {name: value for name, value in found.items() if name in asked and name not in changes and asked[name] != value}
@@ -142,5 +142,5 @@ def matched(base: Any, settings: Any, changes: Mapping[str, Any], known: Known) 
 
 def start_of(settings: Any) -> RunConfig:
     """A run whose initial loss is that of every run of the settings, whatever their batch sizes, rates and optimizers."""
-    return settings.run(batch_size=FEWEST, lr=1.0, optimizer=Optimizer.SGD, momentum=0.0, weight_decay=0.0, budget=Budget.STEPS,
-                        steps=1, epochs=None, train_loss=None, max_epochs=None, patience=None)
+    return settings.run(batch_size=settings.norm_batch or FEWEST, lr=1.0, optimizer=Optimizer.SGD, momentum=0.0, weight_decay=0.0,
+                        budget=Budget.STEPS, steps=1, epochs=None, train_loss=None, max_epochs=None, patience=None)
