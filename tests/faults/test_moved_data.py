@@ -12,7 +12,6 @@ from cifar_folders import two_kinds, write_binary
 from experiments.__main__ import main
 from experiments.lab.datasets import DataError, identity
 from experiments.lab.store.data_places import content_of, remember, seen
-from experiments.lab.training.data import read
 
 ARGV = ["train", "--budget", "steps", "--steps", "2", "--lr", "0.1", "--batch-size", "10", "--width", "4", "--depth", "1",
         "--dataset", "cifar-bin:mine", "--json"]
@@ -30,7 +29,6 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(work)
     assert main([*ARGV, "--store", str(tmp_path / "store")]) == 0
     monkeypatch.chdir(elsewhere)
-    read.cache_clear()  # a command is a process of its own
     return work, json.loads(capsys.readouterr().out)["run_id"]
 
 

@@ -133,7 +133,6 @@ def test_a_raised_metric_version_measures_again(filled: Store, monkeypatch: pyte
 
 def cifar_folder(root: Path, value: int) -> Path:
     root.mkdir(exist_ok=True)
-    read.cache_clear()  # a command is a process of its own
     for name in ("data_batch_1.bin", "test_batch.bin"):
         (root / name).write_bytes(b"".join(bytes([label]) + bytes([value + label]) * 3072 for label in range(10)) * 4)
     return root

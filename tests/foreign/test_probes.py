@@ -19,6 +19,8 @@ from experiments.lab import models
 from experiments.lab.datasets import load
 from experiments.lab.declare.config import Budget, Machine, RunConfig
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.measures.registry import METRICS
+from experiments.lab.measures.subject import load_subject
 from experiments.lab.store.records import Store
 from experiments.lab.sweep import runner
 from experiments.lab.training.data import Data, prepare
@@ -201,5 +203,9 @@ def test_random_runs_are_marked(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert summary["repeatable"] is False
     provenance = json.loads((Store(tmp_path).folder(summary["run_id"]) / "provenance.json").read_bytes())
     assert [process["repeatable"] for process in provenance["processes"]] == [False]
+    assert main(["measure", summary["run_id"], "--metrics", "trace", "--examples", "50", "--store", str(tmp_path), "--json"]) == 0
+    capsys.readouterr()
+    with pytest.raises(ConfigError, match="cannot be lived through again"):
+        METRICS["sharpness_along"].of(load_subject(Store(tmp_path), summary["run_id"], Machine()), points=3)
     assert main(["train", *(w if w != "theirs:torch_noise" else "theirs:regressor" for w in words[1:])]) == 0
     assert "repeatable" not in json.loads(capsys.readouterr().out)

@@ -21,13 +21,40 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parents[2]
 
 MODULE = """
+import math
 import time
+import numpy as np
 import torch
 from torch import nn
 
 def model(width=6):
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3))
+
+def any_name(**options):
+    assert "input_shape" not in options
+    return model(**options)
+
+def shaped(outputs, input_shape):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(input_shape), outputs))
+
+def no_train():
+    return {"test": data()}
+
+def unequal():
+    return {"train": (torch.zeros(3, 4), torch.zeros(2, dtype=torch.int64))}
+
+def odd_images():
+    return np.zeros((9, 3, 8, 3), np.uint8), np.zeros(9, np.uint8)
+
+def square_tokens():
+    return torch.randn(6, 3, 4), torch.randint(0, 3, (6, 3))
+
+def images():
+    draw = np.random.default_rng(0)
+    return {"train": (draw.integers(0, 255, (12, 5, 5, 3)).astype(np.uint8), draw.integers(0, 4, (12, 1)).astype(np.uint8)),
+            "test": (draw.integers(0, 255, (6, 5, 5, 3)).astype(np.uint8), np.arange(6).reshape(6, 1).astype(np.uint8))}
 
 def tied():
     found = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
@@ -203,6 +230,12 @@ WRONG = {
     "examples is 0": ["--examples", "0"],
     "batch_size is -1": ["--batch-size", "-1"],
     "device": ["--device", "abacus"],
+    "must be NAME=VALUE": ["--model-option", "width"],
+    "takes no 'wide'; it takes width": ["--model-option", "wide=3"],
+    "no 'train', but a mapping needs it": ["--data", "NAME:no_train"],
+    "channels first or last": ["--data", "NAME:odd_images"],
+    "as many of both": ["--data", "NAME:unequal"],
+    "classes second or last": ["--data", "NAME:square_tokens"],
 }
 
 
@@ -213,6 +246,16 @@ def test_wrong_usage(sentence, folder, capsys):
     status, out, err = run(capsys, *(word for pair in given.items() for word in pair))
     assert (status, out) == (2, "")
     assert sentence in err and err.startswith("error: ") and len(err.splitlines()) == 1, err
+
+
+def test_a_model_is_made_for_the_data_and_its_options(folder, capsys):
+    """A function that names what it needs is left without it, or one of any names is given what it does not expect."""
+    asked = ("--metrics", "random_slice", "--json")
+    status, out, err = run(capsys, *of(folder, *asked, "--loss", "cross_entropy", model="shaped", data="images"))
+    assert status == 0, err
+    assert json.loads(out)[0]["n"] == (75 + 1) * 6  # classes of the test examples, too
+    status, out, err = run(capsys, *of(folder, *asked, "--model-option", "width=7", model="any_name"))
+    assert status == 0 and json.loads(out)[0]["n"] == 5 * 7 + 8 * 3, err
 
 
 LOSSES = ["torch.nn.functional:mse_loss", "mse_loss", "MSELoss", "torch.nn:MSELoss", "NAME:mse", "NAME:absolute"]

@@ -26,10 +26,14 @@ def states(subject: Subject, steps: Sequence[int]) -> Iterator[tuple[int, nn.Mod
     `steps` once more. At the run's own last step the weights are compared with the stored ones: of a run that was trained
     alone on a CPU they are the same bits (of others the replay is exact up to rounding only, and nothing is compared).
 
-    Raises `ConfigError` for steps that the run does not have, and `StoreError` where the replay ends elsewhere.
+    Raises `ConfigError` for steps that the run does not have or that cannot be repeated, and `StoreError` where the replay ends
+    elsewhere.
     """
     config, data, facts = subject.config, subject.data, subject.replay_facts()
     machine = facts.machine
+    if config.allow_random:
+        raise ConfigError(f"run {config.run_id} was trained with allow_random, so it cannot be lived through again; "
+                          "measure its end")
     if list(steps) != sorted(set(steps)) or not steps or steps[0] < 0 or steps[-1] > facts.steps:
         raise ConfigError(f"steps to replay must ascend from 0 to the run's last, {facts.steps}; got {list(steps)[:8]}")
     set_arithmetic(config)

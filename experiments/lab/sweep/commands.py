@@ -27,6 +27,7 @@ from experiments.lab.store.files import StoreError
 from experiments.lab.store.records import Store
 from experiments.lab.store.underway import Begun, begun
 from experiments.lab.sweep import board, launch, terminal
+from experiments.lab.sweep.changed import changed
 from experiments.lab.sweep.own_tasks import Looked
 from experiments.lab.sweep.plan import (
     BrokenStudyError,
@@ -96,6 +97,9 @@ def overview_text(document: Any) -> str:
 def plan(options: Any) -> tuple[int, Any]:
     """Every run of a study with its state; later stages as an upper bound."""
     document = _planned(options)
+    missing = [config for stage in document["stages"] for config, state, _ in stage["runs"] if state in UNDER_WAY]
+    if sentences := changed(missing, Store(options.store, create=False)):
+        document["changed"] = sentences
     for stage in document["stages"]:
         stage["runs"] = [
             {"run_id": config.run_id, "state": "missing" if state == "waiting" else state, "config": config.to_dict()}
@@ -225,6 +229,8 @@ def train(options: Any) -> tuple[int, Any]:
         signal.signal(number, lambda n, frame: (asked.append(n), stopper(n, frame)))
     if store.finished(config.run_id) and not options.json:
         print(f"run {config.run_id} is finished already: this is its record", file=sys.stderr, flush=True)
+    for sentence in changed([config], store):
+        print(f"note: {sentence}", file=sys.stderr, flush=True)
     try:
         with Training(config, len(data.train), quiet=options.json) as watch:
             report = run_task(Train(config), store, machine, stopper, None, watch)

@@ -64,6 +64,9 @@ def measure_text(document: dict[str, Any], options: Any) -> str:
     for one in found:
         value = "none" if one["value"] is None else f"{one['value']:.6g}"
         error = f" +- {one['standard_error']:.2g}" if one["standard_error"] is not None else ""
+        if sentence := one["details"].get("sentence"):
+            lines.append(f"{one['metric']:{width}}  {value}  ({one['status']}: {sentence})")
+            continue
         certificate = [one["status"], f"residual {one['residual']:.2g}" if one["residual"] is not None else "",
                        f"{one['products']} products" if one["products"] is not None else "", f"{one['examples']} examples",
                        one["dtype"], f"seed {one['seed']}" if one["seed"] is not None else ""]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from experiments.lab.datasets import DataError, Dataset, Kind, Split, load
+from experiments.lab.datasets import DataError, Dataset, Kind, Split, identity, in_files, load
 from experiments.lab.declare.config import Augment, Loss, Machine, Model, Precision, RunConfig, TrainDraw, check_fits
 from experiments.lab.declare.errors import ConfigError
 from experiments.lab.training.augment import Crops
@@ -71,9 +71,14 @@ class Data:
         return tuple(self.train.inputs.shape[1:])
 
 
-@functools.lru_cache(maxsize=1)
 def read(name: str, data_dir: Path | None) -> Dataset:
-    """`datasets.load`, remembering the last: a worker trains many runs on the same examples."""
+    """`datasets.load`, remembering the last: a worker trains many runs on the same examples. Files that have changed are read
+    anew."""
+    return _read(name, data_dir, identity(name, data_dir) if in_files(name) else None)
+
+
+@functools.lru_cache(maxsize=1)
+def _read(name: str, data_dir: Path | None, sha256: str | None) -> Dataset:
     return load(name, data_dir)
 
 

@@ -61,10 +61,10 @@ def check_own(config: RunConfig, machine: Machine, model: nn.Module, data: Data)
     """Raise `ConfigError`, one sentence, where a user's network, loss or optimizer cannot be trained as promised."""
     if is_own(config):
         _check_fits(config, model, data)
-    if (is_own(config) or own_optimizer(config)) and not config.allow_random:
-        _check_repeats(config, model, data)
     if own_optimizer(config):
         _check_continues(config, model, data)
+    if (is_own(config) or own_optimizer(config)) and not config.allow_random:
+        _check_repeats(config, model, data)
     split = machine.micro_batch is not None and machine.micro_batch < config.batch_size * config.batch_growth**2
     if split and (why := why_whole(config, model, data)):
         raise ConfigError(f"{why}, so micro_batch cannot split a batch; leave it out")
