@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 
-from analysis.figures.shared import CHOICE, choose, grid, label_of, nothing, ordered, tick, with_value
+from analysis.figures.shared import CHOICE, choose, grid, label_of, nothing, ordered, with_value
 from analysis.load import Tables
 from analysis.style import INK, style
 
@@ -83,7 +83,7 @@ def _draw(axes: Axes, part: pd.DataFrame, sizes: list[int], rates: list[float], 
     axes.pcolormesh(*edges, image, edgecolors="white", linewidth=1)
     axes.grid(False)
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axes.set_yticks(range(len(rates)), [tick(rate) for rate in rates])
+    axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set_xlabel("batch size")
     axes.set_ylabel("learning rate")
 

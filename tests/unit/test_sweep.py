@@ -171,7 +171,7 @@ def test_numbers_have_a_gap_in_loss_alone(tmp_path: Path) -> None:
     runs = sweep("mlp", (x, x[:, 0] ** 2), batch_sizes=(8, 16), lrs=0.1, seeds=2, steps=4, width=4, depth=1, loss="mse",
                  store=tmp_path, quiet=True)
     tables = of_sweep(runs)
-    assert [axes.get_title() for axes in show(tables, "generalization_gap").axes] == ["generalization gap in cross-entropy"]
+    assert [axes.get_title() for axes in show(tables, "generalization_gap").axes] == ["generalization gap in mse"]
     assert (heat_map.load_data(tables, heat_map.settings())["label"] == "test loss").all()
 
 
