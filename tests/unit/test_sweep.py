@@ -156,7 +156,7 @@ def test_arrays_at_hand(tmp_path: Path) -> None:
     data = heat_map.load_data(tables, heat_map.settings())
     expected = tables.runs.groupby(["batch_size", "lr"])["test_accuracy"].mean()
     assert data.set_index(["batch_size", "lr"])["value"].to_dict() == pytest.approx(expected.to_dict())
-    assert len(show(tables, "heat_map").axes) == 2 and len(show(tables, "generalization_gap").axes) == 3
+    assert len(show(tables, "heat_map").figure.axes) == 2 and len(show(tables, "generalization_gap").figure.axes) == 3
     assert len(tables.history) and set(tables.history["run_id"]) == set(tables.runs["run_id"])
     (tmp_path / "a").rename(tmp_path / "b")  # moved, the arrays go with it
     again = sweep("mlp", {"train": ARRAYS, "test": ARRAYS}, store=tmp_path / "b", **given)
@@ -171,7 +171,7 @@ def test_numbers_have_a_gap_in_loss_alone(tmp_path: Path) -> None:
     runs = sweep("mlp", (x, x[:, 0] ** 2), batch_sizes=(8, 16), lrs=0.1, seeds=2, steps=4, width=4, depth=1, loss="mse",
                  store=tmp_path, quiet=True)
     tables = of_sweep(runs)
-    assert [axes.get_title() for axes in show(tables, "generalization_gap").axes] == ["generalization gap in mse"]
+    assert [axes.get_title() for axes in show(tables, "generalization_gap").figure.axes] == ["generalization gap in mse"]
     assert (heat_map.load_data(tables, heat_map.settings())["label"] == "test loss").all()
 
 
