@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import importlib
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,15 +83,25 @@ def _kind(figure: Figure) -> tuple[ModuleType, dict[str, Any]]:
     return module, options
 
 
-def show(tables: Tables, name: str, **options: Any) -> Drawing:
-    """The study's figure `name`, or one of that kind, with its options changed by `options`; to look at, in Jupyter by itself.
+@dataclass(frozen=True)
+class Shown:
+    """A figure to look at: Jupyter draws it where it is the last line of a cell."""
+
+    figure: Drawing
+
+    def _repr_png_(self) -> bytes:
+        return save(self.figure, "png")
+
+
+def show(tables: Tables, name: str, **options: Any) -> Shown:
+    """The study's figure `name`, or one of that kind, with its options changed by `options`.
 
     Raises `NoDataError` where there is nothing to draw.
     """
     declared = {figure.name: figure for figure in tables.study.figures_at(tables.scale)}
     figure = declared.get(name, Figure(name, name))
     module, every = _kind(replace(figure, options=tuple({**dict(figure.options), **options}.items())))
-    return module.make_figure(module.load_data(tables, every))
+    return Shown(module.make_figure(module.load_data(tables, every)))
 
 
 def diverged(runs: pd.DataFrame) -> str | None:

@@ -3,17 +3,14 @@
 `from experiments import sweep` trains a network and arrays at hand from Python or Jupyter.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from experiments.lab.sweep.in_process import sweep
 
 __all__ = ["sweep"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`sweep` once it is asked for: it brings torch."""
     if name != "sweep":
         raise AttributeError(f"module 'experiments' has no attribute {name!r}")

@@ -41,7 +41,9 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     if not parts:
         asked = " or ".join(options["quantities"])
         raise NoDataError(f"no finished run of {tables.study.name} at scale {tables.scale} has a {asked} to draw")
-    return pd.concat(parts, ignore_index=True)
+    data = pd.concat(parts, ignore_index=True)
+    others = set(tables.runs["loss"]) - {"cross_entropy"}
+    return data.assign(loss=", ".join(sorted(others))) if others else data
 
 
 def make_figure(data: pd.DataFrame) -> Figure:
@@ -51,6 +53,8 @@ def make_figure(data: pd.DataFrame) -> Figure:
         for axes, quantity in zip(rows[0], quantities, strict=True):
             draw(axes, data[data["quantity"] == quantity])
             title, label = LABELS[quantity]
+            if "loss" in data and quantity == "gap_loss":  # another than cross-entropy, of units that nobody knows
+                title, label = f"generalization gap in {data['loss'].iloc[0]}", label.removesuffix(" (nats)")
             axes.set_title(title)
             axes.set_ylabel(label)
         if data["arm"].nunique() > 1:

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.figure import Figure
 
-from analysis.figures.shared import CHOICE, choose, grid, label_of, nothing, ordered, tick, with_value
+from analysis.figures.shared import CHOICE, choose, grid, label_of, nothing, ordered, with_value
 from analysis.load import Tables
 from analysis.style import INK, style
 
@@ -43,7 +43,9 @@ def load_data(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
     keys = ["arm", "rank", "batch_size", "lr"]
     cells = runs.groupby(keys).agg(runs=("run_id", "size"), diverged=("status", lambda status: int((status == "diverged").sum())))
     values = known[score].groupby(keys)["value"].agg(value="mean", sd="std")
-    return cells.join(values).reset_index().assign(label=options["label"] or label_of(score))
+    nats = bool((tables.runs["loss"] == "cross_entropy").all())
+    label = options["label"] or (label_of(score) if nats else label_of(score).removesuffix(" (nats)"))
+    return cells.join(values).reset_index().assign(label=label)
 
 
 def runs_of(tables: Tables, options: Mapping[str, Any]) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def make_figure(data: pd.DataFrame) -> Figure:
     with style():
         arms = ordered(data)
         sizes, rates = sorted(data["batch_size"].unique()), sorted(data["lr"].unique())
-        width, height = max(2.6, 1.0 + CELL[0] * len(sizes)), max(1.8, 0.8 + CELL[1] * len(rates))
+        width, height = max(3.3, 1.3 + CELL[0] * len(sizes)), max(2.4, 0.8 + CELL[1] * len(rates))
         figure, flat, _ = grid(len(arms), width=width, height=height)
         known = data["value"].dropna()
         low, high = float(known.min()), float(known.max())
@@ -81,7 +83,7 @@ def _draw(axes: Axes, part: pd.DataFrame, sizes: list[int], rates: list[float], 
     axes.pcolormesh(*edges, image, edgecolors="white", linewidth=1)
     axes.grid(False)
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axes.set_yticks(range(len(rates)), [tick(rate) for rate in rates])
+    axes.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set_xlabel("batch size")
     axes.set_ylabel("learning rate")
 

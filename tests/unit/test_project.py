@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import subprocess
@@ -27,8 +28,9 @@ from sharpness import __main__ as sharpness
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 COMMANDS = README + (ROOT / "docs" / "commands.md").read_text()
-LONG = {"python -m experiments run": "python -m experiments plan"}
-"""commands that take minutes are checked through their plan"""
+LONG = {"python -m experiments run": "python -m experiments plan", "--seeds 5": "--seeds 1 --workers 1",
+        "--n-train 1000 --epochs 5": "--n-train 300 --steps 1"}
+"""commands that take minutes are checked through their plan, or are made small"""
 AFTER = 'export BATCHLAB_STORE="$PWD/store/reproduce"'
 """what comes after this reads the store of `make reproduce`"""
 
@@ -111,11 +113,14 @@ def test_study_file_is_a_command() -> None:
     assert done.returncode == 2 and done.stderr.startswith("error: study keskar2017 has no scale 'nowhere'"), done.stderr
 
 
-def test_readme_python_runs() -> None:
-    """The example of the sharpness library."""
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "[" in done.stdout, done.stderr
+def test_readme_python_runs(tmp_path: Path) -> None:
+    """A sweep from Python, then the example of the sharpness library."""
+    codes = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (tmp_path / "cells.py").write_text("\n".join(codes).replace("epochs=10", "steps=2"))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "cells.py"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert len(codes) == 2 and done.returncode == 0 and "[" in done.stdout, done.stderr
+    assert "12 of 12" in done.stderr and len(list((tmp_path / "store" / "runs").iterdir())) == 12
 
 
 def test_environment_agrees_with_pyproject() -> None:

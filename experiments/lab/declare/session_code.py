@@ -109,8 +109,11 @@ def _module_of(value: Any) -> str | None:
 def _users_own(module: str) -> bool:
     """Whether a module lies in a folder of the user's: what is installed is told by its version."""
     file = getattr(sys.modules.get(module), "__file__", None)
-    installed = {str(Path(sysconfig.get_path(name)).resolve()) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return bool(file) and file.endswith(".py") and not str(Path(file).resolve()).startswith(tuple(installed))
+    if not file or not file.endswith(".py"):
+        return False
+    path = Path(file).resolve()
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return not {"site-packages", "dist-packages"} & set(path.parts) and library not in path.parents
 
 
 def _globals_of(thing: Any) -> Iterator[tuple[str, Any]]:

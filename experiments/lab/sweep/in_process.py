@@ -25,9 +25,8 @@ from experiments.lab.datasets.own import assembled
 from experiments.lab.declare.config import OWN, Machine, RunConfig
 from experiments.lab.declare.errors import UsageError
 from experiments.lab.declare.grid import grid
-from experiments.lab.declare.session_code import in_session, session_name, session_sha256
+from experiments.lab.declare.session_code import in_session, session_name
 from experiments.lab.declare.study import Request, Study
-from experiments.lab.models.own import session_model_sha256
 from experiments.lab.store.files import StoreError, write_atomic
 from experiments.lab.store.records import IN_WORDS, Store
 from experiments.lab.store.run_folder import Interrupted
@@ -39,6 +38,7 @@ from experiments.lab.sweep.process import Stopper
 from experiments.lab.sweep.progress import names_among
 from experiments.lab.sweep.tasks import Busy, Failed, Train
 from experiments.lab.sweep.worker import run_task
+from experiments.lab.training.own_task import of_session
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def sweep(net: Any, data: Any, *, batch_sizes: Sequence[int], lrs: Sequence[floa
     options = " ".join(f"{key}={_text(value)}" for key, value in sorted((model_options or {}).items())) or None
     asked = {**fields, **own, "dataset": named, "batch_size": batch_sizes, "lr": lrs, "model_options": options}
     hashes: dict[str, str | None] = {}
-    cells = [identified(_of_session(cell, dataset), None, found, hashes) for cell in grid(asked)]
+    cells = [identified(of_session(cell, dataset), None, found, hashes) for cell in grid(asked)]
     machine = Machine(device=device, micro_batch=micro_batch)
     which = kept(found.root, cells, seeds, name)
     runs = which.runs(Request(SCALE))
@@ -129,16 +129,6 @@ def _data(given: Any, root: Path) -> tuple[str, Dataset]:
     if READERS["npz"]("data", path).sha256 != dataset.sha256:
         raise DataError(f"{path} does not hold these arrays; remove it, and call again.")
     return f"npz:{path}", dataset
-
-
-def _of_session(config: RunConfig, dataset: Dataset) -> RunConfig:
-    """With the identity of what is a function or class of this program."""
-    found = {f"{part}_sha256": session_sha256(getattr(config, part), part) for part in ("loss", "optimizer")
-             if in_session(getattr(config, part))}
-    if in_session(config.model):
-        found["model_sha256"] = session_model_sha256(str(config.model), config.model_options, dataset.train.inputs.shape[1:],
-                                                     dataset.outputs)
-    return config.replace(**found) if found else config
 
 
 @contextlib.contextmanager

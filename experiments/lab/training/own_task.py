@@ -18,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments.lab import models
-from experiments.lab.datasets import Kind
+from experiments.lab.datasets import Dataset, Kind
 from experiments.lab.declare.config import Loss, Machine, Model, Optimizer, RunConfig
 from experiments.lab.declare.errors import ConfigError
+from experiments.lab.declare.session_code import in_session, session_sha256
 from experiments.lab.models.dropout import Dropout
-from experiments.lab.models.own import seeded
+from experiments.lab.models.own import seeded, session_model_sha256
 from experiments.lab.training.data import Data, Examples, dtype_of
 from experiments.lab.training.gradient import task_gradients
 from experiments.lab.training.own_optimizer import OwnUpdate
@@ -35,6 +36,16 @@ TRIED = 16
 def is_own(config: RunConfig) -> bool:
     """Whether network or loss are the user's."""
     return not (isinstance(config.model, Model) and isinstance(config.loss, Loss))
+
+
+def of_session(config: RunConfig, dataset: Dataset) -> RunConfig:
+    """With the identity of what is a function or class of the running program; raises `ConfigError` where it has none."""
+    found = {f"{part}_sha256": session_sha256(getattr(config, part), f"--{part}") for part in ("loss", "optimizer")
+             if in_session(getattr(config, part))}
+    if in_session(config.model):
+        found["model_sha256"] = session_model_sha256(str(config.model), config.model_options, dataset.train.inputs.shape[1:],
+                                                     dataset.outputs)
+    return config.replace(**found) if found else config
 
 
 def own_optimizer(config: RunConfig) -> bool:
