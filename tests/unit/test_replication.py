@@ -117,7 +117,7 @@ def test_json_and_text_tell_the_replication_apart(
 ) -> None:
     """A program or a reader that cannot tell which seeds an answer is of."""
     synthetic.write(tmp_path, study(16))
-    monkeypatch.setattr(command, "find_study", lambda name, folder: study())
+    monkeypatch.setattr(command, "find_study", lambda *given: study())
     words = ["verdicts", "toy", "--scale", "quick", "--store", str(tmp_path)]
     assert command.main([*words, "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)

@@ -178,7 +178,7 @@ def mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """One run in each state, in the order of `RUNS`: done, here, elsewhere, interrupted, failed, waiting."""
     store = Store(tmp_path)
     study = Study("toy", "Toy", "none", (Scale("quick", "toy", ""),), (Stage("train", lambda request, records: RUNS),), ())
-    monkeypatch.setattr(command, "find_study", lambda name, folder: study)
+    monkeypatch.setattr(command, "find_study", lambda *given: study)
     finish(store, RUNS[0])
     for config in RUNS[1:3]:
         start(store, config).end_warmth()
@@ -351,7 +351,7 @@ def test_long_training_writes_few_lines(capsys: pytest.CaptureFixture[str], monk
 def test_run_ends_with_what_comes_next(answering: None, tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                        monkeypatch: pytest.MonkeyPatch) -> None:
     """A user who does not know the other command line would stand there with a store."""
-    monkeypatch.setattr(command, "find_study", lambda name, folder: toy_study.STUDY)
+    monkeypatch.setattr(command, "find_study", lambda *given: toy_study.STUDY)
     argv = ["run", "toy", "--scale", "quick", "--workers", "1", "--store", str(tmp_path / "a store")]
     monkeypatch.setattr(Answering, "failing", (toy_study.BASE.replace(lr=0.02, seed=1000),))
     assert main(argv) == 1
@@ -391,7 +391,7 @@ def test_a_stop_is_told_on_a_terminal(answering: None, tmp_path: Path, monkeypat
     """The live lines would swallow it, or leave the cursor hidden."""
     screen = Terminal()
     monkeypatch.setattr("sys.stderr", screen)
-    monkeypatch.setattr(command, "find_study", lambda name, folder: toy_study.STUDY)
+    monkeypatch.setattr(command, "find_study", lambda *given: toy_study.STUDY)
     answer = Answering.answer
 
     def stop_first(self: Answering, pipe: Connection) -> None:
