@@ -43,7 +43,7 @@ LACKS = {
     "wu2018": "norm and dropout are for built-in models; your own brings its layers with it",
 }
 """studies of what only a built-in network can change"""
-SAMPLE = ("cohen2021", "dose", "keskar2017")
+SAMPLE = ("dose", "keskar2017")
 VERDICTS = ("reproduced", "contradicted", "no effect", "inconclusive")
 
 
