@@ -59,7 +59,8 @@ def overview(options: Any) -> tuple[int, Any]:
             broken.append(error.broken)
         except DataError as error:
             broken.append(Broken(study.name, str(file_of(study) or study.module), None, str(error)))
-    return 0, {"store": str(options.store), "studies": shown, "broken": [vars(b) for b in broken], "board": board.published()}
+    return 0, {"store": str(options.store), "studies": shown, "broken": [vars(b) for b in broken],
+               "sweeps": sweeps.names(options.store), "board": board.published()}
 
 
 def _listed(study: Study, store: Store) -> dict[str, Any]:
@@ -85,6 +86,8 @@ def overview_text(document: Any) -> str:
         for scale in study["scales"]:
             lines.append(f"  {scale['scale']}: {scale['finished']} of {scale['runs']} runs, {len(scale['claims'])} claims; "
                          f"{scale['about']}; {scale['cost']}")
+    if document["sweeps"]:
+        lines += ["", f"Sweeps in this store: {', '.join(document['sweeps'])}"]
     if document["broken"]:
         lines += ["", "Broken, and left out:", *(f"  {Broken(**broken).sentence}" for broken in document["broken"])]
     primary = [verdict for verdict in document["board"] if verdict["primary"]]
