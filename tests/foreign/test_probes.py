@@ -140,7 +140,7 @@ def test_accumulation_by_means_would_differ() -> None:
         return torch.cat([g.flatten() for g in torch.autograd.grad(sum(losses) / len(losses), list(model.parameters()))])
 
     whole, apart = gradient([slice(16)]), gradient([slice(i, i + 1) for i in range(16)])
-    assert (apart - whole).norm() > 0.02 * whole.norm()
+    assert (apart - whole).norm() > 0.05 * whole.norm()
     own = Gradient(c, model, list(model.parameters()), 1, members=False, replays=False, task=data.task)
     _, found = own(torch.tensor([0, 0, 0]), inputs, targets)
     assert torch.allclose(torch.cat([g.flatten() for g in found]), whole, rtol=1e-9, atol=1e-12)
