@@ -9,7 +9,7 @@ from toy_runs import run, toy_config, toy_data
 
 from experiments.lab.declare.config import Machine, Model, Norm, RunConfig
 from experiments.lab.declare.errors import ConfigError
-from experiments.lab.measures import random_slices, rescaling
+from experiments.lab.measures import rescaling
 from experiments.lab.measures.registry import METRICS
 from experiments.lab.measures.subject import Subject
 from experiments.lab.training.initial import initial_model
@@ -86,7 +86,7 @@ def test_width_of_a_quadratic_bowl(monkeypatch: pytest.MonkeyPatch) -> None:
     def bowl(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return sum((p.square().sum() for p in s.model.parameters()), torch.zeros(())) / 2 + 0 * outputs.sum()
 
-    monkeypatch.setattr(random_slices, "cross_entropy", bowl)
+    monkeypatch.setattr(Subject, "loss", staticmethod(bowl))
     raw = METRICS["slice_width"].of(s, examples=72, radius=3.0)
     assert raw["value"] == pytest.approx(4.5, rel=1e-4) and raw["details"]["places"][0] == -3
     scaled = METRICS["filter_slice_width"].of(s, examples=72, radius=0.5)

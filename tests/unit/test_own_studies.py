@@ -285,7 +285,7 @@ def test_a_small_study_is_answered_like_any(
     kinds = tuple(Figure(kind, kind, options.get(kind, ())) for kind in drawn)
     study = replace(whole, stages=(stage,), claims=claims, figures=kinds)
     store = synthetic.write(tmp_path / "store", study)
-    monkeypatch.setattr("analysis.__main__.find_study", lambda name, folder: study)
+    monkeypatch.setattr("analysis.__main__.find_study", lambda name, *places: study)
     check_names(study)
     publish = [] if drawn else [f"publish --to {tmp_path}"]  # drawn once is enough
     for line in ("verdicts", "pilot", "tables", "histories", "report", "figures", *publish):

@@ -175,7 +175,7 @@ def _shorten(store: Store, config: RunConfig) -> None:
 def test_histories_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The files would lie where nobody looks, or an unfinished study pass for a whole one."""
     study = synthetic.study()
-    monkeypatch.setattr("analysis.__main__.find_study", lambda name, folder: study)
+    monkeypatch.setattr("analysis.__main__.find_study", lambda name, *places: study)
     synthetic.write(tmp_path, study, synthetic.Truth(status=lambda c: None if c.seed == 0 else "done"))
     argv = ["histories", "toy", "--scale", "quick", "--store", str(tmp_path)]
     assert main([*argv, "--json"]) == 1

@@ -128,7 +128,7 @@ def test_parents_and_pairs_are_planned_runs_on_any_data(folders: tuple[Path, Pat
     """A warm start would wait for ever for a run that nobody plans; slices between minima would be left out."""
     store = Finished(tmp_path, create=False)
     look = Looked(store)
-    given = [f"dataset=cifar-bin:{folders[0]}" if own else "dataset=mnist"]
+    given = [f"dataset=cifar-bin:{folders[0]}", "warm=1"] if own else ["dataset=mnist"]
     study, scale = asked_for(find_study("keskar2017"), "quick", given, look)
     request = Request(scale)
     stages = plan(study, request, store, known=look.hashes)
