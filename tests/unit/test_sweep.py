@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,9 +134,9 @@ def test_interrupted_it_goes_on(store: Path, tmp_path: Path, monkeypatch: pytest
     """Ctrl-C in a notebook loses the run, or continues it otherwise; the kernel is left with our handler."""
     handler, train = signal.getsignal(signal.SIGINT), in_process.run_task
 
-    def interrupted(*given: object) -> object:
+    def interrupted(*given: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
-        return train(*given)  # type: ignore[arg-type]
+        return train(*given)
 
     monkeypatch.setattr(in_process, "run_task", interrupted)
     with pytest.raises(KeyboardInterrupt, match="the same call goes on"):

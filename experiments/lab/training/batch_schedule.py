@@ -1,5 +1,5 @@
-"""How many updates a run has, and how many examples each takes: B, or with `batch_growth` g
-first B, then g times B, then g^2 times B (Smith et al. 2018, section 2).
+"""How many updates a run has, and the size of each: B examples, and where `batch_growth` g asks for it g B and g^2 B examples
+after that (Smith et al. 2018, section 2).
 
 Pure integer arithmetic in units of B examples; no tensors. A budget of E examples is U = max(1, round(E / B)) units, with and
 without growth. An update is of B while 2 u < U units are seen, of g B while 4 u < 3 U, of g^2 B after that; the last size is
